@@ -1,0 +1,1 @@
+"""llmd: one asyncio daemon that runs a GPU host's language models."""

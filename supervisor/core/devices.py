@@ -1,0 +1,70 @@
+"""What is known of the memory that engines live in: GPUs and host memory, as read at one moment.
+
+Sizes are bytes. `at` is monotonic seconds, the moment the reading was *taken*, so that its age can be told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+HOST = "host"
+"""The device id of host memory. Every other device id is a GPU's UUID as NVML spells it."""
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that holds memory on a device. `used` is None where the driver does not tell."""
+
+    pid: int
+    used: int | None
+    name: str = "?"
+    user: str = "?"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One device at one moment.
+
+    `trouble` says why the numbers must not be trusted (GPU lost, NVML error); None means they may be.
+    `unified` marks a GPU that shares the host's memory (NVML answers NOT_SUPPORTED): it is budgeted against
+    the host's reading and its own numbers are zero.
+    """
+
+    device: str
+    total: int
+    used: int
+    free: int
+    at: float
+    name: str = "?"
+    index: int | None = None
+    """CUDA's index under CUDA_DEVICE_ORDER=PCI_BUS_ID; None for host memory."""
+    pci: str | None = None
+    holders: tuple[Holder, ...] = ()
+    unified: bool = False
+    trouble: str | None = None
+    utilization: float | None = None
+    """Share of the last sample period in which a kernel ran, 0 to 1."""
+    temperature: float | None = None
+    """Degrees Celsius."""
+    power: float | None = None
+    """Watts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All devices read together. `trouble` says why there are no GPUs to read (no driver, no library)."""
+
+    readings: tuple[Reading, ...] = ()
+    at: float = 0.0
+    trouble: str | None = None
+    driver: str | None = None
+    holders_known: bool = field(default=True)
+    """False where the driver lists no per-process memory (PID namespaces, some drivers)."""
+
+
+def gib(size: float) -> str:
+    """`23622320128` -> `"22.00 GiB"`: how sizes are written wherever a person reads them."""
+    return f"{size / GIB:.2f} GiB"
