@@ -1,0 +1,150 @@
+"""Every error llmd raises on purpose. The web and the command line translate them; nothing else is caught.
+
+    LlmdError
+    ├── ClientError              the request is at fault                    fault "client"
+    │   ├── BadRequest           400  malformed, or a field with a bad value
+    │   ├── ContextExceeded      400  longer than the model's context
+    │   ├── WrongTask            400  a chat for an embedding model, and the like
+    │   ├── Unauthorized         401  no key, or an unknown one
+    │   ├── ModelNotFound        404  no such model or profile
+    │   ├── RouteNotFound        404  not a route llmd serves
+    │   └── BodyTooLarge         413  over server.max_body
+    ├── Overloaded               503  every place is taken, come back          fault "llmd"
+    ├── NotAvailable             503  cannot be ready: memory, mode, give-up   fault "llmd"
+    ├── EngineFailed             502  the engine died or would not start       fault "engine"
+    └── OperatorError            what a person at the command line can mend    fault "operator"
+        ├── ConfigError          llmd.toml or a profile is wrong
+        ├── AlreadyRunning       a second daemon on one state directory
+        ├── NoDaemon             nobody answers on the admin socket
+        └── DaemonRefused   409  the daemon answered "no", with a reason
+
+Class attributes: `status` is HTTP's, `code` and `type` are what OpenAI's clients read, `fault` says whose it
+is. `retry_after` is seconds, None where trying again as it stands cannot help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+Fault = Literal["client", "engine", "llmd", "operator"]
+
+
+class LlmdError(Exception):
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    type: ClassVar[str] = "server_error"
+    fault: ClassVar[Fault] = "llmd"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+
+class ClientError(LlmdError):
+    status = 400
+    code = "invalid_request"
+    type = "invalid_request_error"
+    fault = "client"
+
+
+class BadRequest(ClientError):
+    pass
+
+
+class ContextExceeded(ClientError):
+    code = "context_length_exceeded"
+
+
+class WrongTask(ClientError):
+    code = "wrong_task"
+
+
+class Unauthorized(ClientError):
+    status = 401
+    code = "invalid_api_key"
+    type = "authentication_error"
+
+
+class ModelNotFound(ClientError):
+    status = 404
+    code = "model_not_found"
+
+
+class RouteNotFound(ClientError):
+    status = 404
+    code = "route_not_found"
+
+
+class BodyTooLarge(ClientError):
+    status = 413
+    code = "body_too_large"
+
+
+class Overloaded(LlmdError):
+    status = 503
+    code = "overloaded"
+
+
+class NotAvailable(LlmdError):
+    status = 503
+    code = "model_not_available"
+
+
+class EngineFailed(LlmdError):
+    """`log` is the engine's last lines, the only account of what went wrong inside it."""
+
+    status = 502
+    code = "engine_failed"
+    fault = "engine"
+
+    def __init__(self, message: str, *, log: Sequence[str] = (), retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.log = tuple(log)
+
+
+class OperatorError(LlmdError):
+    code = "operator_error"
+    fault = "operator"
+
+
+class AlreadyRunning(OperatorError):
+    code = "already_running"
+
+
+class NoDaemon(OperatorError):
+    code = "no_daemon"
+
+
+class DaemonRefused(OperatorError):
+    status = 409
+    code = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with the configuration. `key` leads to it inside the file, `line` counts from 1."""
+
+    file: Path
+    what: str
+    instead: str
+    key: tuple[str | int, ...] = ()
+    line: int | None = None
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.line else str(self.file)
+        return f"{where}: {self.what}; {self.instead}"
+
+
+class ConfigError(OperatorError):
+    """All problems at once, so that a person mends a file in one go."""
+
+    code = "bad_config"
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
