@@ -1,7 +1,12 @@
-"""The configuration: llmd.toml and profiles/*.toml, read once, checked, then frozen. The only TOML reader."""
+"""The configuration: llmd.toml and profiles/*.toml, read once, checked, then frozen. The only TOML reader.
+
+`load` gives a Config or raises every problem at once; `warnings` tells what is allowed but likely not meant;
+`locate` gives line numbers to problems found elsewhere, such as `core.fit.check_devices`.
+"""
 
 from __future__ import annotations
 
+from supervisor.config.lines import locate
 from supervisor.config.models import (
     DEFAULT_UTILIZATION,
     Config,
@@ -16,6 +21,8 @@ from supervisor.config.models import (
     Server,
     Task,
 )
+from supervisor.config.reading import load
+from supervisor.config.warnings import warnings
 
 __all__ = [
     "DEFAULT_UTILIZATION",
@@ -30,4 +37,7 @@ __all__ = [
     "Routing",
     "Server",
     "Task",
+    "load",
+    "locate",
+    "warnings",
 ]

@@ -157,10 +157,9 @@ class Mode(Frozen):
     """Empty: every profile that no other mode names."""
 
 
-class Profile(Frozen):
-    """How one model is served on given devices. `name` is the file's name."""
+class ProfileFile(Frozen):
+    """profiles/NAME.toml, as written."""
 
-    name: str
     model: Annotated[str, AfterValidator(_model_name)]
     weights: Annotated[str, Field(min_length=1)]
     task: Task = "generate"
@@ -180,6 +179,12 @@ class Profile(Frozen):
     env: dict[str, str] = {}
     command: Command | None = None
     """Instead of engine.command."""
+
+
+class Profile(ProfileFile):
+    """How one model is served on given devices. `name` is the file's name."""
+
+    name: str
 
     @property
     def tensor_parallel(self) -> int:

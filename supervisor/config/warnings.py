@@ -1,0 +1,78 @@
+"""What is allowed but likely not meant, as far as this host tells: told at start and by `llmd check`."""
+
+from __future__ import annotations
+
+import grp
+import ipaddress
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from supervisor.config.checks import Finding
+from supervisor.config.lines import locate
+from supervisor.config.models import Config
+from supervisor.config.secrets import find
+from supervisor.errors import Problem
+
+
+def warnings(config: Config, environ: Mapping[str, str] = os.environ) -> list[Problem]:
+    """Reads key files, groups and the search path, so not for the event loop."""
+    whole = (*_keys(config, environ), *_exposure(config), *_group(config), *_commands(config, environ))
+    found = [Problem(config.path, what, instead, key) for key, what, instead in whole]
+    if not config.profiles:
+        found.append(Problem(config.server.profiles, "holds no profile", "write one, such as llama_0.toml"))
+    for name, profile in config.profiles.items():
+        if profile.weights.startswith("/") and not Path(profile.weights).is_dir():
+            what = f"there is no directory {profile.weights}"
+            found.append(Problem(config.files[name], what, "write where the weights are", ("weights",)))
+    return locate(found)
+
+
+def _keys(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
+    sources: dict[str, str] = {}
+    for source, key in config.keys.items():
+        found = find(key, environ)
+        if found.trouble and found.digest is None:
+            yield ("keys", source), f"{source} cannot get in: {found.trouble}", "set the key, then reload"
+        elif found.trouble:
+            yield ("keys", source), found.trouble, f"run chmod 600 {key.file}"
+        if found.digest is None:
+            continue
+        first = sources.setdefault(found.digest, source)
+        if first != source:
+            what = f"{source} has the key of {first}, so its requests count as {first}'s"
+            yield ("keys", source), what, "give each a key of its own"
+
+
+def _exposure(config: Config) -> Iterator[Finding]:
+    for position, address in enumerate(config.server.listen):
+        host = address.rpartition(":")[0].strip("[]")
+        if not config.keys and not _loopback(host):
+            what = f"{address} is open to everyone who can reach it, without a key"
+            yield ("server", "listen", position), what, 'write [keys.NAME] with env = "..."'
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _group(config: Config) -> Iterator[Finding]:
+    group = config.server.admin_group
+    if group is None:
+        return
+    try:
+        grp.getgrnam(group)
+    except KeyError:
+        yield ("server", "admin_group"), f"this host has no group {group}", f"run groupadd --system {group}"
+
+
+def _commands(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
+    program = config.engine.command[0]
+    used = not config.profiles or any(profile.command is None for profile in config.profiles.values())
+    if used and shutil.which(program, path=config.engine.env.get("PATH", environ.get("PATH"))) is None:
+        what = f"there is no program {program}"
+        yield ("engine", "command"), what, 'write its full path, such as ["/opt/vllm/bin/vllm", "serve"]'
