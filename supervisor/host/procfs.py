@@ -1,0 +1,66 @@
+"""What the kernel tells of processes, read from /proc. A process that goes away while it is read is None."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """The part of /proc/PID/stat that tells whose a process is. `start_time`: clock ticks since boot."""
+
+    pid: int
+    state: str
+    parent: int
+    session: int
+    start_time: int
+
+    @property
+    def alive(self) -> bool:
+        """A zombie holds nothing but its number and its exit status: it counts as gone."""
+        return self.state not in "ZXx"
+
+
+def boot_id() -> str:
+    """Differs after every boot, so that process ids of the last one can be told to be stale."""
+    return (PROC / "sys/kernel/random/boot_id").read_text().strip()
+
+
+def stat(pid: int) -> Stat | None:
+    text = _read(pid, "stat")
+    if not text:
+        return None
+    # The second field is the program's name in parentheses and may itself hold spaces and parentheses.
+    fields = text[text.rindex(b")") + 2 :].split()
+    return Stat(pid, fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[19]))
+
+
+def processes() -> Iterator[Stat]:
+    """Everything alive that this process can see."""
+    for name in os.listdir(PROC):  # noqa: PTH208 - a Path per process is ten times the work
+        if name.isdigit() and (found := stat(int(name))) is not None and found.alive:
+            yield found
+
+
+def environ(pid: int) -> dict[str, str] | None:
+    """The environment a process was started with; None where it cannot be read or has been overwritten.
+
+    Programs that set their own title (setproctitle) may write over this memory: an absent block says
+    nothing, only one that is there does.
+    """
+    entries = (_read(pid, "environ") or b"").split(b"\0")
+    pairs = (entry.decode(errors="replace").partition("=") for entry in entries)
+    return {name: value for name, equals, value in pairs if equals} or None
+
+
+def _read(pid: int, name: str) -> bytes | None:
+    try:
+        with Path(f"/proc/{pid}/{name}").open("rb", buffering=0) as file:
+            return file.readall()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
