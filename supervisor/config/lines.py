@@ -12,6 +12,9 @@ from supervisor.errors import Problem
 
 KeyPath = tuple[str | int, ...]
 
+NOT_TOML = (ValueError, RecursionError)
+"""What tomllib raises: its own TOMLDecodeError, a ValueError for an endless number, and too deep a nesting."""
+
 
 def key_lines(text: str) -> dict[KeyPath, int]:
     """Every key path of `text` -> the line it begins at, counted from 1; () is line 1.
@@ -25,7 +28,7 @@ def key_lines(text: str) -> dict[KeyPath, int]:
     for number in range(1, len(lines) + 1):
         try:
             document = tomllib.loads("\n".join(lines[:number]))
-        except tomllib.TOMLDecodeError:
+        except NOT_TOML:
             continue
         for key in _keys(document):
             found.setdefault(key, begins)
@@ -66,5 +69,5 @@ def _at_line(problem: Problem, lines: dict[KeyPath, int]) -> Problem:
     return dataclasses.replace(problem, line=lines[key])
 
 
-def _place(problem: Problem) -> tuple[str, int, str]:
-    return str(problem.file), problem.line or 0, problem.what
+def _place(problem: Problem) -> tuple[str, int]:
+    return str(problem.file), problem.line or 0

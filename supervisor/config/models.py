@@ -29,7 +29,19 @@ def _tuple(value: object) -> object:
 
 
 def _path(value: object) -> object:
-    return Path(value).expanduser() if isinstance(value, str) and value else value
+    return Path(_text(value)) if isinstance(value, str) and value else value
+
+
+def _text(value: str) -> str:
+    if "\0" in value:
+        raise wrong("a NUL character cannot be passed to a program", "leave it out")
+    return value
+
+
+def _variable(value: str) -> str:
+    if not value or "=" in value:
+        raise wrong(f"{value!r} is no name of a variable", "write one without =")
+    return _text(value)
 
 
 def _listen(value: str) -> str:
@@ -71,8 +83,10 @@ def _timezone(value: str) -> str:
     return value
 
 
-Strings = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
-Command = Annotated[tuple[str, ...], BeforeValidator(_tuple), Field(min_length=1)]
+Text = Annotated[str, AfterValidator(_text)]
+Env = dict[Annotated[str, AfterValidator(_variable)], Text]
+Strings = Annotated[tuple[Text, ...], BeforeValidator(_tuple)]
+Command = Annotated[tuple[Text, ...], BeforeValidator(_tuple), Field(min_length=1)]
 FilePath = Annotated[Path, BeforeValidator(_path)]
 Listen = Annotated[str, AfterValidator(_listen)]
 Gpu = Annotated[int | str, BeforeValidator(_gpu)]
@@ -98,7 +112,7 @@ class Server(Frozen):
 
 class EngineDefaults(Frozen):
     command: Command = ("vllm", "serve")
-    env: dict[str, str] = {}
+    env: Env = {}
     start_timeout: Seconds = 600.0
     """Without progress in the engine's log: a slow download that moves is not cut off."""
     stop_grace: Seconds = 15.0
@@ -161,7 +175,7 @@ class ProfileFile(Frozen):
     """profiles/NAME.toml, as written."""
 
     model: Annotated[str, AfterValidator(_model_name)]
-    weights: Annotated[str, Field(min_length=1)]
+    weights: Annotated[Text, Field(min_length=1)]
     task: Task = "generate"
     device: Literal["gpu", "cpu"] = "gpu"
     gpus: Annotated[tuple[Gpu, ...], BeforeValidator(_tuple)] = ()
@@ -174,9 +188,9 @@ class ProfileFile(Frozen):
     max_queue: Annotated[int, Field(ge=0)] = 32
     idle_ttl: SecondsOrNever = 1800.0
     """None: never stopped for being idle."""
-    revision: str | None = None
+    revision: Text | None = None
     args: Strings = ()
-    env: dict[str, str] = {}
+    env: Env = {}
     command: Command | None = None
     """Instead of engine.command."""
 
@@ -194,7 +208,7 @@ class Profile(ProfileFile):
     @property
     def pipeline_parallel(self) -> int:
         given = option(self.args, "--pipeline-parallel-size", "-pp") or "1"
-        return int(given) if given.isdecimal() and int(given) else 1
+        return int(given) if re.fullmatch(r"[1-9]\d{0,3}", given) else 1
 
 
 class Document(Frozen):

@@ -10,10 +10,11 @@ from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*")
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s|m|h|d)\s*")
+_LONGEST = 1e10
 _BYTES = {"B": 1, **{f"{p}iB": 1 << 10 * n for n, p in enumerate("KMGT", 1)}}
 _BYTES |= {f"{p}B": 1000**n for n, p in enumerate("KMGT", 1)}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?i?B)", re.IGNORECASE)
 _UNITS = {unit.lower(): factor for unit, factor in _BYTES.items()}
 
 
@@ -24,7 +25,7 @@ def wrong(what: str, instead: str) -> PydanticCustomError:
 
 def duration(value: object) -> float:
     """`"1h30m"`, `"45s"`, `90` -> seconds."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf"):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _LONGEST:
         return float(value)
     if isinstance(value, str) and re.fullmatch(f"(?:{_DURATION.pattern})+", value.strip()):
         return sum(float(n) * _SECONDS[unit] for n, unit in _DURATION.findall(value))

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from supervisor.config import checks
-from supervisor.config.lines import KeyPath, locate
+from supervisor.config.lines import NOT_TOML, KeyPath, locate
 from supervisor.config.models import Config, Document, Profile, ProfileFile
 from supervisor.errors import ConfigError, Problem
 
@@ -29,7 +29,7 @@ _WRITE = {
     "string_too_short": "write a text that is not empty",
     "is_instance_of": 'write a path in quotes, such as "/var/lib/llmd"',
     "dict_type": "write a table, such as {{ NAME = ... }}",
-    "model_type": "write a table, [{name}] on a line of its own",
+    "model_type": "write a table, [{path}] on a line of its own",
     "literal_error": "write {expected}",
     "greater_than": "write more than {gt}",
     "greater_than_equal": "write {ge} or more",
@@ -40,9 +40,13 @@ _WRITE = {
 """pydantic's error types -> what a person should write; the names in braces are the error's own context."""
 
 
+_SECRET = {"keys", "env"}
+"""Tables whose values are not repeated: somebody will write the key itself there."""
+
+
 def load(path: Path) -> Config:
     """The configuration at `path` with its profiles. Raises ConfigError, which holds every problem found."""
-    path = path.expanduser().absolute()
+    path = path.absolute()
     reader = _Reader()
     raw = reader.toml(path)
     document = reader.model(path, Document, raw)
@@ -99,16 +103,19 @@ class _Reader:
             return {}
         server = raw.get("server")
         given = server.get("profiles") if isinstance(server, dict) else None
-        folder = path.parent / Path(given if isinstance(given, str) else "profiles").expanduser()
-        if not folder.is_dir():
-            what = f"there is no directory {folder}"
-            self._add(Problem(path, what, "write the one that holds your profiles", ("server", "profiles")))
-        return {file.stem: file for file in sorted(folder.glob("*.toml"), key=lambda file: file.stem)}
+        folder = path.parent / (given if isinstance(given, str) else "profiles")
+        try:
+            files = {file.stem: file for file in folder.iterdir() if _is_profile(file)}
+        except (OSError, ValueError) as error:
+            what = f"{folder} cannot be read: {error}"
+            self._add(Problem(path, what, "write the directory of your profiles", ("server", "profiles")))
+            return {}
+        return dict(sorted(files.items()))
 
     def _parse(self, file: Path, text: str) -> dict[str, object] | None:
         try:
             return tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except NOT_TOML as error:
             said = re.search(r" \(at line (\d+)", str(error))
             line = int(said[1]) if said else text.rstrip().count("\n") + 1
             what = f"this is not TOML: {str(error).partition(' (at ')[0]}"
@@ -119,6 +126,11 @@ class _Reader:
         self.problems.append(problem)
 
 
+def _is_profile(file: Path) -> bool:
+    """Editors keep their own files beside, with a dot in front."""
+    return file.suffix == ".toml" and not file.name.startswith(".")
+
+
 def _assemble(path: Path, document: Document, profiles: dict[str, Profile], files: dict[str, Path]) -> Config:
     """Relative paths in llmd.toml are relative to it, wherever the daemon was started."""
     server = document.server
@@ -127,8 +139,9 @@ def _assemble(path: Path, document: Document, profiles: dict[str, Profile], file
         source: key.model_copy(update={"file": path.parent / key.file}) if key.file else key
         for source, key in document.keys.items()
     }
-    whole = {**dict(document), "server": server.model_copy(update=paths), "keys": keys}
-    return Config(**whole, path=path, profiles=profiles, files=files)
+    written = {name: getattr(document, name) for name in Document.model_fields}
+    written |= {"server": server.model_copy(update=paths), "keys": keys}
+    return Config(**written, path=path, profiles=profiles, files=files)
 
 
 def _problem(file: Path, model: type[BaseModel], error: ErrorDetails) -> Problem:
@@ -141,9 +154,13 @@ def _problem(file: Path, model: type[BaseModel], error: ErrorDetails) -> Problem
         what = f"{name} is missing"
     elif kind == "llmd":
         what = f"{name}: {error['msg']}"
+    elif _SECRET & set(key):
+        what = f"{name} is of the wrong kind"
     else:
         what = f"{name} cannot be {error['input']!r}"
-    instead = context.get("instead") or _WRITE.get(kind, error["msg"]).format(**{"name": key[-1], **context})
+    instead = context.get("instead") or _WRITE.get(kind, error["msg"]).format(
+        **{"path": name, "name": key[-1], **context}
+    )
     return Problem(file, what, instead, key)
 
 

@@ -7,7 +7,6 @@ import ipaddress
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from supervisor.config.checks import Finding
 from supervisor.config.lines import locate
@@ -23,7 +22,8 @@ def warnings(config: Config, environ: Mapping[str, str] = os.environ) -> list[Pr
     if not config.profiles:
         found.append(Problem(config.server.profiles, "holds no profile", "write one, such as llama_0.toml"))
     for name, profile in config.profiles.items():
-        if profile.weights.startswith("/") and not Path(profile.weights).is_dir():
+        # Path.is_dir raises where os.path's does not: on a name too long, or a folder it may not enter.
+        if profile.weights.startswith("/") and not os.path.isdir(profile.weights):  # noqa: PTH112
             what = f"there is no directory {profile.weights}"
             found.append(Problem(config.files[name], what, "write where the weights are", ("weights",)))
     return locate(found)
