@@ -1,5 +1,6 @@
 """Process trees made of real processes: nothing here is faked but the boot id."""
 
+# ruff: noqa: ASYNC240 - a test may wait for its disk
 from __future__ import annotations
 
 import asyncio

@@ -1,0 +1,130 @@
+"""Questions to an engine over its socket: is it well, does it serve, is it the one it should be."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket as sockets
+import struct
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from supervisor.errors import EngineFailed
+
+_REPLY_LIMIT = 1 << 20
+"""Bytes of a reply that are read: a thing on the socket that is no engine may send without end."""
+
+_MODELS_TIMEOUT = 5.0
+
+
+class ProbeFailed(EngineFailed):
+    """The engine did not answer as one that serves would; the message has its status and words."""
+
+
+async def health(socket: Path, key: str, timeout: float = 2.0) -> bool:
+    """True on 200. vLLM refuses the connection while loading and answers 503 when its core is dead."""
+    try:
+        async with _session(socket, key, timeout) as session, session.get("/health") as reply:
+            return reply.status == 200
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return False
+
+
+async def tiny_request(socket: Path, key: str, task: str, model: str, timeout: float = 60.0) -> None:
+    """The smallest real request of a task: `generate`, `embed`, or `rerank`/`score`/`classify`.
+
+    Returns when it was served, raises ProbeFailed otherwise. Health says that an engine listens, only this
+    that it computes.
+    """
+    if task == "generate":
+        status, words = await _post(socket, key, "/v1/chat/completions", _chat(model), timeout)
+        if status == 400:  # a base model: no chat template
+            body = {"model": model, "prompt": "Hi", "max_tokens": 1}
+            status, words = await _post(socket, key, "/v1/completions", body, timeout)
+    elif task == "embed":
+        body = {"model": model, "input": "Hi"}
+        status, words = await _post(socket, key, "/v1/embeddings", body, timeout)
+    else:
+        rerank: dict[str, Any] = {"model": model, "query": "Hi", "documents": ["Hi"]}
+        status, words = await _post(socket, key, "/v1/rerank", rerank, timeout)
+        if status == 404:
+            score = {"model": model, "text_1": "Hi", "text_2": "Hi"}
+            status, words = await _post(socket, key, "/score", score, timeout)
+    if status != 200:
+        raise ProbeFailed(f"{model} answered a first request of task {task!r} with {status}: {words[:500]}")
+
+
+async def models(socket: Path, key: str) -> list[str]:
+    """The names served to this key. Raises ProbeFailed where the key is not the engine's, or it is no engine."""
+    try:
+        async with _session(socket, key, _MODELS_TIMEOUT) as session, session.get("/v1/models") as reply:
+            body = await _body(reply)
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise ProbeFailed(f"{socket} does not answer: {error or type(error).__name__}") from error
+    if reply.status == 401:
+        raise ProbeFailed(f"{socket} does not know the engine's key")
+    try:
+        return [str(entry["id"]) for entry in json.loads(body)["data"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ProbeFailed(f"{socket} answered {reply.status}, but not as an engine does") from error
+
+
+def listener(socket: Path) -> int | None:
+    """The pid of the process that listens on a socket, as the kernel has it; None where nobody does.
+
+    Proof against a foreign server that was put on the socket and answers to any key.
+    """
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as client:
+        client.settimeout(1.0)
+        try:
+            client.connect(os.fspath(socket))
+        except OSError:
+            return None
+        credentials = client.getsockopt(sockets.SOL_SOCKET, sockets.SO_PEERCRED, struct.calcsize("3i"))
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid
+
+
+def _chat(model: str) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+
+
+async def _post(
+    socket: Path, key: str, path: str, body: Mapping[str, Any], timeout: float
+) -> tuple[int, str]:
+    try:
+        async with _session(socket, key, timeout) as session, session.post(path, json=body) as reply:
+            words = await _body(reply)
+            return reply.status, words.decode(errors="replace")
+    except TimeoutError as error:
+        raise ProbeFailed(f"no answer to a first request on {path} within {timeout:g} s") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise ProbeFailed(f"the engine broke off a first request on {path}: {error}") from error
+
+
+async def _body(reply: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in reply.content.iter_any():
+        body += chunk
+        if len(body) > _REPLY_LIMIT:
+            break
+    return bytes(body[:_REPLY_LIMIT])
+
+
+@asynccontextmanager
+async def _session(socket: Path, key: str, timeout: float) -> AsyncIterator[aiohttp.ClientSession]:
+    async with (
+        asyncio.timeout(timeout),
+        aiohttp.ClientSession(
+            "http://engine",
+            connector=aiohttp.UnixConnector(os.fspath(socket)),
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=aiohttp.ClientTimeout(total=None),
+        ) as session,
+    ):
+        yield session
