@@ -21,8 +21,10 @@ LINE_LIMIT = 64 << 10
 """Bytes of one line that are read; the rest of a longer one is dropped."""
 
 _CHUNK = 64 << 10
-_FLOOD = 256 << 20
-"""Bytes a second that an engine is thought able to write; the next look comes before that fills the cap."""
+_BURST = 256 << 20
+_FLOOD = 1 << 30
+"""Bytes a second that a quiet and a busy engine are thought able to write: the cap is looked at before that
+fills it. Faster ones overshoot until the next look."""
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 _BREAK = re.compile(rb"[\r\n]+")
@@ -56,10 +58,14 @@ def rotate(path: Path, cap: int = CAP) -> bool:
 
 async def keep(path: Path, cap: int = CAP) -> None:
     """Rotate the log as often as it takes; runs until it is cancelled."""
+    last = 0
     while True:
-        if _size(path) >= cap * 3 // 4:
+        size = _size(path)
+        if size >= cap * 3 // 4:
             await asyncio.to_thread(rotate, path, cap)
-        await asyncio.sleep(min(0.25, max(0.01, (cap - _size(path)) / _FLOOD)))
+        rate = _BURST if size == last else _FLOOD
+        last = size
+        await asyncio.sleep(min(0.25, max(0.01, (cap - _size(path)) / rate)))
 
 
 def tail(path: Path, lines: int = 20, max_bytes: int = 64 << 10) -> list[str]:

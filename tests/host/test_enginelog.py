@@ -23,7 +23,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def disk(log: Path) -> int:
-    return sum(path.stat().st_size for path in (log, old(log)) if path.exists())
+    return enginelog._size(log) + enginelog._size(old(log))
 
 
 async def take(lines: AsyncIterator[str], count: int) -> list[str]:
