@@ -1,0 +1,265 @@
+"""GPUs as their driver reports them. The only importer of NVML, through nvidia-ml-py.
+
+An NVML call can hang for minutes inside a sick driver, and nothing can interrupt it. So NVML has a daemon
+thread to itself; the event loop only ever sees finished surveys, and each tells its age by `at`.
+
+Memory comes from nvmlDeviceGetMemoryInfo_v2, or from v1 where the driver lacks it (before 510). `used` is
+computed as total - free: NVML's own `used` includes what the driver reserves in v1 and excludes it in v2, and
+to admit an engine only what a new process can get matters.
+
+A GPU that was read once never silently disappears: lost, failing or gone, it stays in every later survey under
+its last known identity with `trouble` set. MIG slices are not read one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import pynvml
+
+from supervisor.core.devices import Holder, Reading, Survey
+
+_TROUBLES = {
+    pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "no NVIDIA driver: libnvidia-ml.so.1 was not found",
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded",
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
+        "NVIDIA driver/library version mismatch: the driver was updated under a running kernel; "
+        "reload it or reboot"
+    ),
+    pynvml.NVML_ERROR_NO_PERMISSION: "no permission to use the NVIDIA driver (/dev/nvidiactl)",
+    pynvml.NVML_ERROR_GPU_IS_LOST: "GPU is lost",
+}
+_SESSION_ERRORS = {
+    pynvml.NVML_ERROR_UNINITIALIZED,
+    pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
+    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
+}
+"""They say nothing about one GPU: the driver went away, and NVML must be initialised anew."""
+
+_MISSING = (
+    pynvml.NVMLError_FunctionNotFound,
+    pynvml.NVMLError_ArgumentVersionMismatch,
+    pynvml.NVMLError_NotSupported,
+)
+"""How drivers say that they do not have a call, or not in this version, or not for this GPU."""
+
+
+class Gpus:
+    """NVML on a thread of its own; a reading never blocks the event loop."""
+
+    def __init__(self, *, interval: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
+        """Survey every `interval` seconds, and whenever `read` asks; `clock` (monotonic seconds) dates them."""
+        self._interval = interval
+        self._clock = clock
+        self._latest = Survey(trouble="the GPUs have not been read yet")
+        self._begun = 0  # written by the thread alone: how many surveys it has begun
+        self._closed = False
+        self._wanted = threading.Event()
+        self._awaited: dict[int, asyncio.Future[None]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._on_survey: Callable[[Survey], None] | None = None
+
+    def start(self, on_survey: Callable[[Survey], None]) -> None:
+        """Begin to survey. Call inside a running loop, once; `on_survey` is called on that loop."""
+        self._loop = asyncio.get_running_loop()
+        self._on_survey = on_survey
+        threading.Thread(target=self._run, args=(self._loop,), name="nvml", daemon=True).start()
+
+    def latest(self) -> Survey:
+        """The last finished survey, whatever its age."""
+        return self._latest
+
+    async def read(self, timeout: float = 5.0) -> Survey:
+        """A survey begun after this call; after `timeout` seconds the latest one, whose `at` tells its age."""
+        if self._loop is None or self._closed:
+            return self._latest
+        # A survey under way may have read its memory before the caller's reason to ask: wait for the next.
+        finished = self._awaited.setdefault(self._begun + 1, self._loop.create_future())
+        self._wanted.set()
+        await asyncio.wait([finished], timeout=timeout)
+        return self._latest
+
+    def close(self) -> None:
+        """Stop surveying. Never waits for NVML: a thread that hangs in it dies with the process."""
+        self._closed = True
+        self._wanted.set()
+        self._release(self._begun + 1)
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        session = _Session()
+        while True:
+            self._wanted.clear()  # before looking at _closed, or the wake-up of close() could be lost
+            if self._closed:
+                break
+            self._begun += 1
+            survey = session.survey(self._clock())
+            try:
+                loop.call_soon_threadsafe(self._deliver, self._begun, survey)
+            except RuntimeError:  # the loop was closed without us: nobody is left to tell
+                break
+            self._wanted.wait(self._interval)
+        session.close()
+
+    def _deliver(self, number: int, survey: Survey) -> None:
+        if self._closed or self._on_survey is None:
+            return
+        self._latest = survey
+        self._release(number)
+        self._on_survey(survey)
+
+    def _release(self, number: int) -> None:
+        for waited in [key for key in self._awaited if key <= number]:
+            self._awaited.pop(waited).set_result(None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    device: str
+    index: int
+    name: str = "?"
+    pci: str | None = None
+
+    def broken(self, trouble: str, at: float) -> Reading:
+        return Reading(
+            self.device, 0, 0, 0, at, name=self.name, index=self.index, pci=self.pci, trouble=trouble
+        )
+
+
+class _Session:
+    """One NVML session, re-opened when it breaks, and the GPUs ever seen in it. Its calls block."""
+
+    def __init__(self) -> None:
+        self._open = False
+        self._known: dict[str, _Identity] = {}
+
+    def survey(self, at: float) -> Survey:
+        try:
+            if not self._open:
+                pynvml.nvmlInit()
+                self._open = True
+            driver = pynvml.nvmlSystemGetDriverVersion()
+            cards = [self._read(index, at) for index in range(pynvml.nvmlDeviceGetCount())]
+        except pynvml.NVMLError as error:
+            self.close()
+            return self._failed(_explain(error), at)
+        seen = {card.device for card, _ in cards}
+        gone = [known.broken("GPU is gone", at) for known in self._known.values() if known.device not in seen]
+        return Survey(
+            readings=(*(card for card, _ in cards), *gone),
+            at=at,
+            driver=driver,
+            holders_known=all(listed for _, listed in cards),
+        )
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            with contextlib.suppress(pynvml.NVMLError):
+                pynvml.nvmlShutdown()
+
+    def _failed(self, trouble: str, at: float) -> Survey:
+        readings = tuple(known.broken(trouble, at) for known in self._known.values())
+        return Survey(readings=readings, at=at, trouble=trouble, holders_known=False)
+
+    def _read(self, index: int, at: float) -> tuple[Reading, bool]:
+        """The reading of one GPU, and whether the memory of each of its processes is known."""
+        try:
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            return _measure(handle, self._identify(handle, index), at)
+        except pynvml.NVMLError as error:
+            if error.value in _SESSION_ERRORS:
+                raise
+            return self._remembered(index).broken(_explain(error), at), True
+
+    def _identify(self, handle: Any, index: int) -> _Identity:
+        device = pynvml.nvmlDeviceGetUUID(handle)
+        pci = pynvml.nvmlDeviceGetPciInfo(handle).busId
+        identity = _Identity(device, index, pynvml.nvmlDeviceGetName(handle), _text(pci))
+        self._known[device] = identity
+        return identity
+
+    def _remembered(self, index: int) -> _Identity:
+        # Behind a GPU that is gone the others move up: of two with one index, the later is still there.
+        for known in reversed(self._known.values()):
+            if known.index == index:
+                return known
+        return _Identity(f"gpu:{index}", index)
+
+
+def _measure(handle: Any, identity: _Identity, at: float) -> tuple[Reading, bool]:
+    memory = _memory(handle)
+    holders = _holders(handle)
+    reading = Reading(
+        device=identity.device,
+        total=memory.total if memory else 0,
+        used=memory.total - memory.free if memory else 0,
+        free=memory.free if memory else 0,
+        at=at,
+        name=identity.name,
+        index=identity.index,
+        pci=identity.pci,
+        holders=holders or (),
+        unified=memory is None,
+        utilization=_gauge(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100),
+        temperature=_gauge(lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
+        power=_gauge(lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000),
+    )
+    return reading, holders is not None and all(holder.used is not None for holder in holders)
+
+
+def _memory(handle: Any) -> Any | None:
+    """NVML's memory struct; None where the GPU has no memory of its own (unified with the host's)."""
+    with contextlib.suppress(*_MISSING):
+        return pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
+    try:
+        return pynvml.nvmlDeviceGetMemoryInfo(handle)
+    except pynvml.NVMLError_NotSupported:
+        return None
+
+
+def _holders(handle: Any) -> tuple[Holder, ...] | None:
+    """The processes on one GPU by pid; None where the driver does not list them."""
+    # The unversioned calls turn a missing symbol into an error outside NVMLError: name the version.
+    try:
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle)
+        with contextlib.suppress(pynvml.NVMLError_NotSupported):  # no graphics, so no graphics processes
+            processes += pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3(handle)
+    except (*_MISSING, pynvml.NVMLError_NoPermission):
+        return None
+    held: dict[int, int | None] = {}
+    for process in processes:
+        # A process that computes and draws is in both lists with the same memory: not a sum.
+        sizes = (held.get(process.pid), process.usedGpuMemory)
+        held[process.pid] = max((size for size in sizes if size is not None), default=None)
+    return tuple(_describe(pid, used) for pid, used in sorted(held.items()))
+
+
+def _describe(pid: int, used: int | None) -> Holder:
+    try:
+        process = psutil.Process(pid)
+        return Holder(pid, used, process.name(), process.username())
+    except psutil.Error:  # gone since, hidden from us, or in another PID namespace
+        return Holder(pid, used)
+
+
+def _gauge(read: Callable[[], float]) -> float | None:
+    """A sensor's value. Its failure is no trouble: the memory of the same card has just been read."""
+    try:
+        return read()
+    except pynvml.NVMLError:
+        return None
+
+
+def _explain(error: pynvml.NVMLError) -> str:
+    return _TROUBLES.get(error.value, f"NVML: {error}")
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
