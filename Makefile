@@ -1,8 +1,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/llmd
+MODELS := $(CACHE)/models
 
-.PHONY: env check test
+.PHONY: env check test test-fast clean
+
+# llmd's own environment: light, locked, never with vLLM or torch in it.
 env: $(VENV)/.done
 
 $(VENV)/.done: requirements-dev.lock pyproject.toml
@@ -10,3 +14,21 @@ $(VENV)/.done: requirements-dev.lock pyproject.toml
 	$(BIN)/pip install --quiet --require-hashes -r requirements-dev.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
+
+check: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Everything, with a real vLLM in an environment of its own.
+test: check
+	vllm=$$(packaging/engine_env.sh) && \
+	"$$(dirname "$$vllm")/python" packaging/tiny_models.py $(MODELS) && \
+	LLMD_REAL_VLLM="$$vllm" LLMD_REAL_MODELS=$(MODELS) $(BIN)/python -m pytest -q
+
+# What needs no vLLM: seconds.
+test-fast: env
+	$(BIN)/python -m pytest -q -m "not real"
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

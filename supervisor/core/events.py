@@ -1,0 +1,175 @@
+"""What happened: the facts that the shell reports to the core, in the past tense.
+
+Times inside events are monotonic seconds. `incarnation` names one process tree; facts about an incarnation
+that is no longer the profile's current one are ignored by the core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from supervisor.core.devices import Survey
+from supervisor.core.progress import Progress
+from supervisor.core.routing import Ask
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A request asks for a lease; it is willing to wait `patience` seconds."""
+
+    lease: str
+    ask: Ask
+    patience: float
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A request is over, or its client gave up waiting. Exactly one per lease that was not refused."""
+
+    lease: str
+
+
+@dataclass(frozen=True, slots=True)
+class DevicesRead:
+    """All devices as read together.
+
+    `measured`: bytes that each incarnation's tree holds, by device. A device is missing where it cannot be
+    told. `ours`: every PID of our trees, so that the rest can be called foreign.
+    """
+
+    survey: Survey
+    measured: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    ours: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """The deadline that the core had published has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFailed:
+    incarnation: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """The engine's log moved: it is alive, and perhaps at a new stage."""
+
+    incarnation: str
+    progress: Progress | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbePassed:
+    """`/health` said 200 and one tiny request of the right task was answered."""
+
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unhealthy:
+    """A ready engine failed its health probes."""
+
+    incarnation: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The leader is gone. `code` is None where it was not our child. `tail`: the log's last lines."""
+
+    incarnation: str
+    code: int | None
+    tail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TreeGone:
+    """No process of the tree is left."""
+
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unkillable:
+    """These processes of the tree outlived SIGKILL; the shell goes on trying."""
+
+    incarnation: str
+    pids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An engine of an earlier daemon, proven ours. `alive`: its leader runs; else only leftovers may."""
+
+    profile: str
+    incarnation: str
+    devices: tuple[str, ...]
+    alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptionFailed:
+    """The tree is not ours to touch after all; it is reported and left alone."""
+
+    incarnation: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartAsked:
+    ticket: str
+    profile: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    ticket: str
+    profile: str
+    at_once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TicketDropped:
+    """Whoever asked has gone; the start or stop itself goes on."""
+
+    ticket: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModeChanged:
+    """`until` and `next_mode` are for people: wall clock text and the mode that follows."""
+
+    mode: str | None
+    next_mode: str | None = None
+    until: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownAsked:
+    keep_engines: bool
+
+
+Event = (
+    Arrived
+    | Left
+    | DevicesRead
+    | Ticked
+    | SpawnFailed
+    | Progressed
+    | ProbePassed
+    | Unhealthy
+    | Exited
+    | TreeGone
+    | Unkillable
+    | Found
+    | AdoptionFailed
+    | StartAsked
+    | StopAsked
+    | TicketDropped
+    | ModeChanged
+    | ShutdownAsked
+)

@@ -1,0 +1,244 @@
+"""What is promised and what is real on every device, and whether another start fits: a verdict with numbers.
+
+vLLM takes `ceil(total x utilization)` on each device at start and refuses unless that much is free at that
+moment, so a start's need is known beforehand. Two tests must hold on every device of a profile:
+
+    sum of max(reserved, measured) + foreign + margin + need <= total      nothing is promised twice
+    free - unspent of the others                             >= need      and it is there right now
+
+`unspent` is what an engine was promised and has not taken yet. `foreign` is the highest in the last minute
+of (used - memory of our own trees): a neighbour that breathes is met at its largest. All sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from supervisor.config import Memory, Profile
+from supervisor.core.devices import HOST, Holder, Reading, Survey, gib
+from supervisor.core.fit import need
+
+FOREIGN_WINDOW = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one engine holds on one device. `measured` is None where the driver does not tell."""
+
+    profile: str
+    reserved: int
+    measured: int | None
+    restless: bool = False
+    """Its memory is changing: starting, stopping or settling."""
+    going: bool = False
+    """It gives memory back: what it still holds must not be mistaken for a neighbour's."""
+
+    @property
+    def held(self) -> int:
+        return max(self.reserved, self.measured or 0)
+
+    @property
+    def unspent(self) -> int:
+        """Promised but not taken yet. Where nothing is measured, all of it counts as taken: the free
+        memory that the device shows is then the only truth, and it is tested on its own."""
+        return 0 if self.measured is None else max(0, self.reserved - self.measured)
+
+
+Claims = Mapping[str, Sequence[Claim]]
+"""Device -> what our engines hold there."""
+
+
+class Obstacle(StrEnum):
+    MISSING = "the host has no such GPU"
+    SICK = "the GPU is sick"
+    STALE = "the reading is stale"
+    QUARANTINED = "the GPU is quarantined"
+    TOO_BIG = "it can never fit"
+    MEMORY = "the memory is taken"
+    RESTLESS = "another engine is starting or stopping there"
+
+
+PASSING = frozenset({Obstacle.MEMORY, Obstacle.RESTLESS})
+"""Obstacles that our own engines may be the cause of, so that waiting or eviction can remove them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """Why a start does not fit on one device, in numbers and in words."""
+
+    obstacle: Obstacle
+    device: str
+    message: str
+    need: int = 0
+    available: int = 0
+    holders: tuple[Holder, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    shortages: tuple[Shortage, ...] = ()
+
+    @property
+    def admitted(self) -> bool:
+        return not self.shortages
+
+    @property
+    def passing(self) -> bool:
+        """Nothing but our own engines' memory or movement may stand in the way."""
+        return all(shortage.obstacle in PASSING for shortage in self.shortages)
+
+    def __str__(self) -> str:
+        return "; ".join(shortage.message for shortage in self.shortages) or "fits"
+
+
+@dataclass(slots=True)
+class Ledger:
+    """The last survey, the recent past of foreign memory, and the devices that may not be used."""
+
+    memory: Memory
+    survey: Survey = field(default_factory=Survey)
+    ours: frozenset[int] = frozenset()
+    quarantined: dict[str, str] = field(default_factory=dict)
+    """Device -> why, in words that name the PIDs."""
+    _foreign: dict[str, deque[tuple[float, int]]] = field(default_factory=dict)
+
+    # Facts in
+
+    def take(self, survey: Survey, ours: frozenset[int], claims: Claims) -> None:
+        """Note a survey. A device where memory is on its way back is no witness of foreign memory."""
+        self.survey, self.ours = survey, ours
+        for reading in survey.readings:
+            claimed = claims.get(reading.device, ())
+            if reading.trouble or any(claim.going for claim in claimed):
+                continue
+            held = (claim.reserved if claim.measured is None else claim.measured for claim in claimed)
+            samples = self._foreign.setdefault(reading.device, deque())
+            samples.append((reading.at, max(0, reading.used - sum(held))))
+            while samples[0][0] < reading.at - FOREIGN_WINDOW:
+                samples.popleft()
+
+    # Questions
+
+    def reading(self, device: str) -> Reading | None:
+        return next((reading for reading in self.survey.readings if reading.device == device), None)
+
+    def foreign(self, device: str) -> int:
+        """Bytes that are not ours. Host memory moves too much for a minute's peak: its latest counts."""
+        samples = self._foreign.get(device)
+        if not samples:
+            return 0
+        return samples[-1][1] if device == HOST else max(size for _, size in samples)
+
+    def devices_of(self, profile: Profile) -> tuple[str, ...] | None:
+        """The devices that `profile` is budgeted on, or None when the host lacks one of its GPUs.
+
+        A GPU without memory of its own (unified) is budgeted against host memory.
+        """
+        if profile.device == "cpu":
+            return (HOST,)
+        found = [self.gpu(ref) for ref in profile.gpus]
+        if None in found:
+            return None
+        return tuple(dict.fromkeys(HOST if gpu.unified else gpu.device for gpu in found if gpu))
+
+    def gpu(self, ref: int | str) -> Reading | None:
+        """The GPU that a profile names by index, UUID or PCI id."""
+        return next((reading for reading in self.survey.readings if is_named(reading, ref)), None)
+
+    def judge(
+        self, profile: Profile, claims: Claims, now: float, *, without: Collection[str] = ()
+    ) -> Verdict:
+        """Whether `profile` could start now, given what our engines hold; `without` some of them.
+
+        `claims` must not hold the profile's own reservation.
+        """
+        devices = self.devices_of(profile)
+        if devices is None:
+            return Verdict((self._missing(profile),))
+        found = (self._judge_device(profile, device, claims, now, without) for device in devices)
+        return Verdict(tuple(shortage for shortage in found if shortage))
+
+    def _missing(self, profile: Profile) -> Shortage:
+        absent = ", ".join(str(ref) for ref in profile.gpus if self.gpu(ref) is None)
+        why = self.survey.trouble or f"it has {len(self.gpus())} GPUs"
+        return Shortage(Obstacle.MISSING, absent, f"{profile.name} wants GPU {absent}, but {why}")
+
+    def gpus(self) -> list[Reading]:
+        return [reading for reading in self.survey.readings if reading.index is not None]
+
+    def _judge_device(
+        self, profile: Profile, device: str, claims: Claims, now: float, without: Collection[str]
+    ) -> Shortage | None:
+        reading = self.reading(device)
+        if reading is None:
+            return Shortage(Obstacle.MISSING, device, f"{device} cannot be read")
+        where = name_of(reading)
+        if why := self.quarantined.get(device):
+            return Shortage(Obstacle.QUARANTINED, device, f"{where} is quarantined: {why}")
+        if reading.trouble:
+            return Shortage(Obstacle.SICK, device, f"{where}: {reading.trouble}")
+        age = now - reading.at
+        if age > self.memory.max_age:
+            return Shortage(Obstacle.STALE, device, f"{where} was last read {age:.0f} s ago, NVML does not answer")
+        return self._judge_memory(profile, reading, claims.get(device, ()), without)
+
+    def _judge_memory(
+        self, profile: Profile, reading: Reading, claimed: Sequence[Claim], without: Collection[str]
+    ) -> Shortage | None:
+        where, needed = name_of(reading), need(profile, reading)
+        margin = self.memory.host_floor if reading.device == HOST else self.memory.margin
+        if needed + margin > reading.total:
+            message = (
+                f"{profile.name} needs {gib(needed)} on {where}, which has {gib(reading.total)} in all"
+                f" ({gib(margin)} kept free)"
+            )
+            return Shortage(Obstacle.TOO_BIG, reading.device, message, needed, reading.total - margin)
+        staying = [claim for claim in claimed if claim.profile not in without]
+        going = [claim for claim in claimed if claim.profile in without]
+        promised = sum(claim.held for claim in staying)
+        on_paper = reading.total - promised - self.foreign(reading.device) - margin
+        free = reading.free + sum(claim.measured or claim.reserved for claim in going)
+        right_now = free - sum(claim.unspent for claim in staying)
+        if reading.device == HOST:
+            right_now -= margin
+        available = max(0, min(on_paper, right_now))
+        if available < needed:
+            return self._taken(profile, reading, staying, needed, available)
+        if reading.device != HOST and (mover := next((c for c in staying if c.restless), None)):
+            message = f"{mover.profile} is starting or stopping on {where}"
+            return Shortage(Obstacle.RESTLESS, reading.device, message, needed, available)
+        return None
+
+    def _taken(
+        self, profile: Profile, reading: Reading, staying: Sequence[Claim], needed: int, available: int
+    ) -> Shortage:
+        others = self.strangers(reading)
+        held = [f"{claim.profile} {gib(claim.held)}" for claim in staying]
+        held += [f"PID {h.pid} {h.name} ({h.user}) {'?' if h.used is None else gib(h.used)}" for h in others]
+        if not held and self.foreign(reading.device):
+            held = [f"processes that cannot be named {gib(self.foreign(reading.device))}"]
+        message = (
+            f"{profile.name} needs {gib(needed)} on {name_of(reading)}, {gib(available)} is available"
+            f" of {gib(reading.total)}; held by: {', '.join(held) or 'nobody (margin)'}"
+        )
+        return Shortage(Obstacle.MEMORY, reading.device, message, needed, available, others)
+
+    def strangers(self, reading: Reading) -> tuple[Holder, ...]:
+        """Processes that are not ours, the largest first."""
+        foreign = (holder for holder in reading.holders if holder.pid not in self.ours)
+        return tuple(sorted(foreign, key=lambda holder: -(holder.used or 0)))
+
+
+def is_named(reading: Reading, ref: int | str) -> bool:
+    if isinstance(ref, int):
+        return reading.index == ref
+    pci = (reading.pci or "").lower()
+    return reading.device == ref or (bool(pci) and pci.endswith(ref.lower()))
+
+
+def name_of(reading: Reading) -> str:
+    """`GPU 0 (NVIDIA GeForce RTX 3090)` or `host memory`."""
+    return reading.name if reading.index is None else f"GPU {reading.index} ({reading.name})"

@@ -1,0 +1,89 @@
+"""What to do: the core's orders to the shell, in the imperative. The shell obeys and reports back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from supervisor.errors import LlmdError
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Launch this incarnation. `indices`: CUDA indices, empty on the CPU. `utilization`: vLLM's fraction."""
+
+    profile: str
+    incarnation: str
+    devices: tuple[str, ...]
+    indices: tuple[int, ...]
+    utilization: float
+
+
+@dataclass(frozen=True, slots=True)
+class Terminate:
+    """SIGTERM to the leader."""
+
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """SIGKILL to the whole tree, again and again until nobody is left; then report TreeGone."""
+
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prove:
+    """Probe an adopted engine on its socket with its key."""
+
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """This incarnation is over: remove its directory and its record."""
+
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Read all devices now and report DevicesRead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    lease: str
+    profile: str
+    incarnation: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    lease: str
+    error: LlmdError
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The end of what an operator asked for: done where `error` is None."""
+
+    ticket: str
+    message: str
+    error: LlmdError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A decision worth a log line."""
+
+    event: str
+    profile: str | None
+    message: str
+    level: str = "INFO"
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
+Order = Spawn | Terminate | Kill | Prove | Forget | Survey | Grant | Refuse | Answer | Note
