@@ -40,7 +40,10 @@ _SIGNS: tuple[tuple[FailureClass, re.Pattern[str]], ...] = tuple(
         (FailureClass.IMPOSSIBLE, r"No available memory for the cache blocks"),
         (FailureClass.IMPOSSIBLE, r"To serve at least one request with the model's max seq len"),
         (FailureClass.IMPOSSIBLE, r"unrecognized arguments|error: argument|Invalid repository ID"),
-        (FailureClass.IMPOSSIBLE, r"is not a (local folder|valid model identifier)|No such file or directory"),
+        (
+            FailureClass.IMPOSSIBLE,
+            r"is not a (local folder|valid model identifier)|No such file or directory",
+        ),
         (FailureClass.IMPOSSIBLE, r"ValidationError.*|is not supported for now|GatedRepoError"),
         (FailureClass.OUT_OF_MEMORY, r"CUDA out of memory|torch\.OutOfMemoryError"),
         (FailureClass.OUT_OF_MEMORY, r"not enough GPU memory|MemoryError|Cannot allocate memory"),

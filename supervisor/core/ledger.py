@@ -19,7 +19,7 @@ from enum import StrEnum
 
 from supervisor.config import Memory, Profile
 from supervisor.core.devices import HOST, Holder, Reading, Survey, gib
-from supervisor.core.fit import need
+from supervisor.core.fit import gpu_reading, need
 
 FOREIGN_WINDOW = 60.0
 
@@ -146,7 +146,7 @@ class Ledger:
 
     def gpu(self, ref: int | str) -> Reading | None:
         """The GPU that a profile names by index, UUID or PCI id."""
-        return next((reading for reading in self.survey.readings if is_named(reading, ref)), None)
+        return gpu_reading(ref, self.survey)
 
     def judge(
         self, profile: Profile, claims: Claims, now: float, *, without: Collection[str] = ()
@@ -182,7 +182,9 @@ class Ledger:
             return Shortage(Obstacle.SICK, device, f"{where}: {reading.trouble}")
         age = now - reading.at
         if age > self.memory.max_age:
-            return Shortage(Obstacle.STALE, device, f"{where} was last read {age:.0f} s ago, NVML does not answer")
+            return Shortage(
+                Obstacle.STALE, device, f"{where} was last read {age:.0f} s ago, NVML does not answer"
+            )
         return self._judge_memory(profile, reading, claims.get(device, ()), without)
 
     def _judge_memory(
@@ -230,13 +232,6 @@ class Ledger:
         """Processes that are not ours, the largest first."""
         foreign = (holder for holder in reading.holders if holder.pid not in self.ours)
         return tuple(sorted(foreign, key=lambda holder: -(holder.used or 0)))
-
-
-def is_named(reading: Reading, ref: int | str) -> bool:
-    if isinstance(ref, int):
-        return reading.index == ref
-    pci = (reading.pci or "").lower()
-    return reading.device == ref or (bool(pci) and pci.endswith(ref.lower()))
 
 
 def name_of(reading: Reading) -> str:

@@ -88,4 +88,3 @@ def _rank(profile: Profile, places: tuple[str, ...]) -> int:
     if profile.device == "cpu":
         here.add("cpu")
     return next((rank for rank, place in enumerate(places) if place in here), len(places))
-

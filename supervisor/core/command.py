@@ -1,0 +1,67 @@
+"""The command line and environment of one engine: profile and placement in, words out. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from supervisor.config import Config, Profile
+
+POOLING: Mapping[str, tuple[str, ...]] = {
+    "generate": (),
+    "embed": ("--runner", "pooling", "--convert", "embed"),
+    "rerank": ("--runner", "pooling"),
+}
+
+
+def served_names(profile: Profile) -> tuple[str, ...]:
+    """The names that the engine answers to: the public model first, then the profile's own."""
+    return tuple(dict.fromkeys((profile.model, profile.name)))
+
+
+def argv(profile: Profile, config: Config, socket: Path, utilization: float) -> tuple[str, ...]:
+    """The `vllm serve` command. The profile's own `args` come last, so that they win where both are set."""
+    words: list[str] = [*(profile.command or config.engine.command), profile.weights]
+    words += ["--uds", str(socket), "--served-model-name", *served_names(profile)]
+    words += ["--gpu-memory-utilization", f"{utilization:g}", "--max-num-seqs", str(profile.max_concurrent)]
+    words += POOLING[profile.task]
+    if profile.max_model_len is not None:
+        words += ["--max-model-len", str(profile.max_model_len)]
+    if profile.tensor_parallel > 1:
+        words += ["--tensor-parallel-size", str(profile.tensor_parallel)]
+    if profile.revision is not None:
+        words += ["--revision", profile.revision]
+    return (*words, "--disable-fastapi-docs", *profile.args)
+
+
+def environment(
+    profile: Profile,
+    config: Config,
+    inherited: Mapping[str, str],
+    *,
+    directory: Path,
+    key: str,
+    indices: Sequence[int],
+) -> dict[str, str]:
+    """What the engine sees: the daemon's own environment without its secrets, then engine and profile env,
+    then what llmd must own. The key goes here and never into argv, which everyone on the host can read.
+    """
+    secrets = {found.env for found in config.keys.values() if found.env}
+    kept = {
+        name: value
+        for name, value in inherited.items()
+        if name not in secrets and not name.startswith(("NOTIFY_", "WATCHDOG_", "LISTEN_", "PYTHONPATH"))
+    }
+    cards = ",".join(map(str, indices))
+    return {
+        **kept,
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "300",
+        **config.engine.env,
+        **profile.env,
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": cards,
+        "VLLM_API_KEY": key,
+        "VLLM_RPC_BASE_PATH": str(directory / "ipc"),
+        "TMPDIR": str(directory / "tmp"),
+    }

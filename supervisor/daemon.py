@@ -1,0 +1,165 @@
+"""A daemon's life in reading order: lock, read devices, adopt, open, serve until told, drain, close."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from supervisor.config import Config, warnings
+from supervisor.core import events
+from supervisor.driver import Driver
+from supervisor.errors import LlmdError
+from supervisor.host import systemd, timetable
+from supervisor.host.gpus import Gpus
+from supervisor.host.journal import Journal
+from supervisor.host.logbook import log
+from supervisor.web.admin import AdminServer
+from supervisor.web.auth import Keyring
+from supervisor.web.server import Server
+
+STOP_SLACK = 30.0
+"""Seconds beyond drain, grace and settling before a stop gives up on an engine and says so."""
+
+STATUS_PAUSE = 5.0
+
+
+def serve(config: Config, *, keep_engines: bool = False) -> int:
+    """Run until SIGTERM or Ctrl-C. Returns the exit code: 0, or 1 after an error said in one line."""
+    try:
+        asyncio.run(Daemon(config, keep_engines).run())
+    except LlmdError as error:
+        print(f"llmd: {error.message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+class Daemon:
+    def __init__(self, config: Config, keep_engines: bool) -> None:
+        self.config = config
+        self.keep_engines = keep_engines
+        self.journal = Journal(config.server.state_dir)
+        self.driver = Driver(config, self.journal, Gpus())
+        self.warnings = [str(problem) for problem in warnings(config)]
+        self.server = Server(self.driver, Keyring.of(config, os.environ))
+        self.admin = AdminServer(self.driver)
+        self.driver.announce = self.describe
+        self._stop = asyncio.Event()
+        self._stops = 0
+
+    async def run(self) -> None:
+        self.journal.lock()
+        try:
+            async with self._opened():
+                await self._stop.wait()
+                await self._wind_down()
+        finally:
+            self.journal.unlock()
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[None]:
+        for warning in self.warnings:
+            log("config_warning", "WARNING", message=warning)
+        await self.driver.open()
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            await self.driver.adopt()
+            tasks = [asyncio.create_task(work) for work in (self._keep_mode(), self._tell_systemd())]
+            await self.admin.open()
+            await self.server.open()
+            self._listen_to_signals()
+            gc.freeze()
+            log("serving", listening=self.server.listening, waiting_for=self.server.waiting_for)
+            systemd.ready(self._words())
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await self.server.close()
+            await self.admin.close()
+            await self.driver.close()
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._asked_to_stop)
+
+    def _asked_to_stop(self) -> None:
+        """Once: in order. Again: engines are killed instead of waited for."""
+        self._stops += 1
+        self._stop.set()
+        if self._stops > 1 and not self.keep_engines:
+            for engine in self.driver.running.values():
+                if engine.tree:
+                    engine.kill()
+
+    async def _wind_down(self) -> None:
+        """Stop accepting, drain, then leave or stop the engines as told."""
+        systemd.stopping("draining")
+        log("stopping", keep_engines=self.keep_engines)
+        await self.server.stop_accepting()
+        self.driver.post(events.ShutdownAsked(self.keep_engines))
+        limits = self.config.server, self.config.engine
+        if self.keep_engines:
+            await self.driver.until(lambda fleet: not fleet.leases, limits[0].drain)
+            return
+        patience = limits[0].drain + limits[1].stop_grace + limits[1].settle_timeout + STOP_SLACK
+        if not await self.driver.until(lambda fleet: fleet.is_empty, patience):
+            left = ", ".join(repr(e) for e in self.driver.fleet.engines.values() if e.claims())
+            log("engines_left", "ERROR", message=f"these engines did not end: {left}")
+
+    # What goes on beside
+
+    async def _keep_mode(self) -> None:
+        """Tell the core the mode, now and at every change. Wall clock: calendars are about nothing else."""
+        if not self.config.modes:
+            return
+        while True:
+            now = datetime.now(UTC)
+            mode, following, when = timetable.current(self.config.modes, now)
+            until = when.strftime("%Y-%m-%d %H:%M %Z") if when else None
+            self.driver.post(events.ModeChanged(mode, following, until))
+            log("mode", mode=mode, next=following, until=until)
+            if when is None:
+                return
+            while (left := (when - datetime.now(UTC)).total_seconds()) > 0:
+                await asyncio.sleep(min(left, 60.0))
+
+    async def _tell_systemd(self) -> None:
+        """Watchdog and status line; a stalled loop falls silent and systemd restarts the daemon."""
+        beat = systemd.watchdog_interval()
+        if not os.environ.get("NOTIFY_SOCKET"):
+            return
+        while True:
+            with contextlib.suppress(OSError):
+                systemd.pat_watchdog()
+                systemd.say(self._words())
+            await asyncio.sleep(min(beat or STATUS_PAUSE, STATUS_PAUSE))
+
+    def _words(self) -> str:
+        """`3 engines ready, 1 starting, 2 requests in flight`."""
+        states = [engine.state.value for engine in self.driver.fleet.engines.values() if engine.claims()]
+        counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        return f"engines: {counted or 'none'}; requests in flight: {len(self.driver.fleet.leases)}"
+
+    def describe(self) -> dict[str, Any]:
+        mode = self.driver.fleet.mode
+        return {
+            "version": version("llmd"),
+            "config": str(self.config.path),
+            "state_dir": str(self.config.server.state_dir),
+            "admin_socket": str(self.config.server.admin_socket),
+            "listening": list(self.server.listening),
+            "waiting_for": list(self.server.waiting_for),
+            "mode": {"name": mode.name, "next": mode.next_mode, "until": mode.until} if mode.name else None,
+            "closing": self.driver.fleet.closing,
+            "warnings": self.warnings,
+        }

@@ -1,0 +1,353 @@
+"""The only shell: facts go to the core, its orders are carried out, what comes of them is posted as facts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import singledispatchmethod
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from supervisor.config import Config
+from supervisor.core import command, events, orders
+from supervisor.core.devices import Survey
+from supervisor.core.events import Event
+from supervisor.core.fleet import Fleet
+from supervisor.core.orders import Order
+from supervisor.core.routing import Ask
+from supervisor.errors import EngineFailed, LlmdError, ModelNotFound
+from supervisor.host import cgroup, process, procfs
+from supervisor.host.gpus import Gpus
+from supervisor.host.incarnation import Incarnation
+from supervisor.host.journal import Journal, Record
+from supervisor.host.logbook import log
+from supervisor.host.memory import read_host_memory
+from supervisor.host.usage import measure
+from supervisor.status import Stray, describe
+
+
+@dataclass(slots=True)
+class Lease:
+    """A request's right to use an engine."""
+
+    profile: str
+    reason: str
+    queued: float
+    _engine: Incarnation
+
+    @property
+    def incarnation(self) -> str:
+        return self._engine.name
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        return self._engine.open_session()
+
+    def log_tail(self) -> tuple[str, ...]:
+        return self._engine.tail()
+
+
+class Driver:
+    def __init__(self, config: Config, journal: Journal, gpus: Gpus) -> None:
+        self.config = config
+        self.journal = journal
+        self.gpus = gpus
+        self.started_at = time.monotonic()
+        self.fleet = Fleet(config, name_incarnation=lambda: secrets.token_hex(4), rng=random.Random())
+        self.running: dict[str, Incarnation] = {}
+        self.strays: list[Stray] = []
+        self.group = cgroup.delegated_root()
+        self._leases: dict[str, asyncio.Future[orders.Grant]] = {}
+        self._tickets: dict[str, asyncio.Future[str]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self.announce: Callable[[], dict[str, Any]] = dict
+        """What the daemon adds to `status`: listening addresses, mode, warnings."""
+
+    async def open(self) -> None:
+        """Read the devices once, so that the first decision rests on facts; then keep reading."""
+        self.gpus.start(lambda survey: self._later(self._report(survey)))
+        await self._report(await self.gpus.read())
+
+    async def close(self) -> None:
+        """Let go of everything; engines that still run are left running."""
+        if self._timer:
+            self._timer.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        for engine in list(self.running.values()):
+            await engine.close()
+        self.gpus.close()
+
+    # Facts in, orders out
+
+    def post(self, event: Event) -> None:
+        """The one way in. Synchronous, so that nothing is read before and acted on after an await."""
+        for order in self.fleet.handle(event, time.monotonic()):
+            self._obey(order)
+        self._set_timer()
+        self._changed.set()
+
+    async def until(self, condition: Callable[[Fleet], bool], timeout: float) -> bool:
+        """Wait for a condition on the fleet; whether it came true in time."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not condition(self.fleet):
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _set_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        due = self.fleet.next_deadline()
+        if due is None:
+            self._timer = None
+            return
+        delay = max(0.0, due - time.monotonic())
+        self._timer = asyncio.get_running_loop().call_later(delay, self.post, events.Ticked())
+
+    def _later(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _report(self, survey: Survey) -> None:
+        host = read_host_memory()
+        whole = Survey(
+            (*survey.readings, host), survey.at, survey.trouble, survey.driver, survey.holders_known
+        )
+        trees = {name: engine.tree for name, engine in self.running.items() if engine.tree}
+        measured, ours = await asyncio.to_thread(measure, trees, whole)
+        self.post(events.DevicesRead(whole, measured, ours))
+
+    # Orders
+
+    @singledispatchmethod
+    def _obey(self, order: Order) -> None:
+        raise TypeError(f"unknown order {order!r}")
+
+    @_obey.register
+    def _(self, order: orders.Spawn) -> None:
+        self._later(self._spawn(order))
+
+    @_obey.register
+    def _(self, order: orders.Terminate) -> None:
+        if (engine := self.running.get(order.incarnation)) and engine.tree:
+            engine.tree.terminate()
+
+    @_obey.register
+    def _(self, order: orders.Kill) -> None:
+        if (engine := self.running.get(order.incarnation)) and engine.tree:
+            engine.kill()
+
+    @_obey.register
+    def _(self, order: orders.Prove) -> None:
+        engine = self.running[order.incarnation]
+        if engine.record.ready:
+            engine.run(engine.prove())
+        else:
+            engine.watch(loading=True)
+
+    @_obey.register
+    def _(self, order: orders.Forget) -> None:
+        if engine := self.running.pop(order.incarnation, None):
+            self._later(self._forget(engine))
+
+    @_obey.register
+    def _(self, order: orders.Survey) -> None:
+        self._later(self._survey())
+
+    @_obey.register
+    def _(self, order: orders.Grant) -> None:
+        waiting = self._leases.get(order.lease)
+        if waiting and not waiting.done():
+            waiting.set_result(order)
+
+    @_obey.register
+    def _(self, order: orders.Refuse) -> None:
+        waiting = self._leases.get(order.lease)
+        if waiting and not waiting.done():
+            waiting.set_exception(order.error)
+
+    @_obey.register
+    def _(self, order: orders.Answer) -> None:
+        waiting = self._tickets.get(order.ticket)
+        if waiting is None or waiting.done():
+            return
+        if order.error:
+            waiting.set_exception(order.error)
+        else:
+            waiting.set_result(order.message)
+
+    @_obey.register
+    def _(self, order: orders.Note) -> None:
+        if order.event == "engine_ready":
+            self._on_ready(self.fleet.engines[order.profile or ""].incarnation or "")
+        if order.event == "adoption_failed":
+            self._let_go(order)
+        log(order.event, order.level, profile=order.profile, message=order.message, **order.facts)
+
+    def _on_ready(self, incarnation: str) -> None:
+        if engine := self.running.get(incarnation):
+            engine.watch_health()
+            if not engine.record.ready:
+                engine.run(engine.remember(ready=True))
+
+    def _let_go(self, order: orders.Note) -> None:
+        for engine in list(self.running.values()):
+            if engine.profile.name == order.profile:
+                del self.running[engine.name]
+                self.strays.append(Stray(engine.name, engine.profile.name, engine.pid, order.message))
+                self._later(engine.close())
+
+    async def _survey(self) -> None:
+        await self._report(await self.gpus.read())
+
+    async def _spawn(self, order: orders.Spawn) -> None:
+        """Record first, then start: a daemon that dies in between leaves a record to look for."""
+        profile, key = self.config.profiles[order.profile], secrets.token_hex(32)
+        socket = self.journal.socket(order.incarnation)
+        argv = command.argv(profile, self.config, socket, order.utilization)
+        group = cgroup.create(self.group, order.incarnation) if self.group else None
+        record = Record(
+            incarnation=order.incarnation,
+            profile=profile.name,
+            models=command.served_names(profile),
+            key=key,
+            boot_id=procfs.boot_id(),
+            pid=None,
+            start_time=None,
+            session=None,
+            cgroup=str(group) if group else None,
+            spawned_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            argv=argv,
+            log=str(self.log_path(profile.name)),
+            devices=order.devices,
+            ready=False,
+        )
+        engine = Incarnation(record, profile, self.config, self.journal, self.post)
+        self.running[order.incarnation] = engine
+        try:
+            directory = await asyncio.to_thread(self.journal.prepare, order.incarnation)
+            await engine.remember()
+            await asyncio.to_thread(engine.mark_log)
+            env = command.environment(
+                profile, self.config, os.environ, directory=directory, key=key, indices=order.indices
+            )
+            engine.tree = await process.spawn(
+                process.Launch(order.incarnation, argv, env, directory, engine.log, group)
+            )
+            found = engine.tree.identity
+            await engine.remember(pid=found.pid, start_time=found.start_time, session=found.session)
+        except (LlmdError, OSError) as error:
+            if engine.tree is None:
+                self.post(events.SpawnFailed(order.incarnation, str(error)))
+                return
+            log("record_not_written", "ERROR", profile=profile.name, message=str(error))
+        engine.watch(loading=True)
+        stopped = self.fleet.engines[order.profile]
+        if stopped.incarnation == order.incarnation and stopped.terminated:
+            engine.tree.terminate()
+
+    async def _forget(self, engine: Incarnation) -> None:
+        await engine.close()
+        await asyncio.to_thread(self.journal.forget, engine.name)
+
+    # Adoption
+
+    async def adopt(self) -> None:
+        """Take back the engines of an earlier daemon; report what cannot be proven ours."""
+        records, damages = await asyncio.to_thread(self.journal.records)
+        for damage in damages:
+            self.strays.append(Stray(damage.incarnation, None, None, damage.reason))
+            log("record_damaged", "WARNING", path=str(damage.path), message=damage.reason)
+        for record in records:
+            await self._adopt(record)
+
+    async def _adopt(self, record: Record) -> None:
+        group = Path(record.cgroup) if record.cgroup else None
+        identity = record.identity()
+        if identity is None:
+            identity = await asyncio.to_thread(process.find, record.incarnation, group)
+        profile = self.config.profiles.get(record.profile)
+        if identity is None:
+            await asyncio.to_thread(self.journal.forget, record.incarnation)
+            return
+        if profile is None or self.fleet.engines[record.profile].incarnation:
+            why = "its profile is no longer configured" if profile is None else "its profile runs already"
+            self.strays.append(Stray(record.incarnation, record.profile, record.pid, why))
+            return
+        alive = True
+        try:
+            tree = await asyncio.to_thread(process.adopt, identity)
+        except process.NotOurs as error:
+            log("engine_gone", "WARNING", profile=record.profile, message=error.message)
+            tree, alive = await asyncio.to_thread(process.remains, identity), False
+        engine = Incarnation(record, profile, self.config, self.journal, self.post, tree)
+        self.running[record.incarnation] = engine
+        if record.pid is None and alive:
+            await engine.remember(pid=identity.pid, start_time=identity.start_time, session=identity.session)
+        self.post(events.Found(record.profile, record.incarnation, record.devices, alive))
+
+    # What the web and the command line ask for
+
+    @asynccontextmanager
+    async def lease(self, ask: Ask, patience: float | None = None) -> AsyncIterator[Lease]:
+        """The right to use an engine for `ask`, waited for at most `patience` seconds. Raises LlmdError."""
+        name, began = secrets.token_hex(8), time.monotonic()
+        waiting: asyncio.Future[orders.Grant] = asyncio.get_running_loop().create_future()
+        self._leases[name] = waiting
+        self.post(events.Arrived(name, ask, self.config.server.max_wait if patience is None else patience))
+        try:
+            grant = await waiting
+            engine = self.running.get(grant.incarnation)
+            if engine is None:
+                raise EngineFailed(f"{grant.profile} ended just now", retry_after=5)
+            yield Lease(grant.profile, grant.reason, time.monotonic() - began, engine)
+        finally:
+            del self._leases[name]
+            if name in self.fleet.leases or name in self.fleet.queues:
+                self.post(events.Left(name))
+
+    async def start(self, profile: str) -> str:
+        return await self._ask(profile, lambda ticket: events.StartAsked(ticket, profile))
+
+    async def stop(self, profile: str, *, at_once: bool = False) -> str:
+        return await self._ask(profile, lambda ticket: events.StopAsked(ticket, profile, at_once))
+
+    async def _ask(self, profile: str, event: Callable[[str], Event]) -> str:
+        if profile not in self.config.profiles:
+            known = ", ".join(self.config.profiles)
+            raise ModelNotFound(f"no profile {profile!r}; there are: {known}")
+        ticket = secrets.token_hex(8)
+        waiting: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._tickets[ticket] = waiting
+        self.post(event(ticket))
+        try:
+            return await waiting
+        finally:
+            del self._tickets[ticket]
+            self.post(events.TicketDropped(ticket))
+
+    def log_path(self, profile: str) -> Path:
+        return self.config.server.state_dir / "logs" / f"{profile}.log"
+
+    def status(self) -> dict[str, Any]:
+        """All that is known now, as JSON."""
+        pids = {name: engine.pid for name, engine in self.running.items()}
+        body = describe(self.fleet, pids, self.strays, self.log_path, time.monotonic())
+        uptime = time.monotonic() - self.started_at
+        body["daemon"] = {"pid": os.getpid(), "uptime_s": round(uptime, 1), **self.announce()}
+        return body

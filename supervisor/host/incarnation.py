@@ -1,0 +1,184 @@
+"""One running engine as the shell holds it: its tree, its record, its socket, and the watchers that report.
+
+Facts go out through `post`; nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from supervisor.config import Config, Profile
+from supervisor.core import events
+from supervisor.core.events import Event
+from supervisor.core.progress import read_progress
+from supervisor.host import enginelog, probe
+from supervisor.host.journal import Journal, Record
+from supervisor.host.process import Tree
+
+READY_PAUSE = 0.25
+UNHEALTHY_AFTER = 3
+MARKER = "--- llmd starts incarnation"
+TAIL_LINES = 60
+KILL_AGAIN = 5.0
+
+Post = Callable[[Event], None]
+
+
+@dataclass(slots=True)
+class Incarnation:
+    record: Record
+    profile: Profile
+    config: Config
+    journal: Journal
+    post: Post
+    tree: Tree | None = None
+    session: aiohttp.ClientSession | None = None
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        return self.record.incarnation
+
+    @property
+    def socket(self) -> Path:
+        return self.journal.socket(self.name)
+
+    @property
+    def pid(self) -> int | None:
+        return self.record.pid
+
+    @property
+    def log(self) -> Path:
+        return Path(self.record.log)
+
+    def tail(self) -> tuple[str, ...]:
+        """The last lines that this incarnation wrote, none of an earlier one's."""
+        lines = enginelog.tail(self.log, TAIL_LINES)
+        starts = [number for number, line in enumerate(lines) if line.startswith(MARKER)]
+        return tuple(lines[starts[-1] + 1 :] if starts else lines)
+
+    def mark_log(self) -> None:
+        """Write where this incarnation's lines begin."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        log = enginelog.open_append(self.log)
+        try:
+            os.write(log, f"{MARKER} {self.name} of {self.profile.name}\n".encode())
+        finally:
+            os.close(log)
+
+    def open_session(self) -> aiohttp.ClientSession:
+        """The pool of connections that requests to this engine share."""
+        if self.session is None:
+            self.session = aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(path=str(self.socket), limit=0, keepalive_timeout=60),
+                headers={"Authorization": f"Bearer {self.record.key}"},
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
+                auto_decompress=False,
+                read_bufsize=1 << 18,
+            )
+        return self.session
+
+    # Watching
+
+    def watch(self, *, loading: bool) -> None:
+        """Report exit, and, while it loads, progress and readiness. Call once the tree is held."""
+        self._spawn(self._watch_exit())
+        self._spawn(enginelog.keep(self.log, self.config.engine.log_size))
+        if loading:
+            self._spawn(self._watch_loading())
+
+    def watch_health(self) -> None:
+        self._spawn(self._watch_health())
+
+    def kill(self) -> None:
+        self._spawn(self._kill())
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        self._spawn(work)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watch_exit(self) -> None:
+        assert self.tree is not None
+        code = await self.tree.exited()
+        self.post(events.Exited(self.name, code, await asyncio.to_thread(self.tail)))
+
+    async def _watch_loading(self) -> None:
+        progress = asyncio.create_task(self._report_progress(self.log.stat().st_size))
+        try:
+            await self._until_ready()
+        finally:
+            progress.cancel()
+        self.post(events.ProbePassed(self.name))
+
+    async def _report_progress(self, offset: int) -> None:
+        async for line in enginelog.follow(self.log, offset):
+            self.post(events.Progressed(self.name, read_progress(line)))
+
+    async def _until_ready(self) -> None:
+        """Ready is `/health` and one real request: an engine may be healthy and die of its first request."""
+        while True:
+            if self.socket.exists() and await probe.health(self.socket, self.record.key):
+                with contextlib.suppress(probe.ProbeFailed):
+                    await probe.tiny_request(
+                        self.socket, self.record.key, self.profile.task, self.record.models[0]
+                    )
+                    return
+            await asyncio.sleep(READY_PAUSE)
+
+    async def _watch_health(self) -> None:
+        failed = 0
+        while failed < UNHEALTHY_AFTER:
+            await asyncio.sleep(self.config.engine.health_interval)
+            failed = 0 if await probe.health(self.socket, self.record.key) else failed + 1
+        self.post(events.Unhealthy(self.name, f"{failed} health probes in a row failed"))
+
+    async def _kill(self) -> None:
+        assert self.tree is not None
+        while survivors := await self.tree.kill():
+            self.post(events.Unkillable(self.name, tuple(sorted(survivors))))
+            await asyncio.sleep(KILL_AGAIN)
+        self.post(events.TreeGone(self.name))
+
+    async def prove(self) -> None:
+        """Whether an adopted tree is the engine we left: socket, key, names, and who listens."""
+        assert self.tree is not None
+        try:
+            names = await probe.models(self.socket, self.record.key)
+            listener = await asyncio.to_thread(probe.listener, self.socket)
+            if not set(self.record.models) <= set(names):
+                raise probe.ProbeFailed(f"{self.socket} serves {', '.join(names)}")
+            if listener not in await asyncio.to_thread(self.tree.members):
+                raise probe.ProbeFailed(f"{self.socket} is held by pid {listener}, not by the engine")
+        except probe.ProbeFailed as error:
+            self.post(events.AdoptionFailed(self.name, error.message))
+            return
+        self.watch(loading=False)
+        self.post(events.ProbePassed(self.name))
+
+    # Ends
+
+    async def remember(self, **changes: Any) -> None:
+        self.record = replace(self.record, **changes)
+        await asyncio.to_thread(self.journal.write, self.record)
+
+    async def close(self) -> None:
+        """Stop watching; the engine itself is not touched."""
+        for task in list(self._tasks):
+            if task is not asyncio.current_task():
+                task.cancel()
+        if self.session is not None:
+            await self.session.close()
+        if self.tree is not None:
+            self.tree.close()
