@@ -122,16 +122,19 @@ class Daemon:
         """Tell the core the mode, now and at every change. Wall clock: calendars are about nothing else."""
         if not self.config.modes:
             return
+        told: tuple[str | None, ...] | None = None
         while True:
-            now = datetime.now(UTC)
-            mode, following, when = timetable.current(self.config.modes, now)
+            mode, following, when = timetable.current(self.config.modes, datetime.now(UTC))
             until = when.strftime("%Y-%m-%d %H:%M %Z") if when else None
-            self.driver.post(events.ModeChanged(mode, following, until))
-            log("mode", mode=mode, next=following, until=until)
+            if told != (mode, following, until):
+                told = (mode, following, until)
+                self.driver.post(events.ModeChanged(mode, following, until))
+                log("mode", mode=mode, next=following, until=until)
             if when is None:
                 return
-            while (left := (when - datetime.now(UTC)).total_seconds()) > 0:
-                await asyncio.sleep(min(left, 60.0))
+            left = (when - datetime.now(UTC)).total_seconds()
+            # In short sleeps: the wall clock may be set, and a suspended host sleeps longer than it thinks.
+            await asyncio.sleep(max(0.1, min(left, 60.0)))
 
     async def _tell_systemd(self) -> None:
         """Watchdog and status line; a stalled loop falls silent and systemd restarts the daemon."""

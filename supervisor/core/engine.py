@@ -48,7 +48,8 @@ class Engine:
     """The stop began before it was ready: vLLM then swallows the first SIGTERM."""
     terminated: int = 0
     """SIGTERMs sent to this incarnation."""
-    tree_gone: bool = False
+    gone_at: float | None = None
+    """When the last process of the tree was gone."""
     survivors: tuple[int, ...] = ()
 
     failure: Failure | None = None
@@ -104,7 +105,7 @@ class Engine:
         self.measured.clear()
         self.before.clear()
         self.progress = self.loading_since = self.idle_since = None
-        self.terminated, self.tree_gone, self.survivors = 0, False, ()
+        self.terminated, self.gone_at, self.survivors = 0, None, ()
         self.was_loading = False
 
     def __repr__(self) -> str:

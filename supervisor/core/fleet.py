@@ -174,6 +174,7 @@ class Fleet:
             engine.load_seconds = self.now - engine.loading_since
         engine.step(Step.SERVE, self.now)
         engine.last_used, engine.progress, engine.last_failure = self.now, None, None
+        engine.wanted = False
         self._rest(engine)
         self._note("engine_ready", engine, f"{engine.name} is ready", seconds=engine.load_seconds)
         for ticket in self._taken(engine.start_tickets):
@@ -200,9 +201,8 @@ class Fleet:
     def _(self, event: events.TreeGone) -> None:
         engine = self._current(event.incarnation)
         if engine and engine.state is State.SETTLING:
-            engine.tree_gone, engine.survivors = True, ()
-            self._settle(engine)
-            self._out.append(orders.Survey())
+            engine.survivors = ()
+            self._tree_is_gone(engine)
 
     @_on.register
     def _(self, event: events.Unkillable) -> None:
@@ -389,7 +389,7 @@ class Fleet:
         if engine.state is not State.STOPPING:
             self._remember_before(engine)
         engine.step(Step.EXIT, self.now)
-        engine.failure, engine.tree_gone = failure, tree_gone
+        engine.failure, engine.gone_at = failure, None
         engine.leases.clear()
         engine.deadline = self.now + self.config.engine.settle_timeout
         if not tree_gone:
@@ -401,7 +401,15 @@ class Fleet:
             if not was_ready:
                 self._tell_waiters(engine, failure)
         if tree_gone:
+            self._tree_is_gone(engine)
+
+    def _tree_is_gone(self, engine: Engine) -> None:
+        """Host memory is back with its processes; of a GPU only a reading taken from now on is proof."""
+        engine.gone_at = self.now
+        if set(engine.devices) <= {HOST}:
             self._settle(engine)
+        else:
+            self._out.append(orders.Survey())
 
     def _tell_waiters(self, engine: Engine, failure: Failure) -> None:
         """It never came up: those who waited for it try their other candidates, or hear why."""
@@ -421,7 +429,8 @@ class Fleet:
 
     def _settle(self, engine: Engine) -> None:
         """Over once the tree is empty and every device shows the memory back."""
-        if not engine.tree_gone or not all(self._is_back(engine, device) for device in engine.devices):
+        gone_at = engine.gone_at
+        if gone_at is None or not all(self._is_back(engine, device, gone_at) for device in engine.devices):
             return
         for device in engine.devices:
             self.ledger.quarantined.pop(device, None)
@@ -435,12 +444,12 @@ class Fleet:
             self._follow_up(engine, failure)
         self._answer_stopped(engine)
 
-    def _is_back(self, engine: Engine, device: str) -> bool:
-        """Host memory is back when its processes are gone; a GPU must show it (see `before`)."""
+    def _is_back(self, engine: Engine, device: str, gone_at: float) -> bool:
+        """Whether the device shows the memory back, held against `before`."""
         if device == HOST:
             return True
         reading = self.ledger.reading(device)
-        if reading is None or reading.trouble or reading.at < engine.since:
+        if reading is None or reading.trouble or reading.at < gone_at:
             return False
         used, measured, orphaned = engine.before.get(device, (reading.total, 0, reading.total))
         named = self.ledger.survey.holders_known
