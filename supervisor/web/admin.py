@@ -1,0 +1,189 @@
+"""The admin API: JSON on a Unix socket, for the people of this host. Who connects is asked of the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import os
+import pwd
+import socket
+import stat
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from supervisor.config import Config
+from supervisor.errors import (
+    BadRequest,
+    EngineFailed,
+    LlmdError,
+    ModelNotFound,
+    OperatorError,
+    RouteNotFound,
+    Unauthorized,
+)
+from supervisor.web.driving import Driver
+from supervisor.web.server import quiet_logger
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_LOOK_AGAIN = 0.25
+_MODE = 0o660
+_TAIL = 1 << 20
+"""Bytes of a log that are searched for its last lines."""
+
+
+class AdminServer:
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._path = driver.config.server.admin_socket
+        self._runner = web.AppRunner(
+            self._app(), handler_cancellation=True, access_log=None, shutdown_timeout=1, logger=quiet_logger()
+        )
+
+    def _app(self) -> web.Application:
+        app = web.Application(middlewares=[self._guard])
+        app.router.add_get("/status", self._status)
+        app.router.add_post("/profiles/{name:.+}/start", self._start)
+        app.router.add_post("/profiles/{name:.+}/stop", self._stop)
+        app.router.add_get("/profiles/{name:.+}/logs", self._logs)
+        return app
+
+    async def open(self) -> None:
+        """Replaces a socket left by an earlier daemon. Raises OperatorError where it cannot be made."""
+        await self._runner.setup()
+        listener = _bound(self._path, self._driver.config.server.admin_group)
+        await web.SockSite(self._runner, listener).start()
+
+    async def close(self) -> None:
+        await self._runner.cleanup()
+        self._path.unlink(missing_ok=True)
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            _admit(request, self._path)
+            return await handler(request)
+        except LlmdError as error:
+            return _refusal(error)
+        except web.HTTPException as error:
+            return _refusal(RouteNotFound(f"{request.method} {request.path}: {error.reason}"))
+
+    async def _status(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response(self._driver.status())
+
+    async def _start(self, request: web.Request) -> web.StreamResponse:
+        profile = profile_named(request.match_info["name"], self._driver.config)
+        return web.json_response({"message": await self._driver.start(profile)})
+
+    async def _stop(self, request: web.Request) -> web.StreamResponse:
+        profile = profile_named(request.match_info["name"], self._driver.config)
+        at_once = request.query.get("now") == "1"
+        return web.json_response({"message": await self._driver.stop(profile, at_once=at_once)})
+
+    async def _logs(self, request: web.Request) -> web.StreamResponse:
+        path = self._driver.log_path(profile_named(request.match_info["name"], self._driver.config))
+        lines = request.query.get("lines", "100")
+        if not lines.isdecimal() or len(lines) > 9:
+            raise BadRequest(f"lines={lines!r} is no number of lines", param="lines")
+        response = web.StreamResponse(headers={"Content-Type": "text/plain; charset=utf-8"})
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionResetError):  # the reader has seen enough
+            await _send_log(response, path, int(lines), request.query.get("follow") == "1")
+        return response
+
+
+def profile_named(name: str, config: Config) -> str:
+    """A profile's own name, or the name of a model that one profile alone serves. Raises ModelNotFound."""
+    if name in config.profiles:
+        return name
+    serving = [profile.name for profile in config.profiles.values() if profile.model == name]
+    if len(serving) == 1:
+        return serving[0]
+    if serving:
+        raise ModelNotFound(f"several profiles serve {name!r}; name one of: {', '.join(serving)}")
+    raise ModelNotFound(f"no profile is called {name!r}; there are: {', '.join(config.profiles) or 'none'}")
+
+
+async def _send_log(response: web.StreamResponse, path: Path, lines: int, follow: bool) -> None:
+    text, position = _last_lines(path, lines)
+    await response.write(text)
+    while follow:
+        await asyncio.sleep(_LOOK_AGAIN)
+        text, position = _since(path, position)
+        if text:
+            await response.write(text)
+
+
+def _last_lines(path: Path, count: int) -> tuple[bytes, int]:
+    """The last lines of a log, and how long it is. A log that is not there yet is empty."""
+    text, size = _since(path, max(0, _size(path) - _TAIL))
+    return b"".join(text.splitlines(keepends=True)[-count:] if count else []), size
+
+
+def _since(path: Path, position: int) -> tuple[bytes, int]:
+    if _size(path) < position:  # cut to start anew
+        position = 0
+    try:
+        with path.open("rb") as log:
+            log.seek(position)
+            text = log.read(_TAIL)
+    except FileNotFoundError:
+        return b"", 0
+    return text, position + len(text)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _bound(path: Path, group: str | None) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_socket():
+            path.unlink()
+        before = os.umask(0o777 & ~_MODE)  # never open to others, not even for a moment
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        if group is not None:
+            os.chown(path, -1, grp.getgrnam(group).gr_gid)
+    except (OSError, KeyError) as error:
+        listener.close()
+        raise OperatorError(f"cannot open the admin socket {path}: {error}") from error
+    return listener
+
+
+def _admit(request: web.Request, path: Path) -> None:
+    """root, llmd's own user, and members of the socket's group. Raises Unauthorized."""
+    peer = request.transport.get_extra_info("socket") if request.transport else None
+    if peer is None:
+        raise Unauthorized("the connection has gone")
+    _, uid, gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if not may_administer(uid, gid, path.stat()):
+        raise Unauthorized("this user may not administer llmd: join the group of its admin socket")
+
+
+def may_administer(uid: int, gid: int, admin_socket: os.stat_result) -> bool:
+    if uid in (0, os.getuid()):
+        return True
+    member = admin_socket.st_gid in _groups(uid, gid)
+    return member and bool(admin_socket.st_mode & stat.S_IWGRP)
+
+
+def _groups(uid: int, gid: int) -> list[int]:
+    try:
+        return os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+    except KeyError:  # a user without an entry has the group it came with
+        return [gid]
+
+
+def _refusal(error: LlmdError) -> web.Response:
+    log = list(error.log) if isinstance(error, EngineFailed) else []
+    body = {"error": {"message": error.message, "code": error.code, "log": log}}
+    return web.json_response(body, status=error.status)

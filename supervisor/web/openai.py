@@ -1,0 +1,104 @@
+"""OpenAI's shapes: what a request asks for, how an error reads, what the list of models says. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from supervisor.config import Config
+from supervisor.core.routing import Ask
+from supervisor.errors import BadRequest, EngineFailed, LlmdError
+
+LONGEST_RETRY = 60
+"""Seconds; openai-node takes a longer Retry-After for a mistake and ignores it."""
+
+_LETTERS_PER_TOKEN = 4
+_LOG_LINES = 12
+_NOT_TEXT = frozenset({"type", "role", "image_url", "input_audio", "audio_url", "video_url", "file"})
+
+
+class _Body(msgspec.Struct):
+    model: str
+    messages: Any = None
+    prompt: Any = None
+    input: Any = None
+    query: Any = None
+    documents: Any = None
+    tools: Any = None
+
+
+_decoder = msgspec.json.Decoder(_Body)
+
+
+def read_ask(body: bytes, source: str, tasks: frozenset[str]) -> Ask:
+    """The ask in a request's JSON; its tokens are a guess from the letters. Raises BadRequest."""
+    try:
+        read = _decoder.decode(body)
+        letters = _letters([read.messages, read.prompt, read.input, read.query, read.documents, read.tools])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"the body is not the JSON expected here: {error}") from None
+    except RecursionError:
+        raise BadRequest("the body is nested too deeply") from None
+    return Ask(read.model, source, letters // _LETTERS_PER_TOKEN, tasks)
+
+
+def _letters(value: object) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, list):
+        return sum(map(_letters, value))
+    if isinstance(value, dict):
+        return sum(_letters(part) for key, part in value.items() if key not in _NOT_TEXT)
+    return 0 if value is None else _LETTERS_PER_TOKEN  # prompts may be token ids
+
+
+def error_body(error: LlmdError) -> dict[str, Any]:
+    """`{"error": ...}`; its message is all that most people ever see, so it says everything."""
+    return {
+        "error": {"message": _message(error), "type": error.type, "param": error.param, "code": error.code}
+    }
+
+
+def _message(error: LlmdError) -> str:
+    message = error.message
+    if error.retry_after is not None and error.retry_after > LONGEST_RETRY:
+        message += f" (try again in about {math.ceil(error.retry_after)} s)"
+    if isinstance(error, EngineFailed) and error.log:
+        message += "\nThe engine's last lines:\n" + "\n".join(error.log[-_LOG_LINES:])
+    return message
+
+
+def error_headers(error: LlmdError) -> dict[str, str]:
+    """When to try again, or that it would not help: clients try three times unless told."""
+    if error.retry_after is None:
+        return {"x-should-retry": "false"}
+    return {"Retry-After": str(max(1, min(LONGEST_RETRY, math.ceil(error.retry_after))))}
+
+
+def model_entries(
+    config: Config, engines: Sequence[Mapping[str, Any]], created: int
+) -> dict[str, dict[str, Any]]:
+    """Every name that can be asked for, models first, cold ones too; `engines` are the status's."""
+    state = {engine["profile"]: engine for engine in engines}
+    names: dict[str, list[str]] = {}
+    for profile in config.profiles.values():
+        names.setdefault(profile.model, []).append(profile.name)
+    for name in config.profiles:
+        names[name] = [name]  # where a model is called the same, asking for it gives this profile too
+    return {name: _entry(name, [state.get(p, {}) for p in served], created) for name, served in names.items()}
+
+
+def _entry(name: str, engines: list[Mapping[str, Any]], created: int) -> dict[str, Any]:
+    states = [engine.get("state", "cold") for engine in engines]
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "llmd",
+        "name": name,
+        "max_model_len": max((engine.get("max_model_len") or 0 for engine in engines), default=0) or None,
+        "status": {"value": "ready" if "ready" in states else states[0]},
+    }

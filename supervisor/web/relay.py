@@ -1,0 +1,182 @@
+"""One request to an engine and its answer back, byte for byte as it comes.
+
+A broken answer never ends cleanly: most clients take a stream that just stops for a success. It gets an error
+frame, where it is a stream of events, and its connection is cut.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict
+
+from supervisor.errors import EngineFailed
+from supervisor.web.driving import Lease
+from supervisor.web.openai import error_body
+from supervisor.web.record import Record
+
+_HOP = frozenset(
+    {
+        "connection",
+        "content-length",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+_KEYS = frozenset({"authorization", "x-api-key", "cookie"})
+_PRIVILEGES = frozenset({"x-vllm-priority", "x-data-parallel-rank"})
+_OURS = frozenset({"host", "expect", "accept-encoding", "content-encoding", "x-request-id"})
+_NOT_FOR_ENGINES = _HOP | _KEYS | _PRIVILEGES | _OURS
+"""vLLM grants the privileges to whoever asks; bodies have been decompressed when they come here."""
+_NOT_FOR_CLIENTS = _HOP | {"server", "date", "x-request-id", "request-id", "set-cookie"}
+
+_NO_LIMIT = aiohttp.ClientTimeout(total=None, sock_connect=10)
+_ERROR_FRAME = b'\ndata: {"error"'
+_KEPT = 16 * 1024
+_USAGE = re.compile(rb'"(prompt_tokens|completion_tokens)"\s*:\s*(\d+)')
+
+
+class Passing:
+    """Watches an answer go by: where an event tells of an error, whether the end came, what it cost."""
+
+    def __init__(self, events: bool) -> None:
+        self.events = events
+        self.failed = False  # an error frame went by, whole
+        self._in_error = False
+        self._head = b""
+        self._tail = b"\n"
+
+    def pass_on(self, chunk: bytes) -> bytes:
+        """What of `chunk` may go on: all, or up to the end of an error frame (vLLM sends [DONE] after it)."""
+        before = len(self._tail)
+        seen = self._tail + chunk
+        self._tail = seen[-_KEPT:]
+        self._head += chunk[: _KEPT - len(self._head)]
+        end = self._error_end(seen, before) if self.events else -1
+        self.failed = end >= 0
+        return seen[before:end] if self.failed else chunk
+
+    def _error_end(self, seen: bytes, before: int) -> int:
+        """Where in `seen`, of which `before` bytes went by earlier, an error frame ends; -1 if none does."""
+        start = before - 1
+        if not self._in_error:
+            start = seen.find(_ERROR_FRAME, max(0, before - len(_ERROR_FRAME)))
+            self._in_error = start >= 0
+            start += 1  # the line feed there ends the frame before
+        end = seen.find(b"\n\n", start) if self._in_error else -1
+        return end + 2 if end >= 0 else -1
+
+    def ended(self) -> bool:
+        """Every stream of events ends with [DONE]; one that does not was broken off."""
+        return not self.events or b"data: [DONE]" in self._tail[-64:]
+
+    def usage(self) -> dict[str, int]:
+        """Token counts; near the end of most answers, near the start of a ranking."""
+        for part in (self._tail, self._head):
+            at = part.rfind(b'"usage"')
+            if at >= 0 and (found := _USAGE.findall(part[at:])):
+                return {name.decode(): int(count) for name, count in found}
+        return {}
+
+
+async def relay(request: web.Request, body: bytes, lease: Lease, record: Record) -> web.StreamResponse:
+    """Raises EngineFailed as long as nothing was sent; later the connection is cut."""
+    try:
+        async with lease.session.post(
+            f"http://engine{request.path}",
+            data=body,
+            headers=_to_engine(request.headers, record),
+            timeout=_NO_LIMIT,
+            allow_redirects=False,
+        ) as upstream:
+            first = await upstream.content.readany()
+            if upstream.status in (401, 403):  # our key, not the client's
+                raise _failed(lease, "did not accept llmd's key")
+            return await _answer(request, upstream, first, lease, record)
+    except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+        raise _failed(lease, f"did not answer ({type(error).__name__})") from error
+
+
+async def _answer(
+    request: web.Request, upstream: aiohttp.ClientResponse, first: bytes, lease: Lease, record: Record
+) -> web.StreamResponse:
+    record.first, record.status = time.monotonic(), upstream.status
+    response = web.StreamResponse(status=upstream.status, headers=_to_client(upstream, record))
+    response.content_length = upstream.content_length
+    passing = Passing(upstream.content_type == "text/event-stream")
+    try:
+        await response.prepare(request)
+        broken = await _copy(first, upstream, response, passing)
+        _count(passing, record)
+        if broken is None:
+            await response.write_eof()
+        else:
+            await _cut(request, response, passing, _failed(lease, broken), record)
+    except ConnectionResetError:  # the client left between two writes
+        record.status = 499
+    return response
+
+
+async def _copy(
+    chunk: bytes, upstream: aiohttp.ClientResponse, response: web.StreamResponse, passing: Passing
+) -> str | None:
+    """Until the end, or what went wrong on the engine's side. Raises ConnectionResetError for the client's."""
+    while chunk:
+        await response.write(passing.pass_on(chunk))
+        if passing.failed:
+            return "broke off with an error"
+        try:
+            chunk = await upstream.content.readany()
+        except (aiohttp.ClientError, OSError):
+            return "died in the middle of its answer"
+    return None if upstream.status >= 400 or passing.ended() else "ended its answer too early"
+
+
+async def _cut(
+    request: web.Request, response: web.StreamResponse, passing: Passing, why: EngineFailed, record: Record
+) -> None:
+    record.status, record.error = why.status, why.message
+    if passing.events and not passing.failed:
+        await response.write(b"\n\ndata: " + json.dumps(error_body(why)).encode() + b"\n\n")
+    if request.transport is not None:
+        request.transport.close()  # what is written still goes out; the chunk that ends an answer does not
+
+
+def _count(passing: Passing, record: Record) -> None:
+    usage = passing.usage()
+    record.prompt, record.completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+
+
+def _failed(lease: Lease, what: str) -> EngineFailed:
+    return EngineFailed(f"the engine of {lease.profile} {what}", log=lease.log_tail(), retry_after=5)
+
+
+def _to_engine(headers: Mapping[str, str], record: Record) -> CIMultiDict[str]:
+    kept = _without(headers, _NOT_FOR_ENGINES)
+    kept["Accept-Encoding"] = "identity"
+    kept["X-Request-Id"] = record.request_id
+    # A kept connection that the engine is just closing would look like its death.
+    kept["Connection"] = "close"
+    return kept
+
+
+def _to_client(upstream: aiohttp.ClientResponse, record: Record) -> CIMultiDict[str]:
+    kept = _without(upstream.headers, _NOT_FOR_CLIENTS)
+    kept.update(record.headers())
+    return kept
+
+
+def _without(headers: Mapping[str, str], names: frozenset[str]) -> CIMultiDict[str]:
+    named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
+    return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in names | named)

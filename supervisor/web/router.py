@@ -1,0 +1,148 @@
+"""The public port: who asks, for what, on which engine; every answer and every error in OpenAI's shape.
+
+authenticate -> read the model -> lease -> relay -> release.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from supervisor.errors import BadRequest, BodyTooLarge, ClientError, LlmdError, ModelNotFound, RouteNotFound
+from supervisor.web.auth import Keyring, presented_key
+from supervisor.web.driving import Driver
+from supervisor.web.health import health
+from supervisor.web.metrics import Metrics
+from supervisor.web.openai import error_body, error_headers, model_entries, read_ask
+from supervisor.web.record import Record
+from supervisor.web.relay import relay
+from supervisor.web.routes import ROUTES
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+RECORD = web.RequestKey("record", Record)
+_UNRECORDED = frozenset({"/health", "/metrics"})
+"""Asked every few seconds by machines; a log of them hides the rest."""
+_LEFT = 499
+
+
+class MethodNotAllowed(ClientError):
+    status = 405
+    code = "method_not_allowed"
+
+
+class Router:
+    def __init__(self, driver: Driver, keyring: Keyring) -> None:
+        self._driver, self._keyring = driver, keyring
+        self._metrics = Metrics(driver)
+
+    def app(self) -> web.Application:
+        limit = self._driver.config.server.max_body
+        app = web.Application(middlewares=[self._guard], client_max_size=limit)
+        for path in ROUTES:
+            app.router.add_post(path, self._serve)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/models/{id:.+}", self._model)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._expose)
+        return app
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """The one place where errors become answers and requests become log lines."""
+        record = request[RECORD] = Record.of(request.headers.get("x-request-id"))
+        try:
+            response = await self._answered(request, handler, record)
+        except asyncio.CancelledError:
+            record.status = _LEFT
+            raise
+        finally:
+            if request.path not in _UNRECORDED:
+                self._note(record)
+        return response
+
+    async def _answered(self, request: web.Request, handler: Handler, record: Record) -> web.StreamResponse:
+        try:
+            response = await handler(request)
+        except LlmdError as error:
+            return _refusal(error, record)
+        except web.HTTPException as error:
+            return _refusal(_translated(error, request), record, _allowed(error))
+        if record.first is None:  # else the relay has told what became of it
+            record.status = response.status
+        if not response.prepared:
+            response.headers.update(record.headers())
+        return response
+
+    def _note(self, record: Record) -> None:
+        record.write()
+        profile = self._driver.config.profiles.get(record.profile or "")
+        self._metrics.count(record, profile.model if profile else "")
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        record = request[RECORD]
+        record.source = self._source(request)
+        body = await _body(request)
+        ask = read_ask(body, record.source, ROUTES[request.path])
+        record.model = ask.model[:200]
+        async with self._driver.lease(ask) as lease:
+            record.profile, record.queued = lease.profile, lease.queued
+            return await relay(request, body, lease, record)
+
+    def _source(self, request: web.Request) -> str:
+        if any(len(request.headers.getall(name, [])) > 1 for name in ("Authorization", "x-api-key")):
+            raise BadRequest("more than one API key given: send one")
+        return self._keyring.identify(presented_key(request.headers))
+
+    async def _models(self, request: web.Request) -> web.StreamResponse:
+        request[RECORD].source = self._source(request)
+        return web.json_response({"object": "list", "data": list(self._entries().values())})
+
+    async def _model(self, request: web.Request) -> web.StreamResponse:
+        request[RECORD].source = self._source(request)
+        name, entries = request.match_info["id"], self._entries()
+        if name not in entries:
+            raise ModelNotFound(f"model {name!r} is not configured here; there are: {', '.join(entries)}")
+        return web.json_response(entries[name])
+
+    def _entries(self) -> dict[str, dict[str, object]]:
+        created = int(time.time() - (time.monotonic() - self._driver.started_at))
+        return model_entries(self._driver.config, self._driver.status()["engines"], created)
+
+    async def _health(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response(health(self._driver.status()))
+
+    async def _expose(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def _body(request: web.Request) -> bytes:
+    try:
+        return await request.read()
+    except (web.RequestPayloadError, ValueError) as error:  # a length or a compression that does not hold
+        raise BadRequest(f"the body could not be read: {type(error).__name__}") from None
+
+
+def _translated(error: web.HTTPException, request: web.Request) -> LlmdError:
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return BodyTooLarge("the body is larger than server.max_body allows")
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return MethodNotAllowed(f"{request.path} takes {allowed}, not {request.method}")
+    if isinstance(error, web.HTTPNotFound):
+        return RouteNotFound(f"{request.method} {request.path} is not served here")
+    return BadRequest(error.reason)
+
+
+def _allowed(error: web.HTTPException) -> dict[str, str]:
+    return {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+
+
+def _refusal(error: LlmdError, record: Record, more: Mapping[str, str] | None = None) -> web.Response:
+    record.status, record.error = error.status, error.code
+    headers = {**error_headers(error), **record.headers(), **(more or {})}
+    return web.json_response(error_body(error), status=error.status, headers=headers)

@@ -1,0 +1,114 @@
+"""The public port's sockets: opened, waited for where the tailnet is not up yet, closed in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from supervisor.errors import OperatorError
+from supervisor.host.logbook import log
+from supervisor.host.tailnet import resolve
+from supervisor.web.auth import Keyring
+from supervisor.web.driving import Driver
+from supervisor.web.router import Router
+
+_LOOK_AGAIN = 5.0
+"""Seconds between looks for the tailnet's address; nothing announces it."""
+
+
+class Server:
+    """`listening` are URLs that are open, `waiting_for` the addresses, as configured, that are not there yet."""
+
+    def __init__(self, driver: Driver, keyring: Keyring) -> None:
+        self._config = driver.config.server
+        # Without handler_cancellation a request runs on after its client left.
+        self._runner = web.AppRunner(
+            Router(driver, keyring).app(),
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=self._config.drain,
+            logger=quiet_logger(),
+        )
+        self._waiters: list[asyncio.Task[None]] = []
+        self.listening: list[str] = []
+        self.waiting_for: list[str] = []
+
+    async def open(self) -> None:
+        """Raises OperatorError where an address cannot be had."""
+        await self._runner.setup()
+        for listen in self._config.listen:
+            if not await self._listen(listen):
+                self.waiting_for.append(listen)
+                self._waiters.append(asyncio.create_task(self._wait_for(listen), name=f"listen {listen}"))
+
+    async def _listen(self, listen: str) -> bool:
+        address = resolve(listen)
+        if address is None:
+            return False
+        site = web.TCPSite(self._runner, *address)
+        try:
+            await site.start()
+        except OSError as error:
+            raise OperatorError(f"cannot listen on {listen}: {error.strerror or error}") from error
+        self.listening.append(_url(address[0], site))
+        return True
+
+    async def _wait_for(self, listen: str) -> None:
+        log("waiting for the tailnet", listen=listen)
+        while True:
+            await asyncio.sleep(_LOOK_AGAIN)
+            if await self._listened(listen):
+                break
+        self.waiting_for.remove(listen)
+        log("listening", listen=listen, url=self.listening[-1])
+
+    async def _listened(self, listen: str) -> bool:
+        try:
+            return await self._listen(listen)
+        except OperatorError as error:  # an address may be seen before it can be bound
+            log("cannot listen yet", "WARNING", listen=listen, error=error.message)
+            return False
+
+    async def stop_accepting(self) -> None:
+        """No new connections; what is in flight goes on."""
+        for waiter in self._waiters:
+            waiter.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await waiter
+        self._waiters.clear()
+        for site in list(self._runner.sites):
+            await site.stop()
+        self.listening.clear()
+        self.waiting_for.clear()
+
+    async def close(self) -> None:
+        """Wait `server.drain` for what is in flight, then cut it off."""
+        await self.stop_accepting()
+        await self._runner.cleanup()
+
+
+def _url(host: str, site: web.TCPSite) -> str:
+    """With the port that the system gave, where 0 was asked for."""
+    server = site._server
+    sockets = getattr(server, "sockets", None)
+    port = sockets[0].getsockname()[1] if sockets else site._port
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _NotTheClients(logging.Filter):
+    """aiohttp logs a traceback for each malformed request: anyone could fill the disk."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+def quiet_logger() -> logging.Logger:
+    """For aiohttp: what is a bug of ours is logged, what is a client's fault is not."""
+    logger = logging.getLogger("llmd.http")
+    if not logger.filters:
+        logger.addFilter(_NotTheClients())
+    return logger

@@ -1,0 +1,145 @@
+"""OpenAI's shapes, as functions of what goes in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.config import Config, Profile
+from supervisor.errors import BadRequest, EngineFailed, LlmdError, NotAvailable, Overloaded
+from supervisor.web.openai import error_body, error_headers, model_entries, read_ask
+from supervisor.web.relay import Passing
+
+TASKS = frozenset({"generate"})
+DEEP = b'{"model": "m", "prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+
+
+def ask_tokens(**body: Any) -> int:
+    return read_ask(json.dumps({"model": "llama", **body}).encode(), "webui", TASKS).tokens
+
+
+def test_an_ask_names_model_source_and_tasks() -> None:
+    ask = read_ask(b'{"model": "llama", "unknown": [1, {}]}', "webui", TASKS)
+    assert (ask.model, ask.source, ask.tokens, ask.tasks) == ("llama", "webui", 0, TASKS)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"role": "user", "content": "x" * 4000}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x" * 4000}]}]},
+        {"prompt": "x" * 4000},
+        {"prompt": list(range(1000))},
+        {"input": ["x" * 2000, "x" * 2000]},
+        {"query": "x" * 2000, "documents": ["x" * 2000]},
+    ],
+)
+def test_tokens_are_guessed_from_all_text(body: dict[str, Any]) -> None:
+    assert ask_tokens(**body) == 1000
+
+
+def test_images_are_no_text() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:" + "x" * 10_000}}
+    assert ask_tokens(messages=[{"role": "user", "content": [image]}]) == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"{}", b'{"model": 3}', b'{"model": null}', b'\xff\xfe{"model"', b"[" * 100_000, DEEP],
+)
+def test_what_is_no_request_is_refused(body: bytes) -> None:
+    with pytest.raises(BadRequest):
+        read_ask(body, "webui", TASKS)
+
+
+def test_an_error_has_openais_four_fields() -> None:
+    said = error_body(BadRequest("no", param="model"))
+    assert said == {
+        "error": {
+            "message": "no",
+            "type": "invalid_request_error",
+            "param": "model",
+            "code": "invalid_request",
+        }
+    }
+
+
+def test_a_dead_engines_last_lines_are_told() -> None:
+    message = error_body(EngineFailed("died", log=["first", "out of memory"]))["error"]["message"]
+    assert message.startswith("died\n")
+    assert message.endswith("out of memory")
+
+
+@pytest.mark.parametrize(
+    ("error", "headers"),
+    [
+        (Overloaded("full", retry_after=0.2), {"Retry-After": "1"}),
+        (Overloaded("full", retry_after=7.2), {"Retry-After": "8"}),
+        (NotAvailable("night", retry_after=3600), {"Retry-After": "60"}),
+        (NotAvailable("too large"), {"x-should-retry": "false"}),
+    ],
+)
+def test_when_to_try_again(error: LlmdError, headers: dict[str, str]) -> None:
+    assert error_headers(error) == headers
+
+
+def test_a_longer_wait_is_told_in_words() -> None:
+    assert "about 3600 s" in error_body(NotAvailable("night", retry_after=3600))["error"]["message"]
+
+
+def test_models_and_profiles_are_listed_cold_ones_too() -> None:
+    profiles = {
+        name: Profile(name=name, model="llama", weights="w", gpus=(0,)) for name in ("llama_0", "llama_1")
+    }
+    config = Config(path=Path("llmd.toml"), profiles=profiles)
+    engines = [
+        {"profile": "llama_0", "state": "cold", "max_model_len": 4096},
+        {"profile": "llama_1", "state": "ready", "max_model_len": 8192},
+    ]
+    entries = model_entries(config, engines, 17)
+    assert list(entries) == ["llama", "llama_0", "llama_1"]
+    assert entries["llama"] == {
+        "id": "llama",
+        "object": "model",
+        "created": 17,
+        "owned_by": "llmd",
+        "name": "llama",
+        "max_model_len": 8192,
+        "status": {"value": "ready"},
+    }
+    assert entries["llama_0"]["status"] == {"value": "cold"}
+    assert model_entries(config, [], 17)["llama"]["status"] == {"value": "cold"}
+
+
+STREAM = b'data: {"x": 1}\n\ndata: {"error": {"message": "EngineDead"}}\n\ndata: [DONE]\n\n'
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 16, 40, 1000])
+def test_an_error_frame_ends_a_stream_however_it_is_cut(size: int) -> None:
+    passing, out = Passing(events=True), b""
+    for at in range(0, len(STREAM), size):
+        out += passing.pass_on(STREAM[at : at + size])
+        if passing.failed:
+            break
+    assert out == STREAM.removesuffix(b"data: [DONE]\n\n")
+    assert passing.failed
+
+
+def test_a_stream_that_only_speaks_of_errors_goes_by() -> None:
+    passing = Passing(events=True)
+    text = b'data: {"content": "data: {\\"error\\""}\n\ndata: [DONE]\n\n'
+    assert passing.pass_on(text) == text
+    assert not passing.failed
+    assert passing.ended()
+
+
+@pytest.mark.parametrize("filling", [b"", b"x" * 50_000])
+def test_usage_is_found_at_either_end(filling: bytes) -> None:
+    usage = b'"usage": {"prompt_tokens": 5, "total_tokens": 8, "completion_tokens":3}'
+    for answer in (b'{"data": "' + filling + b'", ' + usage + b"}", b"{" + usage + b', "r": "' + filling):
+        passing = Passing(events=False)
+        assert passing.pass_on(answer) == answer
+        assert passing.usage() == {"prompt_tokens": 5, "completion_tokens": 3}
