@@ -1,0 +1,82 @@
+"""A driver without engines of its own: its leases lead to a small application on a Unix socket."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from supervisor.config import Config
+from supervisor.core.routing import Ask, candidates
+from supervisor.errors import LlmdError
+
+
+@dataclass
+class FakeLease:
+    profile: str
+    session: aiohttp.ClientSession
+    reason: str = "the only profile"
+    queued: float = 0.25
+
+    def log_tail(self) -> tuple[str, ...]:
+        return ("CUDA out of memory",)
+
+
+@dataclass
+class FakeDriver:
+    config: Config
+    engine: Path = Path("/nowhere")
+    log: Path = Path("/nowhere")
+    refusal: LlmdError | None = None
+    held: int = 0
+    calls: list[tuple[str, str, bool]] = field(default_factory=list)
+    started_at: float = field(default_factory=time.monotonic)
+
+    @asynccontextmanager
+    async def lease(self, ask: Ask, patience: float | None = None) -> AsyncIterator[FakeLease]:
+        if self.refusal is not None:
+            raise self.refusal
+        profile = candidates(ask, self.config, self.config.profiles)[0].profile
+        self.held += 1
+        connector = aiohttp.UnixConnector(str(self.engine))
+        try:
+            async with aiohttp.ClientSession(
+                connector=connector, headers={"Authorization": "Bearer engine"}
+            ) as session:
+                yield FakeLease(profile, session)
+        finally:
+            self.held -= 1
+
+    async def start(self, profile: str) -> str:
+        if self.refusal is not None:
+            raise self.refusal
+        self.calls.append(("start", profile, False))
+        return f"{profile} is ready"
+
+    async def stop(self, profile: str, *, at_once: bool = False) -> str:
+        self.calls.append(("stop", profile, at_once))
+        return f"{profile} has stopped"
+
+    def status(self) -> dict[str, Any]:
+        engines = [
+            {
+                "profile": name,
+                "model": profile.model,
+                "state": "ready",
+                "in_flight": self.held,
+                "queued": 0,
+                "measured": {"GPU-1": 12_300_000_000, "host": 5},
+                "failure": None,
+                "max_model_len": 4096,
+            }
+            for name, profile in self.config.profiles.items()
+        ]
+        return {"daemon": {"pid": 1}, "devices": [], "engines": engines, "strays": []}
+
+    def log_path(self, profile: str) -> Path:
+        return self.log

@@ -1,0 +1,105 @@
+"""The admin socket: what it answers, and whom."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from fakes import FakeDriver
+
+from supervisor.config import Config, Profile, Server
+from supervisor.errors import EngineFailed
+from supervisor.web.admin import AdminServer, may_administer
+
+
+@pytest.fixture
+async def driver() -> AsyncIterator[FakeDriver]:
+    folder = Path(tempfile.mkdtemp(prefix="llmd-", dir="/tmp"))
+    names = {"llama_0": "llama", "qwen_0": "qwen", "qwen_1": "qwen"}
+    config = Config(
+        path=Path("llmd.toml"),
+        server=Server(admin_socket=folder / "a"),
+        profiles={n: Profile(name=n, model=m, weights="w", gpus=(0,)) for n, m in names.items()},
+    )
+    driver = FakeDriver(config, log=folder / "log")
+    server = AdminServer(driver)
+    await server.open()
+    yield driver
+    await server.close()
+    assert not (folder / "a").exists()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+async def client(driver: FakeDriver) -> AsyncIterator[aiohttp.ClientSession]:
+    connector = aiohttp.UnixConnector(str(driver.config.server.admin_socket))
+    async with aiohttp.ClientSession("http://llmd", connector=connector) as session:
+        yield session
+
+
+async def test_status_and_mode_of_the_socket(driver: FakeDriver, client: aiohttp.ClientSession) -> None:
+    assert stat.S_IMODE(driver.config.server.admin_socket.stat().st_mode) == 0o660
+    async with client.get("/status") as answer:
+        assert (await answer.json()) == driver.status()
+
+
+async def test_start_and_stop(driver: FakeDriver, client: aiohttp.ClientSession) -> None:
+    async with client.post("/profiles/llama/start") as answer:  # the model's name, one profile serves it
+        assert (await answer.json()) == {"message": "llama_0 is ready"}
+    async with client.post("/profiles/qwen_1/stop?now=1") as answer:
+        assert answer.status == 200
+    assert driver.calls == [("start", "llama_0", False), ("stop", "qwen_1", True)]
+
+
+@pytest.mark.parametrize(("name", "told"), [("gone", "llama_0, qwen_0, qwen_1"), ("qwen", "qwen_0, qwen_1")])
+async def test_a_name_that_is_not_one_profile(client: aiohttp.ClientSession, name: str, told: str) -> None:
+    async with client.post(f"/profiles/{name}/start") as answer:
+        assert answer.status == 404
+        assert told in (await answer.json())["error"]["message"]
+
+
+async def test_a_failed_start_brings_the_log(driver: FakeDriver, client: aiohttp.ClientSession) -> None:
+    driver.refusal = EngineFailed("died", log=["out of memory"])
+    async with client.post("/profiles/llama_0/start") as answer:
+        body: dict[str, Any] = await answer.json()
+        assert answer.status == 502
+    assert body == {"error": {"message": "died", "code": "engine_failed", "log": ["out of memory"]}}
+
+
+async def test_a_log_is_followed_past_its_rotation(driver: FakeDriver, client: aiohttp.ClientSession) -> None:
+    driver.log.write_text("one\ntwo\nthree\n")
+    async with client.get("/profiles/llama_0/logs?lines=2") as answer:
+        assert await answer.text() == "two\nthree\n"
+    async with client.get("/profiles/llama_0/logs?lines=1&follow=1") as answer:
+        assert await answer.content.readline() == b"three\n"
+        with driver.log.open("a") as log:
+            log.write("four\n")
+        assert await answer.content.readline() == b"four\n"
+        driver.log.write_text("new\n")
+        assert await answer.content.readline() == b"new\n"
+
+
+async def test_what_is_no_number_of_lines(client: aiohttp.ClientSession) -> None:
+    async with client.get("/profiles/llama_0/logs?lines=-1") as answer:
+        assert answer.status == 400
+
+
+def test_who_may_administer(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    path.touch(mode=0o660)
+    path.chmod(0o660)
+    seen = path.stat()
+    nobody = 4_000_000_000
+    assert may_administer(0, nobody, seen)
+    assert may_administer(os.getuid(), nobody, seen)
+    assert may_administer(nobody, seen.st_gid, seen)
+    assert not may_administer(nobody, seen.st_gid + 1, seen)
+    path.chmod(0o600)
+    assert not may_administer(nobody, seen.st_gid, path.stat())
