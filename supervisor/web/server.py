@@ -99,11 +99,14 @@ def _url(host: str, site: web.TCPSite) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+_CLIENTS = (HttpProcessingError, web.RequestPayloadError)
+
+
 class _NotTheClients(logging.Filter):
     """aiohttp logs a traceback for each malformed request: anyone could fill the disk."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+        return not (record.exc_info and isinstance(record.exc_info[1], _CLIENTS))
 
 
 def quiet_logger() -> logging.Logger:

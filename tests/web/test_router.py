@@ -249,3 +249,24 @@ async def test_health_and_metrics(world: World) -> None:
         text = await answer.text()
     assert 'llmd_requests_total{model="llama",source="webui",status="200"} 1.0' in text
     assert 'llmd_engine_state{profile="llama_0",state="ready"} 1.0' in text
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nno header\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer sesame\r\n"
+        b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",
+    ],
+)
+async def test_a_malformed_request_leaves_no_traceback(
+    world: World, sent: bytes, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(world.url.rpartition(":")[2]))
+    writer.write(sent)
+    assert b" 400 " in await asyncio.wait_for(reader.readline(), 5)
+    await asyncio.wait_for(reader.read(), 5)  # to the end of the connection
+    writer.close()
+    await writer.wait_closed()
+    assert not caplog.records
+    assert "Traceback" not in capsys.readouterr().err
