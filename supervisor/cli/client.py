@@ -1,0 +1,125 @@
+"""The daemon's admin API from the other end of its Unix socket. The only part of the command line with HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+from yarl import URL
+
+from supervisor.errors import DaemonRefused, NoDaemon, OperatorError
+
+INSTANT = aiohttp.ClientTimeout(total=10)
+"""For what the daemon answers from memory; a start and a log that is followed have no limit."""
+
+ENDLESS = aiohttp.ClientTimeout(total=None)
+
+
+class Refused(DaemonRefused):
+    """The daemon said no. `reason` is its error code, `log` the engine's last lines where an engine failed."""
+
+    def __init__(self, message: str, *, reason: str = "refused", log: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.log = tuple(log)
+
+
+class Client:
+    """One connection to the daemon. Raises NoDaemon where nobody answers, Refused where it says no."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+
+    async def __aenter__(self) -> Client:
+        connector = aiohttp.UnixConnector(path=str(self._socket))
+        self._session = aiohttp.ClientSession(connector=connector)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def status(self) -> dict[str, Any]:
+        return await self._json("GET", "/status", INSTANT)
+
+    async def start(self, profile: str) -> str:
+        """Waits until the engine is ready, however long it loads."""
+        return str((await self._json("POST", f"{_path(profile)}/start", ENDLESS)).get("message", ""))
+
+    async def stop(self, profile: str, *, now: bool = False) -> str:
+        query = "?now=1" if now else ""
+        return str((await self._json("POST", f"{_path(profile)}/stop{query}", ENDLESS)).get("message", ""))
+
+    async def logs(self, profile: str, *, lines: int, follow: bool) -> AsyncIterator[bytes]:
+        path = f"{_path(profile)}/logs?lines={lines}" + ("&follow=1" if follow else "")
+        async with self._ask("GET", path, ENDLESS) as response:
+            async for chunk in response.content.iter_any():
+                yield chunk
+
+    async def _json(self, method: str, path: str, timeout: aiohttp.ClientTimeout) -> dict[str, Any]:
+        async with self._ask(method, path, timeout) as response:
+            answer = await response.json()
+        return answer if isinstance(answer, dict) else {}
+
+    @contextlib.asynccontextmanager
+    async def _ask(
+        self, method: str, path: str, timeout: aiohttp.ClientTimeout
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        url = URL(f"http://llmd{path}", encoded=True)
+        try:
+            async with self._session.request(method, url, timeout=timeout) as response:
+                if response.status >= 400:
+                    raise await _refusal(response)
+                yield response
+        except aiohttp.ClientConnectorError as error:
+            raise self._unreachable(error.os_error) from None
+        except TimeoutError:
+            raise OperatorError(f"the daemon at {self._socket} does not answer") from None
+        except (aiohttp.ClientError, ValueError) as error:
+            raise OperatorError(f"the daemon at {self._socket} broke off: {error}") from None
+
+    def _unreachable(self, error: OSError) -> OperatorError:
+        if isinstance(error, PermissionError):
+            return OperatorError(f"you may not open {self._socket}: be root, or join the group it belongs to")
+        hint = "start it with `llmd serve` or `systemctl start llmd`"
+        return NoDaemon(f"nobody answers at {self._socket}; {hint}")
+
+
+async def start_watched(client: Client, profile: str, show: Callable[[dict[str, Any]], None]) -> str:
+    """As `Client.start`, calling `show` with the engine's entry in the status twice a second meanwhile."""
+    starting = asyncio.ensure_future(client.start(profile))
+    try:
+        while not starting.done():
+            for engine in _engines(await client.status(), profile):
+                show(engine)
+            await asyncio.wait([starting], timeout=0.5)
+        return await starting
+    finally:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+
+
+def _engines(status: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The engines that `name` may mean: a profile, or the model of a single profile."""
+    engines = status.get("engines", [])
+    named = [engine for engine in engines if engine.get("profile") == name]
+    return named or [engine for engine in engines if engine.get("model") == name][:1]
+
+
+def _path(profile: str) -> str:
+    return f"/profiles/{quote(profile, safe='')}"
+
+
+async def _refusal(response: aiohttp.ClientResponse) -> Refused:
+    try:
+        error = (await response.json())["error"]
+        return Refused(error["message"], reason=str(error.get("code")), log=error.get("log") or ())
+    except (aiohttp.ContentTypeError, ValueError, KeyError, TypeError):
+        return Refused(f"the daemon answered {response.status} {response.reason}")

@@ -1,0 +1,177 @@
+"""The daemon's status as a person reads it, right at 80 columns, with or without colours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from supervisor.core.devices import gib
+
+BAR = 48
+"""Cells of a device's bar; with its margins the line stays below 80."""
+
+OURS = (("█", "green"), ("▓", "cyan"), ("█", "blue"), ("▓", "magenta"))
+"""Neighbours differ in cell and colour, so that two engines can be told apart in a pipe too."""
+
+FOREIGN = ("▒", "yellow")
+FREE = ("·", "dim")
+
+STYLES = {"ready": "green", "cold": "dim", "backoff": "red", "impossible": "red"}
+STUCK = frozenset({"backoff", "impossible"})
+
+Json = dict[str, Any]
+
+
+def show(status: Json, console: Console) -> None:
+    for part in render(status):
+        console.print(part)
+
+
+def render(status: Json) -> Iterator[RenderableType]:
+    yield _daemon(status.get("daemon", {}))
+    for device in status.get("devices", []):
+        yield Text()
+        yield _device(device)
+    engines = status.get("engines", [])
+    if engines:
+        yield Text()
+        yield _models(engines)
+    troubles = [*_failures(engines), *_strays(status), *_warnings(status)]
+    if troubles:
+        yield Text()
+        yield Group(*troubles)
+
+
+def span(seconds: float | None) -> str:
+    """`5400` -> `"1h30m"`: the two greatest units, or `-` where there is none."""
+    if seconds is None:
+        return "-"
+    left = max(0, round(seconds))
+    parts = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts[:2]) or "0s"
+
+
+def bar(total: int, ours: dict[str, int], foreign: int) -> Text:
+    """`total` bytes as BAR cells. What is held at all gets a cell, so that it is not overlooked."""
+    text, left = Text(), BAR
+    held = [(OURS[n % len(OURS)], size) for n, size in enumerate(ours.values())] + [(FOREIGN, foreign)]
+    for (cell, style), size in held:
+        cells = min(left, max(1, round(BAR * size / total))) if total and size > 0 else 0
+        text.append(cell * cells, style)
+        left -= cells
+    return text.append(FREE[0] * left, FREE[1])
+
+
+def _daemon(daemon: Json) -> Text:
+    text = Text("llmd", "bold")
+    text.append(f" {daemon.get('version')}, pid {daemon.get('pid')}, up {span(daemon.get('uptime_s'))}", "")
+    if daemon.get("closing"):
+        text.append(", stopping", "yellow")
+    if mode := daemon.get("mode"):
+        text.append(f"\nmode {mode['name']}")
+        if mode.get("next"):
+            text.append(f", {mode['next']} from {mode.get('until')}")
+    for url in daemon.get("listening", []):
+        text.append(f"\nlistening on {url}")
+    for address in daemon.get("waiting_for", []):
+        text.append(f"\nwaiting for {address}", "yellow")
+    return text
+
+
+def _device(device: Json) -> Group:
+    lines = [_title(device)]
+    if trouble := (device.get("trouble") or device.get("quarantined")):
+        lines.append(Text(f"  {trouble if isinstance(trouble, str) else 'not trusted'}", "red"))
+    total, used = device.get("total") or 0, device.get("used") or 0
+    if total:
+        ours = {name: size or 0 for name, size in (device.get("ours") or {}).items()}
+        foreign = max(0, used - sum(ours.values()))
+        lines.append(Text("  ") + bar(total, ours, foreign) + Text(f"  {gib(device.get('free') or 0)} free"))
+        lines += _holders(ours, foreign, device.get("foreign") or [])
+    return Group(*lines)
+
+
+def _title(device: Json) -> Text:
+    host = device.get("device") == "host"
+    name = "Host" if host else f"GPU {device.get('index')}"
+    text = Text(name, "bold").append(f"  {device.get('name')}, {gib(device.get('total') or 0)}", "not bold")
+    for key, unit, factor in (("utilization", " %", 100), ("temperature", " °C", 1), ("power", " W", 1)):
+        if device.get(key) is not None:
+            text.append(f", {device[key] * factor:.0f}{unit}", "not bold")
+    return text
+
+
+def _holders(ours: dict[str, int], foreign: int, processes: list[Json]) -> Iterator[Text]:
+    for number, (profile, size) in enumerate(ours.items()):
+        cell, style = OURS[number % len(OURS)]
+        yield Text("  ").append(cell, style).append(f" {profile} {gib(size)}")
+    if foreign:
+        yield Text("  ").append(*FOREIGN).append(f" others {gib(foreign)}").append(_who(processes))
+
+
+def _who(processes: list[Json]) -> str:
+    known = [f"{process.get('name')} {process.get('pid')} ({process.get('user')})" for process in processes]
+    more = f" and {len(known) - 3} more" if len(known) > 3 else ""
+    return f": {', '.join(known[:3])}{more}" if known else ""
+
+
+def _models(engines: list[Json]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    table.add_column("PROFILE", overflow="fold")
+    table.add_column("MODEL", overflow="fold")
+    table.add_column("STATE", overflow="fold")
+    for heading in ("TTL", "BUSY", "QUEUED"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for engine in engines:
+        table.add_row(
+            Text(engine["profile"]),
+            Text(str(engine.get("model"))),
+            _state(engine),
+            span(engine.get("ttl_left_s")),
+            f"{engine.get('in_flight') or 0}/{engine.get('max_concurrent') or '-'}",
+            str(engine.get("queued") or 0),
+        )
+    return table
+
+
+def _state(engine: Json) -> Text:
+    state = str(engine.get("state"))
+    text = Text(state, STYLES.get(state, "yellow"))
+    if state in {"starting", "waking"} and engine.get("stage"):
+        percent = f" {engine['percent']:.0f} %" if engine.get("percent") is not None else ""
+        text.append(f"{percent}, {engine['stage']}")
+    elif engine.get("available") is False:
+        text.append(", not now", "dim")
+    return text
+
+
+def _failures(engines: list[Json]) -> Iterator[Text]:
+    for engine in engines:
+        why = engine.get("failure")
+        if not why and (engine.get("state") in STUCK or engine.get("available") is False):
+            why = engine.get("reason")
+        if why:
+            yield _line(f"{engine['profile']}: {why}")
+
+
+def _strays(status: Json) -> Iterator[Text]:
+    for stray in status.get("strays", []):
+        yield _line(f"stray: pid {stray.get('pid')} of {stray.get('profile')}, {stray.get('reason')}")
+
+
+def _warnings(status: Json) -> Iterator[Text]:
+    for warning in status.get("daemon", {}).get("warnings", []):
+        yield _line(f"warning: {warning}")
+
+
+def _line(message: str) -> Text:
+    """One line whatever the message holds: an engine's last words may be many."""
+    return Text(" ".join(message.split()), "yellow")

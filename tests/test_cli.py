@@ -1,0 +1,148 @@
+"""The command line against a pretended daemon on a real Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from click.testing import CliRunner, Result
+
+from supervisor.cli import main
+from supervisor.cli.tables import span
+
+GIB = 1 << 30
+STATUS = {
+    "daemon": {"version": "0.1.0", "pid": 7, "uptime_s": 90, "listening": ["http://127.0.0.1:8000"]},
+    "devices": [
+        {
+            "device": "GPU-0",
+            "index": 0,
+            "name": "Card",
+            "total": 24 * GIB,
+            "used": 20 * GIB,
+            "free": 4 * GIB,
+            "ours": {"llama_0": 16 * GIB},
+            "foreign": [{"pid": 99, "name": "python", "user": "ann", "used": None}],
+        }
+    ],
+    "engines": [
+        {
+            "profile": "llama_0",
+            "model": "llama",
+            "state": "starting",
+            "stage": "loading weights",
+            "percent": 40,
+        }
+    ],
+    "strays": [{"profile": "old", "pid": 5, "reason": "no key"}],
+}
+
+
+@pytest.fixture
+async def socket() -> AsyncIterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="llmd-", dir="/tmp"))
+    app = web.Application()
+    app.add_routes(
+        [
+            web.get("/status", _answers(STATUS)),
+            web.post("/profiles/llama_0/start", _answers({"message": "ready"})),
+            web.post("/profiles/bad/start", _answers(REFUSAL, 502)),
+            web.post("/profiles/llama_0/stop", _stop),
+            web.get("/profiles/llama_0/logs", _log),
+        ]
+    )
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.UnixSite(runner, str(folder / "s")).start()
+    yield folder / "s"
+    await runner.cleanup()
+    shutil.rmtree(folder)
+
+
+REFUSAL = {"error": {"message": "it died", "code": "engine_failed", "log": ["CUDA out of memory"]}}
+
+
+def _answers(value: object, status: int = 200) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response(value, status=status)
+
+    return answer
+
+
+async def _stop(request: web.Request) -> web.Response:
+    return web.json_response({"message": request.query_string})
+
+
+async def _log(request: web.Request) -> web.Response:
+    return web.Response(text=f"{request.query['lines']} lines\n")
+
+
+async def llmd(*args: object) -> Result:
+    return await asyncio.to_thread(CliRunner().invoke, main, [str(arg) for arg in args])
+
+
+async def test_status_fits_80_columns_without_colours(socket: Path) -> None:
+    result = await llmd("--socket", socket, "status")
+    assert result.exit_code == 0
+    assert "\x1b" not in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    for words in ("llama_0 16.00 GiB", "others 4.00 GiB: python 99", "starting 40 %", "stray: pid 5"):
+        assert words in result.stdout
+
+
+async def test_status_for_scripts(socket: Path) -> None:
+    result = await llmd("--socket", socket, "status", "--json")
+    assert json.loads(result.stdout) == STATUS
+
+
+async def test_start_tells_that_it_is_ready(socket: Path) -> None:
+    result = await llmd("--socket", socket, "start", "llama_0")
+    assert (result.exit_code, result.stdout) == (0, "ready\n")
+
+
+async def test_refused_start_shows_reason_and_log(socket: Path) -> None:
+    result = await llmd("--socket", socket, "start", "bad")
+    assert result.exit_code == 1
+    assert "it died\n  CUDA out of memory\n" in result.stderr
+    result = await llmd("--socket", socket, "start", "bad", "--json")
+    assert (result.exit_code, json.loads(result.stdout)) == (1, REFUSAL)
+
+
+async def test_stop_now(socket: Path) -> None:
+    assert (await llmd("--socket", socket, "stop", "llama_0", "--now")).stdout == "now=1\n"
+
+
+async def test_logs(socket: Path) -> None:
+    assert (await llmd("--socket", socket, "logs", "llama_0", "-n", 3)).stdout == "3 lines\n"
+
+
+async def test_no_daemon(tmp_path: Path) -> None:
+    result = await llmd("--socket", tmp_path / "s", "status")
+    assert result.exit_code == 3
+    assert result.stderr.startswith(f"nobody answers at {tmp_path / 's'}; start it with")
+
+
+async def test_usage() -> None:
+    assert (await llmd("start")).exit_code == 2
+
+
+async def test_check(tmp_path: Path) -> None:
+    (tmp_path / "profiles").mkdir()
+    file = tmp_path / "llmd.toml"
+    file.write_text("")
+    good = await llmd("--config", file, "check")
+    assert (good.exit_code, good.stdout) == (0, f"{file}: good, 0 profiles\n")
+    file.write_text("\n[sever]\n")
+    bad = await llmd("--config", file, "check")
+    assert bad.exit_code == 1
+    assert f"{file}:2: unknown key sever; write server" in bad.stderr
+
+
+def test_spans() -> None:
+    assert [span(None), span(0), span(5400), span(90061)] == ["-", "0s", "1h30m", "1d1h"]
