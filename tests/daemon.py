@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import tomli_w
 
 from tests.standin.launch import STANDIN
@@ -61,7 +62,7 @@ class Llmd:
         self.log = self.home / "daemon.log"
 
     def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "supervisor.cli", "--config", str(self.config), *words]
+        return [str(Path(sys.executable).with_name("llmd")), "--config", str(self.config), *words]
 
     def start(self, *flags: str) -> Llmd:
         with self.log.open("ab") as log:
@@ -122,7 +123,7 @@ class Llmd:
     def leftovers(self) -> list[int]:
         """Live processes that were started for this installation."""
         mark = os.fsencode(str(self.home / "state"))
-        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _mentions(pid, mark)]
+        return [pid for pid in psutil.pids() if _mentions(pid, mark)]
 
 
 def _mentions(pid: int, mark: bytes) -> bool:

@@ -69,6 +69,12 @@ class Engine:
         return self.profile.max_concurrent - len(self.leases) if self.state is State.READY else 0
 
     @property
+    def room(self) -> int:
+        """How many may wait for it: its queue, and, until it is ready, the slots that it will bring."""
+        slots = 0 if self.state is State.READY else self.profile.max_concurrent
+        return self.profile.max_queue + slots
+
+    @property
     def is_coming(self) -> bool:
         return self.state in COMING
 

@@ -121,7 +121,7 @@ class Fleet:
             self._refuse(event.lease, error)
             return
         waiter = Waiter(event.lease, event.ask, found, self.now, self.now + event.patience)
-        bound = sum(self.config.profiles[name].max_queue for name in waiter.profiles)
+        bound = sum(self.engines[name].room for name in waiter.profiles)
         ahead = sum(other.ask.model == event.ask.model for other in self.queues)
         self.queues.add(waiter)
         if ahead >= bound:
@@ -177,6 +177,7 @@ class Fleet:
         engine.wanted = False
         self._rest(engine)
         self._note("engine_ready", engine, f"{engine.name} is ready", seconds=engine.load_seconds)
+        self._out.append(orders.Survey())
         for ticket in self._taken(engine.start_tickets):
             self._out.append(orders.Answer(ticket, f"{engine.name} is ready"))
 

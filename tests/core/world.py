@@ -160,7 +160,8 @@ class World:
             assert len(engine.leases) <= engine.profile.max_concurrent, engine
             assert not engine.leases or engine.state in LIVE, engine
             waiting = fleet.queues.for_profile(engine.name)
-            assert waiting <= engine.profile.max_queue * len(fleet.engines), engine
+            bound = sum(e.profile.max_queue + e.profile.max_concurrent for e in fleet.engines.values())
+            assert waiting <= bound, engine
         incarnations = [e.incarnation for e in fleet.engines.values() if e.incarnation]
         assert len(set(incarnations)) == len(incarnations)
         ended = [o.lease for o in self.log if isinstance(o, orders.Grant | orders.Refuse)]
