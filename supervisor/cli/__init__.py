@@ -143,7 +143,8 @@ def logs(place: Place, profile: str, follow: bool, lines: int) -> None:
 @click.pass_obj
 def check(place: Place, as_json: bool) -> None:
     """Check the configuration against itself and this host."""
-    warnings, profiles = [], 0
+    warnings: list[Problem] = []
+    profiles = 0
     try:
         config = place.load()
         problems, warnings = _examine(config)
