@@ -125,7 +125,7 @@ class Daemon:
         told: tuple[str | None, ...] | None = None
         while True:
             mode, following, when = timetable.current(self.config.modes, datetime.now(UTC))
-            until = when.strftime("%Y-%m-%d %H:%M %Z") if when else None
+            until = when.astimezone().strftime("%Y-%m-%d %H:%M %Z") if when else None
             if told != (mode, following, until):
                 told = (mode, following, until)
                 self.driver.post(events.ModeChanged(mode, following, until))

@@ -23,6 +23,7 @@ from supervisor.core.events import Event
 from supervisor.core.fleet import Fleet
 from supervisor.core.orders import Order
 from supervisor.core.routing import Ask
+from supervisor.core.status import Stray, describe
 from supervisor.errors import EngineFailed, LlmdError, ModelNotFound
 from supervisor.host import cgroup, process, procfs
 from supervisor.host.gpus import Gpus
@@ -31,7 +32,6 @@ from supervisor.host.journal import Journal, Record
 from supervisor.host.logbook import log
 from supervisor.host.memory import read_host_memory
 from supervisor.host.usage import measure
-from supervisor.status import Stray, describe
 
 
 @dataclass(slots=True)

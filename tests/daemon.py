@@ -69,7 +69,7 @@ class Llmd:
             self.process = subprocess.Popen(
                 self.command("serve", *flags), env=self.env, stderr=log, stdout=log, start_new_session=True
             )
-        until(lambda: self._answers(), 20, self.text)
+        until(self._answers, 20, self.text)
         return self
 
     def _answers(self) -> bool:
