@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from zoneinfo import ZoneInfo
 
 from apscheduler.triggers.cron import CronTrigger
 
@@ -17,8 +16,6 @@ from supervisor.config import Mode
 
 _BACK = timedelta(days=2)
 """More than a day and the longest change of clocks: every mode has begun within it."""
-
-_TICK = timedelta(microseconds=1)
 
 _DOUBLED = timedelta(hours=2)
 """Past the hour that comes twice, so that a start inside it counts once."""
@@ -38,20 +35,15 @@ def current(modes: Mapping[str, Mode], now: datetime) -> tuple[str | None, str |
 
 
 def _span(mode: Mode, now: datetime) -> tuple[datetime, datetime]:
-    """The last start at or before `now` and the first after it, in UTC."""
-    zone = ZoneInfo(mode.timezone) if mode.timezone else None
+    """The last start at or before `now` and the first after it."""
     start = mode.start
-    # The trigger is asked in wall-clock time, which knows no change of clocks: stepped through a doubled hour
-    # in its own zone it can give one start again and again.
-    trigger = CronTrigger(hour=start.hour, minute=start.minute, second=start.second, timezone=UTC)
-    wall: datetime = now.astimezone(zone).replace(tzinfo=UTC) - _BACK
-    starts: list[datetime] = []
-    while not starts or starts[-1] <= now:
-        wall = trigger.get_next_fire_time(None, wall + _TICK)
-        starts.append(_real(wall, zone))
-    return starts[-2], starts[-1]
+    trigger = CronTrigger(hour=start.hour, minute=start.minute, second=start.second, timezone=mode.timezone)
+    last = following = _next(trigger, now - _BACK)
+    while following <= now:
+        last, following = following, _next(trigger, following + _DOUBLED)
+    return last, following
 
 
-def _real(wall: datetime, zone: ZoneInfo | None) -> datetime:
-    """UTC, for two moments of one zone are compared by their wall-clock times. Without a zone it is the host's."""
-    return wall.replace(tzinfo=zone).astimezone(UTC)
+def _next(trigger: CronTrigger, now: datetime) -> datetime:
+    fire: datetime = trigger.get_next_fire_time(None, now)  # a daily trigger never runs out
+    return fire.astimezone(UTC)  # times in a doubled or missing hour compare rightly in UTC alone
