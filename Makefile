@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/llmd
 MODELS := $(CACHE)/models
 
-.PHONY: env check test test-fast clean
+.PHONY: env check demo test test-fast clean
 
 # llmd's own environment: light, locked, never with vLLM or torch in it.
 env: $(VENV)/.done
@@ -19,6 +19,12 @@ check: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The main job for real: three vLLM engines on demand, a chat, an embedding, a rerank.
+demo: env
+	vllm=$$(packaging/engine_env.sh) && \
+	"$$(dirname "$$vllm")/python" packaging/tiny_models.py $(MODELS) && \
+	$(BIN)/python packaging/demo.py "$$vllm" $(MODELS)
 
 # Everything, with a real vLLM in an environment of its own.
 test: check
