@@ -149,8 +149,10 @@ class Driver:
 
     @_obey.register
     def _(self, order: orders.Kill) -> None:
-        if (engine := self.running.get(order.incarnation)) and engine.tree:
-            engine.kill()
+        if engine := self.running.get(order.incarnation):
+            engine.doomed = True
+            if engine.tree:
+                engine.kill()
 
     @_obey.register
     def _(self, order: orders.Prove) -> None:
@@ -260,6 +262,8 @@ class Driver:
         stopped = self.fleet.engines[order.profile]
         if stopped.incarnation == order.incarnation and stopped.terminated:
             engine.tree.terminate()
+        if engine.doomed:
+            engine.kill()
 
     async def _forget(self, engine: Incarnation) -> None:
         await engine.close()

@@ -41,6 +41,8 @@ class Incarnation:
     post: Post
     tree: Tree | None = None
     session: aiohttp.ClientSession | None = None
+    doomed: bool = False
+    """Ordered killed, perhaps before there was a tree to kill."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property

@@ -1,0 +1,44 @@
+"""The shell alone, in this process: orders that cross with work under way."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from supervisor.config import load
+from supervisor.core import events, orders
+from supervisor.core.lifecycle import State
+from supervisor.driver import Driver
+from supervisor.host import process
+from supervisor.host.gpus import Gpus
+from supervisor.host.journal import Journal
+from tests.daemon import QUICK, Llmd, profile
+
+
+async def test_an_engine_ordered_killed_before_it_was_spawned_does_not_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spawn, asked, go = process.spawn, asyncio.Event(), asyncio.Event()
+
+    async def held(launch: process.Launch) -> Any:
+        asked.set()
+        await go.wait()
+        return await spawn(launch)
+
+    monkeypatch.setattr(process, "spawn", held)
+    installed = Llmd({"tiny_0": profile("tiny")}, **QUICK)
+    driver = Driver(load(installed.config), Journal(installed.home / "state"), Gpus())
+    try:
+        await driver.open()
+        driver.post(events.StartAsked("t", "tiny_0"))
+        await asyncio.wait_for(asked.wait(), 10)
+        engine = driver.fleet.engines["tiny_0"]
+        driver._obey(orders.Kill(engine.incarnation or ""))
+        go.set()
+        assert await driver.until(lambda fleet: fleet.engines["tiny_0"].state is State.BACKOFF, 10)
+        assert installed.leftovers() == []
+    finally:
+        await driver.close()
+        installed.close()
