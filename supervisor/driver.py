@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 
 from supervisor.config import Config
-from supervisor.core import command, events, orders
+from supervisor.core import command, decide, events, orders
 from supervisor.core.devices import Survey
 from supervisor.core.events import Event
 from supervisor.core.fleet import Fleet
@@ -92,7 +92,7 @@ class Driver:
 
     def post(self, event: Event) -> None:
         """The one way in. Synchronous, so that nothing is read before and acted on after an await."""
-        for order in self.fleet.handle(event, time.monotonic()):
+        for order in decide.handle(self.fleet, event, time.monotonic()):
             self._obey(order)
         self._set_timer()
         self._changed.set()

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from supervisor.core import eviction
 from supervisor.core.engine import Engine
+from supervisor.core.fleet import Fleet
 from supervisor.core.lifecycle import COMING, LEAVING, STARTABLE, State
 from supervisor.core.queueing import Waiter
 from supervisor.errors import LlmdError, NotAvailable
-
-if TYPE_CHECKING:
-    from supervisor.core.fleet import Fleet
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.config import Config, Profile
-from supervisor.core import events, orders
+from supervisor.core import decide, events, orders
 from supervisor.core.devices import GIB, HOST, Holder, Reading, Survey
 from supervisor.core.events import Event
 from supervisor.core.fleet import Fleet
@@ -52,7 +52,7 @@ class World:
     # What a test says
 
     def send(self, event: Event) -> list[Order]:
-        done = self.fleet.handle(event, self.now)
+        done = decide.handle(self.fleet, event, self.now)
         self.log += done
         self.check()
         for order in done:

@@ -1,0 +1,55 @@
+"""The one door into the core: `handle(fleet, event, now) -> orders`. No clock, no OS, no asyncio.
+
+Every event changes the engines it is about, and ends in a look at the deadlines and one dispatch: waiting
+requests are placed, engines that are wanted are started.
+"""
+
+from __future__ import annotations
+
+from supervisor.core import leaving, placement
+from supervisor.core.dispatch import dispatch
+from supervisor.core.engine import Engine
+from supervisor.core.events import Event
+from supervisor.core.facts import on
+from supervisor.core.failures import Failure, FailureClass
+from supervisor.core.fleet import Fleet
+from supervisor.core.lifecycle import State, Step
+from supervisor.core.orders import Order
+
+
+def handle(fleet: Fleet, event: Event, now: float) -> list[Order]:
+    """Take in one fact, decide, and return what to do, in order. `now`: monotonic seconds."""
+    fleet.now, fleet.orders = now, []
+    on(event, fleet)
+    look_at_deadlines(fleet)
+    dispatch(fleet)
+    return fleet.orders
+
+
+def look_at_deadlines(fleet: Fleet) -> None:
+    for engine in fleet.engines.values():
+        if engine.state is State.DRAINING:
+            leaving.go_on_draining(fleet, engine)
+        elif engine.deadline is not None and engine.deadline <= fleet.now:
+            deadline_of(fleet, engine)
+    for waiter in fleet.queues:
+        if waiter.deadline <= fleet.now:
+            fleet.queues.remove(waiter.lease)
+            fleet.refuse(waiter.lease, placement.too_late(fleet, waiter))
+
+
+def deadline_of(fleet: Fleet, engine: Engine) -> None:
+    engine.deadline = None
+    if engine.state in (State.STARTING, State.ADOPTING):
+        minutes = fleet.config.engine.start_timeout / 60
+        stage = engine.progress.stage if engine.progress else "before its first stage"
+        text = f"no progress for {minutes:g} min while loading ({stage})"
+        leaving.fail(fleet, engine, Failure(FailureClass.TRANSIENT, text))
+    elif engine.state is State.READY and not engine.leases:
+        leaving.retire(fleet, engine, "idle")
+    elif engine.state is State.STOPPING:
+        leaving.climb(fleet, engine)
+    elif engine.state is State.SETTLING:
+        leaving.quarantine(fleet, engine)
+    elif engine.state is State.BACKOFF and not engine.wanted:
+        engine.step(Step.RELEASE, fleet.now)
