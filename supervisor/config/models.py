@@ -128,6 +128,27 @@ class Memory(Frozen):
     """Kept free of host memory by CPU engines."""
     max_age: Seconds = 15.0
     """An older reading admits no start."""
+    residue: Bytes = 2 * GIB
+    """What an engine is taken to keep of a GPU while it sleeps, until that was measured."""
+    headroom: Bytes = 256 * MIB
+    """What must be free on a GPU for a running engine to be given more requests: their activations need it."""
+
+
+class Scheduling(Frozen):
+    """Who waits for whom when not everything fits."""
+
+    quantum: Seconds = 30.0
+    """How long a busy model goes on once another model has waiters that need its place."""
+    min_residency: Seconds = 60.0
+    """An idle engine keeps its place this long after it became ready, twice its start time if that is longer,
+    unless a waiter's patience runs out."""
+    patience_interactive: Seconds = 60.0
+    patience_batch: Seconds = 300.0
+    """Waited longer than its patience, a request has its model swapped in whatever that costs."""
+    ageing: Seconds = 120.0
+    """After this long in the queue batch is treated as interactive."""
+    swaps_per_hour: Count = 60
+    """Evictions of busy or wanted engines, per GPU; at the limit only patience that ran out swaps."""
 
 
 class Restarts(Frozen):
@@ -146,6 +167,8 @@ class Key(Frozen):
     hash: Annotated[str, AfterValidator(_hash)] | None = None
     file: FilePath | None = None
     priority: Priority = "interactive"
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """Its share of a model that several keys wait for, against the other keys' weights."""
 
     @model_validator(mode="after")
     def _one_place(self) -> Key:
@@ -188,6 +211,12 @@ class ProfileFile(Frozen):
     max_queue: Annotated[int, Field(ge=0)] = 32
     idle_ttl: SecondsOrNever = 1800.0
     """None: never stopped for being idle."""
+    pin: bool = False
+    """Never evicted, never stopped for being idle."""
+    sleep: bool = False
+    """Give up the GPU by vLLM's sleep mode where host memory allows, instead of stopping."""
+    sleep_after: SecondsOrNever = None
+    """Idle seconds until it sleeps; None: only when its place is needed."""
     revision: Text | None = None
     args: Strings = ()
     env: Env = {}
@@ -217,6 +246,7 @@ class Document(Frozen):
     server: Server = Server()
     engine: EngineDefaults = EngineDefaults()
     memory: Memory = Memory()
+    scheduling: Scheduling = Scheduling()
     restarts: Restarts = Restarts()
     keys: dict[str, Key] = {}
     routing: Routing = Routing()

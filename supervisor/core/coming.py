@@ -3,10 +3,48 @@
 from __future__ import annotations
 
 from supervisor.core import orders
+from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine
 from supervisor.core.fit import need, utilization
-from supervisor.core.fleet import Fleet
+from supervisor.core.fleet import Fleet, taken
 from supervisor.core.lifecycle import State, Step
+
+
+def bring_up(fleet: Fleet, engine: Engine) -> None:
+    """Start what is cold, wake what sleeps."""
+    if engine.state is State.SLEEPING:
+        wake(fleet, engine)
+    else:
+        start(fleet, engine)
+
+
+def wake(fleet: Fleet, engine: Engine) -> None:
+    """Admitted like a start: all of its memory is promised to it again."""
+    engine.step(Step.WAKE, fleet.now)
+    cards = [device for device in engine.devices if device != HOST]
+    engine.reserved = {device: need(engine.profile, fleet.reading(device)) for device in cards}
+    engine.loading_since, engine.settled = fleet.now, False
+    engine.deadline = fleet.now + fleet.config.engine.start_timeout
+    fleet.order(orders.Wake(engine.incarnation or "", engine.asleep))
+    fleet.note("engine_waking", engine, f"{engine.name} wakes from level {engine.asleep}")
+
+
+def serve(fleet: Fleet, engine: Engine) -> None:
+    """It answered: note how long it took, let the idle clock run, tell who asked."""
+    took = None if engine.loading_since is None else fleet.now - engine.loading_since
+    if engine.asleep:
+        engine.wake_seconds = took
+    elif took is not None:
+        engine.load_seconds = took
+    engine.step(Step.SERVE, fleet.now)
+    engine.last_used = engine.ready_since = fleet.now
+    engine.progress = engine.last_failure = engine.loading_since = None
+    engine.asleep, engine.wanted = 0, False
+    rest(fleet, engine)
+    fleet.note("engine_ready", engine, f"{engine.name} is ready", seconds=took)
+    fleet.order(orders.Survey())
+    for ticket in taken(engine.start_tickets):
+        fleet.order(orders.Answer(ticket, f"{engine.name} is ready"))
 
 
 def start(fleet: Fleet, engine: Engine) -> None:
@@ -38,7 +76,9 @@ def spawn_if_still_fits(fleet: Fleet, engine: Engine) -> None:
     engine.deadline = fleet.now + fleet.config.engine.start_timeout
     indices = tuple(card.index for card in cards if card.index is not None)
     share = utilization(engine.profile, measure)
-    fleet.order(orders.Spawn(engine.name, engine.incarnation or "", engine.devices, indices, share))
+    fleet.order(
+        orders.Spawn(engine.name, engine.incarnation or "", engine.devices, indices, share, engine.slots)
+    )
     fleet.note("engine_starting", engine, f"{engine.name} starts", reserved=dict(engine.reserved))
 
 
@@ -46,5 +86,13 @@ def rest(fleet: Fleet, engine: Engine) -> None:
     """Nothing in flight: the idle clock runs, or a drain is over."""
     engine.idle_since = fleet.now
     if engine.state is State.READY:
-        ttl = engine.profile.idle_ttl
-        engine.deadline = None if ttl is None else fleet.now + ttl
+        engine.deadline = bedtime(fleet, engine)
+
+
+def bedtime(fleet: Fleet, engine: Engine) -> float | None:
+    """When an idle engine is put to sleep or stopped; None: never."""
+    if engine.profile.pin:
+        return None
+    profile = engine.profile
+    waits = [profile.idle_ttl, profile.sleep_after if profile.sleep and not engine.sleep_broken else None]
+    return min((fleet.now + wait for wait in waits if wait is not None), default=None)

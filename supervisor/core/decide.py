@@ -32,21 +32,25 @@ def look_at_deadlines(fleet: Fleet) -> None:
             leaving.go_on_draining(fleet, engine)
         elif engine.deadline is not None and engine.deadline <= fleet.now:
             deadline_of(fleet, engine)
-    for waiter in fleet.queues:
-        if waiter.deadline <= fleet.now:
-            fleet.queues.remove(waiter.lease)
-            fleet.refuse(waiter.lease, placement.too_late(fleet, waiter))
+    for waiter in fleet.queues.overdue(fleet.now):
+        fleet.queues.remove(waiter.lease)
+        fleet.refuse(waiter.lease, placement.too_late(fleet, waiter))
 
 
 def deadline_of(fleet: Fleet, engine: Engine) -> None:
     engine.deadline = None
-    if engine.state in (State.STARTING, State.ADOPTING):
+    if engine.state in (State.STARTING, State.ADOPTING, State.WAKING):
         minutes = fleet.config.engine.start_timeout / 60
         stage = engine.progress.stage if engine.progress else "before its first stage"
         text = f"no progress for {minutes:g} min while loading ({stage})"
         leaving.fail(fleet, engine, Failure(FailureClass.TRANSIENT, text))
     elif engine.state is State.READY and not engine.leases:
-        leaving.retire(fleet, engine, "idle")
+        leaving.retire(fleet, engine, "idle", asleep=engine.profile.sleep_after is not None)
+    elif engine.state is State.SLEEPING:
+        if engine.settled:
+            leaving.retire(fleet, engine, "asleep and idle")
+        else:
+            leaving.sleep_failed(fleet, engine, "its memory did not come back")
     elif engine.state is State.STOPPING:
         leaving.climb(fleet, engine)
     elif engine.state is State.SETTLING:

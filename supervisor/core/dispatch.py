@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 from supervisor.core import coming, leaving, orders, placement
-from supervisor.core.engine import Engine
+from supervisor.core.engine import Engine, Granted
 from supervisor.core.fleet import Fleet, taken
 from supervisor.core.lifecycle import STARTABLE, State, Step
+from supervisor.core.placement import Blocked, Way
+from supervisor.core.policy import is_needed
 from supervisor.core.queueing import Waiter
 from supervisor.errors import DaemonRefused, LlmdError, Overloaded
 
 
 def dispatch(fleet: Fleet) -> None:
+    """Give what can be given. Only the first of each line is looked at, and nobody twice in vain."""
+    fleet.reconsider = None
     if fleet.closing:
         return
-    hopeless: set[tuple[str, ...]] = set()
-    for waiter in fleet.queues:
-        if waiter.profiles not in hopeless and not place(fleet, waiter):
-            hopeless.add(waiter.profiles)
+    heads = fleet.queues.heads()
+    while heads:
+        head = min(heads, key=lambda waiter: rank(fleet, waiter))
+        heads.remove(head)
+        if place(fleet, head) and (following := fleet.queues.following(head)):
+            heads.append(following)
     for engine in fleet.engines.values():
-        if engine.wanted and engine.state in STARTABLE and engine.deadline is None:
+        if engine.wanted and engine.state in STARTABLE | {State.SLEEPING} and not restarting(engine):
             pursue(fleet, engine)
+
+
+def restarting(engine: Engine) -> bool:
+    return engine.state is State.BACKOFF and engine.deadline is not None
+
+
+def rank(fleet: Fleet, waiter: Waiter) -> tuple[bool, float, float]:
+    """The lowest goes first: interactive or aged, then who was served least, then who came first."""
+    aged = fleet.now - waiter.arrived >= fleet.config.scheduling.ageing
+    batch = fleet.is_batch(waiter.ask.source) and not aged
+    return batch, fleet.fairness.counter(waiter.ask.source), waiter.arrived
 
 
 def place(fleet: Fleet, waiter: Waiter) -> bool:
@@ -29,42 +46,60 @@ def place(fleet: Fleet, waiter: Waiter) -> bool:
         fleet.queues.remove(waiter.lease)
         fleet.refuse(waiter.lease, choice)
         return True
-    if choice is None:
+    if isinstance(choice, Blocked):
+        fleet.look_again(choice.until)
         return False
-    engine, reason = fleet.engines[choice.profile], choice.reason
+    engine = fleet.engines[choice.profile]
     if engine.state is State.READY:
         fleet.queues.remove(waiter.lease)
-        grant(fleet, waiter, engine, reason)
+        grant(fleet, waiter, engine, choice.reason)
         return True
-    make_way(fleet, engine, choice.victims)
+    make_way(fleet, engine, choice.way)
     return False
 
 
 def grant(fleet: Fleet, waiter: Waiter, engine: Engine, reason: str) -> None:
-    incarnation = engine.incarnation or ""
-    engine.leases.add(waiter.lease)
+    ask, incarnation = waiter.ask, engine.incarnation or ""
+    output = engine.output_for(ask)
+    engine.leases[waiter.lease] = ask.tokens + output
     engine.idle_since = engine.deadline = None
-    engine.last_used = fleet.now
-    fleet.leases[waiter.lease] = (engine.name, incarnation)
+    engine.last_used, engine.ageing = fleet.now, fleet.ageing
+    engine.rate.hit(fleet.now, waiter.weight)
+    granted = Granted(engine.name, incarnation, ask.source, ask.tokens, output, fleet.now)
+    fleet.leases[waiter.lease] = granted
+    fleet.fairness.charge(ask.source, granted.prompt, granted.output)
     fleet.order(orders.Grant(waiter.lease, engine.name, incarnation, reason))
 
 
-def make_way(fleet: Fleet, engine: Engine, victims: tuple[str, ...]) -> None:
-    """Start it, or first stop who stands in its way."""
-    if engine.state not in STARTABLE:
+def make_way(fleet: Fleet, engine: Engine, way: Way) -> None:
+    """Bring it up, or first move who stands in its way."""
+    if not placement.can_come(engine):
         return
-    for name in victims:
-        fleet.note("evict", fleet.engines[name], f"{name} makes room for {engine.name}")
-        leaving.retire(fleet, fleet.engines[name], f"{engine.name} needs its memory")
-    if not victims:
-        coming.start(fleet, engine)
+    for name in way.victims:
+        evict(fleet, fleet.engines[name], engine, asleep=way.asleep)
+    if not way.victims:
+        coming.bring_up(fleet, engine)
+
+
+def evict(fleet: Fleet, victim: Engine, engine: Engine, *, asleep: bool) -> None:
+    fleet.ageing = max(fleet.ageing, fleet.policy.worth(fleet, victim))
+    if is_needed(fleet, victim):
+        fleet.count_swap(victim.devices)
+    why = f"{victim.name} makes room for {engine.name}{waited(fleet, engine)}"
+    fleet.note("evict", victim, why, by=engine.name, busy=len(victim.leases))
+    leaving.retire(fleet, victim, f"{engine.name} needs its place", asleep=asleep, patient=True)
+
+
+def waited(fleet: Fleet, engine: Engine) -> str:
+    pressure = fleet.queues.pressure(engine.name)
+    return f", waited for since {fleet.now - pressure.oldest:.0f} s" if pressure else ""
 
 
 def pursue(fleet: Fleet, engine: Engine) -> None:
-    """Start an engine that an operator or the restart policy wants, or say why not."""
-    way = placement.way_to_start(fleet, engine)
+    """Bring up an engine that an operator or the restart policy wants, or say why not."""
+    way = placement.way_up(fleet, engine)
     if isinstance(way, placement.Way):
-        make_way(fleet, engine, way.victims)
+        make_way(fleet, engine, way)
     elif not way.transient:
         engine.wanted = False
         if engine.state is State.BACKOFF:
@@ -77,9 +112,9 @@ def pursue(fleet: Fleet, engine: Engine) -> None:
 
 def overloaded(fleet: Fleet, waiter: Waiter, ahead: int) -> Overloaded:
     limits = ", ".join(
-        f"{name} {len(fleet.engines[name].leases)}/{fleet.config.profiles[name].max_concurrent}"
-        for name in waiter.profiles
+        f"{name} {len(fleet.engines[name].leases)}/{fleet.engines[name].slots}" for name in waiter.profiles
     )
     return Overloaded(
-        f"model {waiter.ask.model!r} is at its limit: in flight {limits}, {ahead} waiting", retry_after=5
+        f"model {waiter.ask.model!r} is at its limit: in flight {limits}, {ahead} waiting",
+        retry_after=fleet.forecast(waiter.profiles),
     )

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 from supervisor.config import Profile
+from supervisor.core.devices import HOST
+from supervisor.core.eviction import Rate
 from supervisor.core.failures import Failure
 from supervisor.core.ledger import Claim
 from supervisor.core.lifecycle import COMING, HOLDING, LEAVING, RESTLESS, State, Step, advance
 from supervisor.core.progress import Progress
+from supervisor.core.routing import Ask
 
 FIRST_GUESS_LOAD = 60.0
 """Seconds a load is taken to last before one was measured."""
+
+FIRST_GUESS_WAKE = 3.0
+"""Seconds; an 8B model woke from level 1 in about 2."""
+
+FIRST_GUESS_SERVICE = 10.0
+"""Seconds that a request is taken to last before one was measured."""
+
+FIRST_GUESS_OUTPUT = 512
+"""Tokens that a reply is taken to have before replies were counted."""
+
+REMEMBERED = 64
+"""Replies whose length is remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A lease that was given: to whom, on what, and the tokens it was taken to need."""
+
+    profile: str
+    incarnation: str
+    source: str
+    prompt: int
+    output: int
+    at: float
 
 
 @dataclass(slots=True)
@@ -35,9 +63,33 @@ class Engine:
     before: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     """Device -> (used, measured, unattributed) when the stop began: what settling is proven against."""
 
-    leases: set[str] = field(default_factory=set)
+    leases: dict[str, int] = field(default_factory=dict)
+    """Lease -> KV cache tokens that it may come to need."""
     idle_since: float | None = None
+    ready_since: float = 0.0
     last_used: float = 0.0
+    rate: Rate = field(default_factory=Rate)
+    ageing: float = 0.0
+    """The fleet's ageing term when it was last asked for."""
+    service: float | None = None
+    """Seconds that a request holds its lease, a moving mean."""
+    outputs: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    kv_tokens: int | None = None
+    weights: int | None = None
+    """Bytes, from its log."""
+    rung: int | None = None
+    """Requests at a time after it ran out of memory while serving; None: what the profile says."""
+    squeezed: str | None = None
+    """Why it may not be given more requests although it is ready: others have taken its headroom."""
+
+    going_to_sleep: bool = False
+    asleep: int = 0
+    """Sleep level, 0 while awake."""
+    settled: bool = False
+    """Its memory was seen to have come back after it fell asleep."""
+    sleep_broken: bool = False
+    """Sleeping failed or gave nothing back; it is stopped instead from now on."""
+    wake_seconds: float | None = None
     start_tickets: list[str] = field(default_factory=list)
     stop_tickets: list[str] = field(default_factory=list)
 
@@ -65,14 +117,47 @@ class Engine:
         return self.profile.name
 
     @property
-    def free_slots(self) -> int:
-        return self.profile.max_concurrent - len(self.leases) if self.state is State.READY else 0
+    def residue(self) -> dict[str, int]:
+        """Bytes that it holds by device while asleep."""
+        return (
+            {device: self.measured.get(device, size) for device, size in self.reserved.items()}
+            if self.asleep
+            else {}
+        )
+
+    @property
+    def host_need(self) -> int:
+        """Bytes of host memory that level 1 takes for its weights; told too high where they are not known."""
+        return self.weights or sum(size for device, size in self.reserved.items() if device != HOST)
+
+    @property
+    def slots(self) -> int:
+        """Requests that it takes at a time."""
+        return self.profile.max_concurrent if self.rung is None else self.rung
+
+    def admits(self, ask: Ask) -> bool:
+        """Whether it can take this request now without vLLM having to preempt another."""
+        if self.state is not State.READY or self.squeezed or len(self.leases) >= self.slots:
+            return False
+        if self.kv_tokens is None or not self.leases:
+            return True
+        return sum(self.leases.values()) + self.tokens_for(ask) <= self.kv_tokens
+
+    def tokens_for(self, ask: Ask) -> int:
+        return ask.tokens + self.output_for(ask)
+
+    def output_for(self, ask: Ask) -> int:
+        """Tokens that a reply may have: what nine of ten had, no more than asked for; none when pooling."""
+        if self.profile.task != "generate":
+            return 0
+        ordered = sorted(self.outputs)
+        usual = ordered[len(ordered) * 9 // 10] if ordered else FIRST_GUESS_OUTPUT
+        return usual if ask.max_tokens is None else min(usual, ask.max_tokens)
 
     @property
     def room(self) -> int:
         """How many may wait for it: its queue, and, until it is ready, the slots that it will bring."""
-        slots = 0 if self.state is State.READY else self.profile.max_concurrent
-        return self.profile.max_queue + slots
+        return self.profile.max_queue + (0 if self.state is State.READY else self.slots)
 
     @property
     def is_coming(self) -> bool:
@@ -81,7 +166,22 @@ class Engine:
     @property
     def eta(self) -> float:
         """Seconds that a cold start is expected to take."""
-        return self.load_seconds or FIRST_GUESS_LOAD
+        return FIRST_GUESS_LOAD if self.load_seconds is None else self.load_seconds
+
+    @property
+    def way_back(self) -> float:
+        """Seconds to be ready again: from sleep where it would sleep or does, else from cold."""
+        if self.asleep or self.profile.sleep:
+            return FIRST_GUESS_WAKE if self.wake_seconds is None else self.wake_seconds
+        return self.eta
+
+    @property
+    def expected_service(self) -> float:
+        return FIRST_GUESS_SERVICE if self.service is None else self.service
+
+    def served(self, seconds: float) -> None:
+        """A request was over after `seconds`."""
+        self.service = seconds if self.service is None else 0.9 * self.service + 0.1 * seconds
 
     def step(self, step: Step, now: float) -> None:
         self.state = advance(self.state, step)
@@ -92,13 +192,14 @@ class Engine:
         """What it holds on each device; nothing unless its state holds memory."""
         if self.state not in HOLDING:
             return {}
+        falling = self.state is State.SLEEPING and not self.settled
         return {
             device: Claim(
                 profile=self.name,
                 reserved=size,
                 measured=self.measured.get(device),
-                restless=self.state in RESTLESS,
-                going=self.state in LEAVING and self.state is not State.DRAINING,
+                restless=self.state in RESTLESS or falling,
+                going=falling or (self.state in LEAVING and self.state is not State.DRAINING),
             )
             for device, size in self.reserved.items()
         }
@@ -112,7 +213,8 @@ class Engine:
         self.before.clear()
         self.progress = self.loading_since = self.idle_since = None
         self.terminated, self.gone_at, self.survivors = 0, None, ()
-        self.was_loading = False
+        self.was_loading = self.going_to_sleep = self.settled = False
+        self.asleep, self.kv_tokens, self.squeezed = 0, None, None
 
     def __repr__(self) -> str:
         return f"<{self.name} {self.state} {self.incarnation or '-'} {len(self.leases)} in flight>"

@@ -25,9 +25,14 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A request is over, or its client gave up waiting. Exactly one per lease that was not refused."""
+    """A request is over, or its client gave up waiting. Exactly one per lease that was not refused.
+
+    The tokens are None where the engine did not tell.
+    """
 
     lease: str
+    prompt: int | None = None
+    output: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,34 @@ class Progressed:
 
     incarnation: str
     progress: Progress | None
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the engine's log said of itself: bytes of its weights, tokens that its KV cache holds."""
+
+    incarnation: str
+    weights: int | None = None
+    kv_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Slept:
+    """The engine answered that it sleeps; whether its memory came back is for the devices to show."""
+
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class SleepFailed:
+    incarnation: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WakeFailed:
+    incarnation: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +193,10 @@ Event = (
     | Ticked
     | SpawnFailed
     | Progressed
+    | Told
+    | Slept
+    | SleepFailed
+    | WakeFailed
     | ProbePassed
     | Unhealthy
     | Exited

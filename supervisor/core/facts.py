@@ -8,11 +8,14 @@ from supervisor.core import coming, dispatch, events, leaving, orders
 from supervisor.core.events import Event
 from supervisor.core.failures import Failure, FailureClass, classify
 from supervisor.core.fit import need
-from supervisor.core.fleet import Fleet, Mode, taken
+from supervisor.core.fleet import Fleet, Mode
 from supervisor.core.lifecycle import LIVE, State, Step
 from supervisor.core.queueing import Waiter
 from supervisor.core.routing import candidates
 from supervisor.errors import LlmdError, NotAvailable
+
+BATCH_WEIGHT = 0.2
+"""What a second of a batch request's waiting counts for, against an interactive one's."""
 
 
 @singledispatch
@@ -36,9 +39,19 @@ def _(event: events.Arrived, fleet: Fleet) -> None:
     except LlmdError as error:
         fleet.refuse(event.lease, error)
         return
-    waiter = Waiter(event.lease, event.ask, found, fleet.now, fleet.now + event.patience)
+    batch, policy = fleet.is_batch(event.ask.source), fleet.config.scheduling
+    waiter = Waiter(
+        event.lease,
+        event.ask,
+        found,
+        fleet.now,
+        fleet.now + event.patience,
+        policy.patience_batch if batch else policy.patience_interactive,
+        BATCH_WEIGHT if batch else 1.0,
+    )
     bound = sum(fleet.engines[name].room for name in waiter.profiles)
-    ahead = sum(other.ask.model == event.ask.model for other in fleet.queues)
+    ahead = fleet.queues.for_model(event.ask.model)
+    fleet.fairness.arrive(event.ask.source, fleet.active_sources())
     fleet.queues.add(waiter)
     if ahead >= bound:
         dispatch.place(fleet, waiter)
@@ -51,10 +64,16 @@ def _(event: events.Arrived, fleet: Fleet) -> None:
 def _(event: events.Left, fleet: Fleet) -> None:
     if fleet.queues.remove(event.lease):
         return
-    profile, incarnation = fleet.leases.pop(event.lease)
-    engine = fleet.engines[profile]
-    if engine.incarnation == incarnation:
-        engine.leases.discard(event.lease)
+    granted = fleet.leases.pop(event.lease)
+    engine = fleet.engines[granted.profile]
+    prompt = granted.prompt if event.prompt is None else event.prompt
+    output = granted.output if event.output is None else event.output
+    fleet.fairness.charge(granted.source, prompt - granted.prompt, output - granted.output)
+    if event.output is not None:
+        engine.outputs.append(event.output)
+    engine.served(fleet.now - granted.at)
+    if engine.incarnation == granted.incarnation:
+        engine.leases.pop(event.lease, None)
         engine.last_used = fleet.now
         if not engine.leases:
             coming.rest(fleet, engine)
@@ -70,6 +89,38 @@ def _(event: events.DevicesRead, fleet: Fleet) -> None:
             coming.spawn_if_still_fits(fleet, engine)
         elif engine.state is State.SETTLING:
             leaving.settle(fleet, engine)
+        elif engine.state is State.SLEEPING and not engine.settled:
+            leaving.settle_asleep(fleet, engine)
+        elif engine.state is State.READY:
+            squeezed = [fleet.ledger.squeeze(device, bool(engine.squeezed)) for device in engine.devices]
+            engine.squeezed = next((why for why in squeezed if why), None)
+
+
+@on.register
+def _(event: events.Told, fleet: Fleet) -> None:
+    if engine := fleet.current(event.incarnation):
+        engine.weights = event.weights or engine.weights
+        engine.kv_tokens = event.kv_tokens or engine.kv_tokens
+
+
+@on.register
+def _(event: events.Slept, fleet: Fleet) -> None:
+    if fleet.current(event.incarnation):
+        fleet.order(orders.Survey())
+
+
+@on.register
+def _(event: events.SleepFailed, fleet: Fleet) -> None:
+    engine = fleet.current(event.incarnation)
+    if engine and engine.state is State.SLEEPING and not engine.settled:
+        leaving.sleep_failed(fleet, engine, event.reason)
+
+
+@on.register
+def _(event: events.WakeFailed, fleet: Fleet) -> None:
+    engine = fleet.current(event.incarnation)
+    if engine and engine.state is State.WAKING:
+        leaving.fail(fleet, engine, Failure(FailureClass.TRANSIENT, f"did not wake: {event.reason}"))
 
 
 @on.register
@@ -89,18 +140,9 @@ def _(event: events.Progressed, fleet: Fleet) -> None:
 @on.register
 def _(event: events.ProbePassed, fleet: Fleet) -> None:
     engine = fleet.current(event.incarnation)
-    if engine is None or engine.state not in (State.STARTING, State.ADOPTING):
+    if engine is None or engine.state not in (State.STARTING, State.ADOPTING, State.WAKING):
         return
-    if engine.loading_since is not None:
-        engine.load_seconds = fleet.now - engine.loading_since
-    engine.step(Step.SERVE, fleet.now)
-    engine.last_used, engine.progress, engine.last_failure = fleet.now, None, None
-    engine.wanted = False
-    coming.rest(fleet, engine)
-    fleet.note("engine_ready", engine, f"{engine.name} is ready", seconds=engine.load_seconds)
-    fleet.order(orders.Survey())
-    for ticket in taken(engine.start_tickets):
-        fleet.order(orders.Answer(ticket, f"{engine.name} is ready"))
+    coming.serve(fleet, engine)
 
 
 @on.register

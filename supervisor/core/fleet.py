@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from supervisor.config import Config
 from supervisor.core import orders
 from supervisor.core.devices import Reading
-from supervisor.core.engine import Engine
+from supervisor.core.engine import Engine, Granted
+from supervisor.core.fairness import Fairness
 from supervisor.core.ledger import Claim, Ledger
-from supervisor.core.lifecycle import LIVE
+from supervisor.core.lifecycle import LIVE, State
 from supervisor.core.orders import Order
+from supervisor.core.policy import Policy, Thrifty
 from supervisor.core.queueing import Queues
 from supervisor.errors import LlmdError
+
+HOUR = 3600.0
+
+LONG = 60.0
+"""Seconds after which to ask again where nothing can be foreseen."""
 
 
 @dataclass(slots=True)
@@ -33,12 +41,19 @@ class Fleet:
     config: Config
     name_incarnation: Callable[[], str]
     """Makes a name that no incarnation ever had."""
+    policy: Policy = field(default_factory=Thrifty)
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     engines: dict[str, Engine] = field(init=False)
     ledger: Ledger = field(init=False)
     queues: Queues = field(default_factory=Queues)
-    leases: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Lease -> (profile, incarnation) it was granted."""
+    leases: dict[str, Granted] = field(default_factory=dict)
+    fairness: Fairness = field(init=False)
+    ageing: float = 0.0
+    """The worth of the dearest engine evicted so far: what is not asked for any more falls behind it."""
+    swaps: dict[str, deque[float]] = field(default_factory=dict)
+    """Device -> when engines that were busy or waited for were evicted there, in the last hour."""
+    reconsider: float | None = None
+    """When somebody who waits may get what nobody would give up before."""
     mode: Mode = field(default_factory=Mode)
     closing: bool = False
     now: float = 0.0
@@ -48,12 +63,18 @@ class Fleet:
     def __post_init__(self) -> None:
         self.engines = {name: Engine(profile) for name, profile in self.config.profiles.items()}
         self.ledger = Ledger(self.config.memory)
+        self.fairness = Fairness({source: key.weight for source, key in self.config.keys.items()})
 
     def next_deadline(self) -> float | None:
         """When a Ticked is due, monotonic seconds; None while nothing is awaited."""
         due = [engine.deadline for engine in self.engines.values() if engine.deadline is not None]
-        waiting = self.queues.next_deadline()
-        return min(due if waiting is None else [*due, waiting], default=None)
+        waiting = self.queues.next_deadline(), self.reconsider
+        return min([*due, *(at for at in waiting if at is not None)], default=None)
+
+    def look_again(self, at: float | None) -> None:
+        """Dispatch at `at` even if nothing happens before."""
+        if at is not None:
+            self.reconsider = at if self.reconsider is None else min(self.reconsider, at)
 
     @property
     def available(self) -> frozenset[str]:
@@ -84,6 +105,44 @@ class Fleet:
         reading = self.ledger.reading(device)
         assert reading is not None, f"{device} was never read"
         return reading
+
+    def is_batch(self, source: str) -> bool:
+        key = self.config.keys.get(source)
+        return key is not None and key.priority == "batch"
+
+    def active_sources(self) -> set[str]:
+        """Who waits or is served now."""
+        return self.queues.sources() | {granted.source for granted in self.leases.values()}
+
+    def forecast(self, profiles: Iterable[str]) -> float:
+        """Seconds until one of `profiles` can be expected to serve another request, from what was measured."""
+        return min((self._forecast(self.engines[name]) for name in profiles), default=LONG)
+
+    def _forecast(self, engine: Engine) -> float:
+        if engine.state is State.IMPOSSIBLE:
+            return LONG
+        ahead = self.queues.for_profile(engine.name) + len(engine.leases)
+        queue = engine.expected_service * ahead / engine.slots
+        if engine.state is State.READY:
+            return max(1.0, queue)
+        elapsed = self.now - engine.since if engine.is_coming else 0.0
+        return max(1.0, engine.way_back - elapsed) + max(0.0, queue - engine.expected_service)
+
+    # The limit on swaps
+
+    def count_swap(self, devices: Iterable[str]) -> None:
+        for device in devices:
+            self.swaps.setdefault(device, deque()).append(self.now)
+
+    def swapped_too_often(self, devices: Iterable[str]) -> bool:
+        """Whether a device among them has had its swaps of this hour."""
+        return any(self._swaps(device) >= self.config.scheduling.swaps_per_hour for device in devices)
+
+    def _swaps(self, device: str) -> int:
+        times = self.swaps.get(device, deque())
+        while times and times[0] <= self.now - HOUR:
+            times.popleft()
+        return len(times)
 
     # Orders out
 

@@ -7,29 +7,42 @@ from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine
 from supervisor.core.failures import Failure
 from supervisor.core.fleet import Fleet, taken
+from supervisor.core.ledger import Claims
 from supervisor.core.lifecycle import PROFILING, State, Step
 from supervisor.errors import EngineFailed, NotAvailable
 
 SECOND_TERM = 3.0
 """vLLM swallows a SIGTERM while it loads; a second one works (measured: five of five)."""
 
+AWAKE = frozenset({State.READY, State.DRAINING})
+
 SETTLED_SHARE = 0.9
 SETTLED_SLACK = 256 << 20
 
 
-def retire(fleet: Fleet, engine: Engine, why: str, *, at_once: bool = False) -> None:
-    """Take an engine down in order; `at_once` cuts requests in flight."""
+def retire(
+    fleet: Fleet,
+    engine: Engine,
+    why: str,
+    *,
+    at_once: bool = False,
+    asleep: bool = False,
+    patient: bool = False,
+) -> None:
+    """Take an engine down in order, to sleep if `asleep`. `at_once` cuts requests in flight; `patient` cuts none."""
+    engine.going_to_sleep = asleep
     if engine.state is State.RESERVED:
         engine.step(Step.RELEASE, fleet.now)
         engine.clear()
         answer_stopped(fleet, engine)
     elif engine.state is State.READY:
         engine.step(Step.DRAIN, fleet.now)
-        engine.deadline = fleet.now + (0 if at_once else fleet.config.server.drain)
+        if not patient:
+            engine.deadline = fleet.now + (0 if at_once else fleet.config.server.drain)
         fleet.note("engine_draining", engine, f"{engine.name} drains: {why}")
     elif engine.state is State.DRAINING and at_once:
         engine.deadline = fleet.now
-    elif engine.state in (State.STARTING, State.ADOPTING):
+    elif engine.state in (State.STARTING, State.ADOPTING, State.SLEEPING, State.WAKING):
         terminate(fleet, engine)
     go_on_draining(fleet, engine)
 
@@ -44,6 +57,59 @@ def go_on_draining(fleet: Fleet, engine: Engine) -> None:
     if would_disturb(fleet, engine):
         engine.deadline = fleet.now + 1.0 if overdue else engine.deadline
         return
+    level = sleep_level(fleet, engine, fleet.claims(without=engine.name)) if engine.going_to_sleep else 0
+    if level and not engine.leases:
+        fall_asleep(fleet, engine, level)
+    else:
+        terminate(fleet, engine)
+
+
+def sleep_level(fleet: Fleet, engine: Engine, claims: Claims) -> int:
+    """1 where host memory takes its weights, 2 where it does not, 0 where it cannot sleep."""
+    if not (engine.profile.sleep and fleet.policy.sleeps) or engine.sleep_broken or engine.state not in AWAKE:
+        return 0
+    return 1 if fleet.ledger.room(HOST, claims) >= engine.host_need else 2
+
+
+def fall_asleep(fleet: Fleet, engine: Engine, level: int) -> None:
+    """Its memory stays promised to it until the devices show that it came back; its weights' place is taken now."""
+    remember_before(fleet, engine)
+    engine.step(Step.SLEEP, fleet.now)
+    engine.asleep, engine.settled = level, False
+    if level == 1:
+        engine.reserved[HOST] = engine.host_need
+    engine.deadline = fleet.now + fleet.config.engine.settle_timeout
+    fleet.order(orders.Sleep(engine.incarnation or "", level))
+
+
+def settle_asleep(fleet: Fleet, engine: Engine) -> None:
+    """Over once the devices show that most of the memory came back: an answer of 200 proves nothing."""
+    cards = [device for device in engine.devices if device != HOST]
+    fallen = {device: engine.measured.get(device) for device in cards}
+    for device, now_held in fallen.items():
+        reading = fleet.ledger.reading(device)
+        if reading is None or reading.trouble or now_held is None or reading.at < engine.since:
+            return
+        if now_held > min(
+            engine.reserved[device] / 2, engine.before.get(device, (0, engine.reserved[device], 0))[1] / 2
+        ):
+            return
+    engine.settled, engine.deadline = True, wakes_or_stops(fleet, engine)
+    engine.reserved |= {device: held for device, held in fallen.items() if held is not None}
+    residue = sum(held or 0 for held in fallen.values())
+    fleet.note("engine_asleep", engine, f"{engine.name} sleeps at level {engine.asleep}", residue=residue)
+
+
+def wakes_or_stops(fleet: Fleet, engine: Engine) -> float | None:
+    """When a sleeping engine is stopped for good: its idle time counts from its last request."""
+    ttl = engine.profile.idle_ttl
+    return None if ttl is None or engine.profile.pin else (engine.idle_since or fleet.now) + ttl
+
+
+def sleep_failed(fleet: Fleet, engine: Engine, reason: str) -> None:
+    """It answered, or showed, that it does not sleep: stop it, and do not try that again."""
+    engine.sleep_broken = True
+    fleet.note("sleep_failed", engine, f"{engine.name} did not fall asleep: {reason}", level="WARNING")
     terminate(fleet, engine)
 
 
@@ -125,12 +191,10 @@ def tell_waiters(fleet: Fleet, engine: Engine, failure: Failure) -> None:
     engine.wanted = False
     for waiter in fleet.queues:
         if engine.name in waiter.profiles:
-            waiter.failed.add(engine.name)
+            fleet.queues.give_up(waiter, engine.name)
             if not waiter.profiles:
-                fleet.queues.remove(waiter.lease)
-                fleet.refuse(
-                    waiter.lease, NotAvailable(f"{message}\n" + "\n".join(failure.tail), retry_after=30)
-                )
+                told = "\n".join((message, *failure.tail))
+                fleet.refuse(waiter.lease, NotAvailable(told, retry_after=30))
 
 
 def settle(fleet: Fleet, engine: Engine) -> None:

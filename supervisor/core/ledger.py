@@ -13,7 +13,7 @@ of (used - memory of our own trees): a neighbour that breathes is met at its lar
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -149,17 +149,34 @@ class Ledger:
         return gpu_reading(ref, self.survey)
 
     def judge(
-        self, profile: Profile, claims: Claims, now: float, *, without: Collection[str] = ()
+        self,
+        profile: Profile,
+        claims: Claims,
+        now: float,
+        *,
+        freed: Mapping[str, int] | None = None,
+        own: Mapping[str, int] | None = None,
     ) -> Verdict:
-        """Whether `profile` could start now, given what our engines hold; `without` some of them.
+        """Whether `profile` could start, or wake, given what our other engines hold.
 
-        `claims` must not hold the profile's own reservation.
+        `freed`: bytes by device that engines would give back which `claims` no longer holds. `own`: bytes that
+        the engine holds there already, asleep.
         """
         devices = self.devices_of(profile)
         if devices is None:
             return Verdict((self._missing(profile),))
-        found = (self._judge_device(profile, device, claims, now, without) for device in devices)
+        found = []
+        for device in devices:
+            given = (freed or {}).get(device, 0) + (own or {}).get(device, 0)
+            found.append(self._judge_device(profile, device, claims.get(device, ()), now, given))
         return Verdict(tuple(shortage for shortage in found if shortage))
+
+    def room(self, device: str, claims: Claims, given: int = 0) -> int:
+        """Bytes that could be promised there now, beside what `claims` holds; 0 where it cannot be told."""
+        reading = self.reading(device)
+        if reading is None or reading.trouble:
+            return 0
+        return self._room(reading, claims.get(device, ()), given)
 
     def _missing(self, profile: Profile) -> Shortage:
         absent = ", ".join(str(ref) for ref in profile.gpus if self.gpu(ref) is None)
@@ -170,7 +187,7 @@ class Ledger:
         return [reading for reading in self.survey.readings if reading.index is not None]
 
     def _judge_device(
-        self, profile: Profile, device: str, claims: Claims, now: float, without: Collection[str]
+        self, profile: Profile, device: str, claimed: Sequence[Claim], now: float, given: int
     ) -> Shortage | None:
         reading = self.reading(device)
         if reading is None:
@@ -185,34 +202,36 @@ class Ledger:
             return Shortage(
                 Obstacle.STALE, device, f"{where} was last read {age:.0f} s ago, NVML does not answer"
             )
-        return self._judge_memory(profile, reading, claims.get(device, ()), without)
+        return self._judge_memory(profile, reading, claimed, given)
 
     def _judge_memory(
-        self, profile: Profile, reading: Reading, claimed: Sequence[Claim], without: Collection[str]
+        self, profile: Profile, reading: Reading, claimed: Sequence[Claim], given: int
     ) -> Shortage | None:
-        where, needed = name_of(reading), need(profile, reading)
-        margin = self.memory.host_floor if reading.device == HOST else self.memory.margin
+        where, needed, margin = name_of(reading), need(profile, reading), self._margin(reading)
         if needed + margin > reading.total:
             message = (
                 f"{profile.name} needs {gib(needed)} on {where}, which has {gib(reading.total)} in all"
                 f" ({gib(margin)} kept free)"
             )
             return Shortage(Obstacle.TOO_BIG, reading.device, message, needed, reading.total - margin)
-        staying = [claim for claim in claimed if claim.profile not in without]
-        going = [claim for claim in claimed if claim.profile in without]
-        promised = sum(claim.held for claim in staying)
-        on_paper = reading.total - promised - self.foreign(reading.device) - margin
-        free = reading.free + sum(claim.measured or claim.reserved for claim in going)
-        right_now = free - sum(claim.unspent for claim in staying)
-        if reading.device == HOST:
-            right_now -= margin
-        available = max(0, min(on_paper, right_now))
+        available = self._room(reading, claimed, given)
         if available < needed:
-            return self._taken(profile, reading, staying, needed, available)
-        if reading.device != HOST and (mover := next((c for c in staying if c.restless), None)):
+            return self._taken(profile, reading, claimed, needed, available)
+        if reading.device != HOST and (mover := next((c for c in claimed if c.restless), None)):
             message = f"{mover.profile} is starting or stopping on {where}"
             return Shortage(Obstacle.RESTLESS, reading.device, message, needed, available)
         return None
+
+    def _margin(self, reading: Reading) -> int:
+        return self.memory.host_floor if reading.device == HOST else self.memory.margin
+
+    def _room(self, reading: Reading, claimed: Sequence[Claim], given: int) -> int:
+        promised = sum(claim.held for claim in claimed)
+        on_paper = reading.total - promised - self.foreign(reading.device) - self._margin(reading)
+        right_now = reading.free + given - sum(claim.unspent for claim in claimed)
+        if reading.device == HOST:
+            right_now -= self._margin(reading)
+        return max(0, min(on_paper, right_now))
 
     def _taken(
         self, profile: Profile, reading: Reading, staying: Sequence[Claim], needed: int, available: int
@@ -227,6 +246,23 @@ class Ledger:
             f" of {gib(reading.total)}; held by: {', '.join(held) or 'nobody (margin)'}"
         )
         return Shortage(Obstacle.MEMORY, reading.device, message, needed, available, others)
+
+    def squeeze(self, device: str, already: bool) -> str | None:
+        """Why engines on `device` should be given no more requests: others hold what activations need.
+
+        Once squeezed it takes half as much again to be let go, so that it does not flap.
+        """
+        reading, foreign = self.reading(device), self.foreign(device)
+        if reading is None or device == HOST or not foreign:
+            return None
+        wanted = self.memory.headroom * (1.5 if already else 1)
+        if reading.free >= wanted:
+            return None
+        others = ", ".join(f"PID {h.pid} {h.name} ({h.user})" for h in self.strangers(reading)[:3])
+        return (
+            f"{name_of(reading)} has {gib(reading.free)} free, {gib(self.memory.headroom)} are needed to serve;"
+            f" others hold {gib(foreign)}{': ' + others if others else ''}"
+        )
 
     def strangers(self, reading: Reading) -> tuple[Holder, ...]:
         """Processes that are not ours, the largest first."""

@@ -10,13 +10,15 @@ from supervisor.errors import LlmdError
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Launch this incarnation. `indices`: CUDA indices, empty on the CPU. `utilization`: vLLM's fraction."""
+    """Launch this incarnation. `indices`: CUDA indices, empty on the CPU. `utilization`: vLLM's fraction.
+    `slots`: requests at a time, vLLM's --max-num-seqs."""
 
     profile: str
     incarnation: str
     devices: tuple[str, ...]
     indices: tuple[int, ...]
     utilization: float
+    slots: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,22 @@ class Kill:
     """SIGKILL to the whole tree, again and again until nobody is left; then report TreeGone."""
 
     incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """vLLM's sleep mode: level 1 keeps the weights in host memory, level 2 drops them."""
+
+    incarnation: str
+    level: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """`level`: how deep it sleeps; after 2 its weights must be loaded again. Then probe it as after a start."""
+
+    incarnation: str
+    level: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,4 +104,4 @@ class Note:
     facts: Mapping[str, object] = field(default_factory=dict)
 
 
-Order = Spawn | Terminate | Kill | Prove | Forget | Survey | Grant | Refuse | Answer | Note
+Order = Spawn | Terminate | Kill | Sleep | Wake | Prove | Forget | Survey | Grant | Refuse | Answer | Note

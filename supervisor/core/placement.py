@@ -1,17 +1,21 @@
-"""Where a request goes now, and whether an engine can start now: reads the fleet, changes nothing.
+"""Where a request goes now, and whether an engine can come up now: reads the fleet, changes nothing.
 
-Candidates are tried in their order of preference, in rounds: a free slot or a start that fits without
-hurting anyone; then a queue before a running engine; then a start that costs idle engines their place.
+Candidates are tried in their order of preference, in rounds: a free slot or a start that fits without hurting
+anyone; then a queue before a running engine; then a start that costs others their place. Who is idle gives it up
+once it has had its minimum residency; who is busy, or waited for, only when those who wait for the newcomer have
+waited longer, summed, than the swap takes, or one of them has lost patience; and never before its quantum is over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from supervisor.core import eviction
+from supervisor.core import eviction, leaving
+from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine
 from supervisor.core.fleet import Fleet
+from supervisor.core.ledger import Claim, Claims, Verdict
 from supervisor.core.lifecycle import COMING, LEAVING, STARTABLE, State
 from supervisor.core.queueing import Waiter
 from supervisor.errors import LlmdError, NotAvailable
@@ -19,97 +23,162 @@ from supervisor.errors import LlmdError, NotAvailable
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """It can start, once these engines have gone (none: at once)."""
+    """It can come up, once these engines have made room (none: at once). `asleep`: they need not stop for it."""
 
     victims: tuple[str, ...] = ()
+    asleep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """It cannot start now. `transient`: a start or stop under way will tell. `ours`: busy engines of ours
-    are all that stands in the way, so a request may wait for them."""
+    """It cannot come up now. `transient`: a start or stop under way will tell. `ours`: engines of ours are all
+    that stands in the way, so a request may wait for them. `until`: when that is to be looked at again."""
 
     message: str
     transient: bool = False
     ours: bool = False
+    until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     profile: str
     reason: str
-    victims: tuple[str, ...] = ()
+    way: Way = Way()
 
 
-def way_to_start(fleet: Fleet, engine: Engine) -> Way | Blocked:
-    """Whether and at whose cost a cold engine could start now."""
-    if engine.state not in STARTABLE:
+# Can it come up?
+
+
+def way_up(fleet: Fleet, engine: Engine) -> Way | Blocked:
+    """Whether, and at whose cost, an engine that is cold or asleep could serve."""
+    if not can_come(engine):
         return Blocked(f"{engine.name} is {engine.state}", transient=True)
     claims = fleet.claims(without=engine.name)
-
-    def fits(victims: frozenset[str]) -> bool:
-        return fleet.ledger.judge(engine.profile, claims, fleet.now, without=victims).admitted
-
-    verdict = fleet.ledger.judge(engine.profile, claims, fleet.now)
+    verdict = fleet.ledger.judge(engine.profile, claims, fleet.now, own=engine.residue)
     if verdict.admitted:
         return Way()
     if not verdict.passing:
         return Blocked(str(verdict))
-    devices = {shortage.device for shortage in verdict.shortages}
-    moving = [e for e in _on(fleet, engine, devices) if e.state in COMING | LEAVING]
+    short = {shortage.device for shortage in verdict.shortages}
+    others = [other for other in fleet.engines.values() if other is not engine and other.claims()]
+    there = [other for other in others if short & set(other.devices)]
+    moving = [e for e in there if e.state in COMING | LEAVING or (e.asleep and not e.settled)]
     if moving:
         names = ", ".join(f"{e.name} ({e.state})" for e in moving)
         return Blocked(f"waits for {names}; {verdict}", transient=True)
-    idle = [e for e in _on(fleet, engine, devices) if e.state is State.READY and not _is_needed(fleet, e)]
-    chosen = eviction.choose([eviction.Victim(e.name, e.last_used) for e in idle], fits)
-    if chosen is not None:
-        return Way(chosen)
-    busy = [e for e in _on(fleet, engine, devices) if e not in idle]
-    ours = bool(busy) and fits(frozenset(e.name for e in (*idle, *busy)))
-    said = "".join(f"; {e.name} is busy ({len(e.leases)} in flight)" for e in busy if e.leases)
-    return Blocked(f"{verdict}{said}", ours=ours)
+    return _at_the_cost_of(fleet, engine, [e for e in there if not e.profile.pin], verdict)
 
 
-def _on(fleet: Fleet, engine: Engine, devices: set[str]) -> list[Engine]:
-    """The other engines that hold memory on these devices."""
-    others = (other for other in fleet.engines.values() if other is not engine)
-    return [other for other in others if other.claims() and devices & set(other.devices)]
+def can_come(engine: Engine) -> bool:
+    return engine.state in STARTABLE or (engine.state is State.SLEEPING and engine.settled)
 
 
-def _is_needed(fleet: Fleet, engine: Engine) -> bool:
-    """In use, or the best hope of somebody who waits."""
-    return bool(engine.leases) or any(waiter.profiles[:1] == (engine.name,) for waiter in fleet.queues)
+def _at_the_cost_of(
+    fleet: Fleet, engine: Engine, others: Sequence[Engine], verdict: Verdict
+) -> Way | Blocked:
+    pressure = fleet.queues.pressure(engine.name)
+    free_from = {other.name: fleet.policy.free_from(fleet, other, engine, pressure) for other in others}
+    open_now = [other for other in others if free_from[other.name] <= fleet.now]
+    way = _cheapest(fleet, engine, open_now)
+    if way is not None:
+        return way
+    ours = bool(others) and _fits(fleet, engine, others, sleep=False)
+    later = [at for at in free_from.values() if fleet.now < at < float("inf")]
+    said = "".join(f"; {e.name} is busy ({len(e.leases)} in flight)" for e in others if e.leases)
+    return Blocked(f"{verdict}{said}", ours=ours, until=min(later, default=None) if ours else None)
 
 
-def choose(fleet: Fleet, waiter: Waiter) -> Choice | LlmdError | None:
-    """Where the waiter goes: a profile, a final refusal, or None while it must wait."""
+def _cheapest(fleet: Fleet, engine: Engine, others: Sequence[Engine]) -> Way | None:
+    """Who costs least: asleep if that frees enough, else stopped."""
+    victims = [eviction.Victim(e.name, fleet.policy.worth(fleet, e), e.last_used) for e in others]
+    for sleep in (True, False) if any(e.profile.sleep for e in others) else (False,):
+
+        def fits(names: frozenset[str], sleep: bool = sleep) -> bool:
+            return _fits(fleet, engine, [e for e in others if e.name in names], sleep=sleep)
+
+        if (chosen := eviction.choose(victims, fits)) is not None:
+            return Way(chosen, sleep)
+    return None
+
+
+def _fits(fleet: Fleet, engine: Engine, victims: Sequence[Engine], *, sleep: bool) -> bool:
+    """Whether `engine` fits once `victims` have made room."""
+    names = {victim.name for victim in victims}
+    claims: dict[str, list[Claim]] = {
+        device: [claim for claim in claimed if claim.profile not in names]
+        for device, claimed in fleet.claims(without=engine.name).items()
+    }
+    freed: dict[str, int] = {}
+    for victim in victims:
+        after = sleeping(fleet, victim, claims) if sleep else {}
+        for device, claim in victim.claims().items():
+            kept = after.get(device)
+            held = claim.reserved if claim.measured is None else claim.measured
+            freed[device] = freed.get(device, 0) + max(0, held - (kept.held if kept else 0))
+        for device, claim in after.items():
+            claims.setdefault(device, []).append(claim)
+    return fleet.ledger.judge(engine.profile, claims, fleet.now, freed=freed, own=engine.residue).admitted
+
+
+# Can it sleep?
+
+
+def sleeping(fleet: Fleet, engine: Engine, claims: Claims) -> dict[str, Claim]:
+    """What an engine would hold asleep; nothing where it cannot sleep and would be stopped."""
+    level = leaving.sleep_level(fleet, engine, claims)
+    if not level:
+        return {}
+    held = {d: Claim(engine.name, fleet.config.memory.residue, None) for d in engine.devices if d != HOST}
+    if level == 1:
+        held[HOST] = Claim(engine.name, engine.host_need, 0)
+    return held
+
+
+# Where does a request go?
+
+
+def choose(fleet: Fleet, waiter: Waiter) -> Choice | LlmdError | Blocked:
+    """Where the waiter goes: a profile, a final refusal, or what it waits for."""
     reasons = {candidate.profile: candidate.reason for candidate in waiter.candidates}
     ways: dict[str, Way | Blocked] = {}
     for engine in _engines(fleet, waiter):
-        if engine.free_slots > 0:
+        if engine.admits(waiter.ask):
             return Choice(engine.name, reasons[engine.name])
-        if engine.is_coming and fleet.queues.for_profile(engine.name) <= engine.profile.max_concurrent:
-            return None
-        ways[engine.name] = _way(fleet, engine)
+        if engine.is_coming and fleet.queues.for_profile(engine.name) <= engine.slots:
+            return Blocked(f"{engine.name} is {engine.state}", transient=True)
+        ways[engine.name] = way_for(fleet, engine)
         if ways[engine.name] == Way():
             return Choice(engine.name, reasons[engine.name])
-    if any(engine.state is State.READY or engine.is_coming for engine in _engines(fleet, waiter)):
-        return None
+    blocks = [way for way in ways.values() if isinstance(way, Blocked)]
+    until = min((block.until for block in blocks if block.until is not None), default=None)
+    serving = [
+        e for e in _engines(fleet, waiter) if e.is_coming or (e.state is State.READY and not e.squeezed)
+    ]
+    if serving:
+        return Blocked(f"waits for a slot of {', '.join(e.name for e in serving)}", ours=True, until=until)
     for name, way in ways.items():
         if isinstance(way, Way):
-            return Choice(name, reasons[name], way.victims)
-    blocks = [way for way in ways.values() if isinstance(way, Blocked)]
-    if any(block.transient or block.ours for block in blocks):
-        return None
-    return NotAvailable("; ".join(dict.fromkeys(block.message for block in blocks)), retry_after=30)
+            return Choice(name, reasons[name], way)
+    message = "; ".join(dict.fromkeys(block.message for block in blocks))
+    if any(block.transient or block.ours for block in blocks) or _squeezed(fleet, waiter):
+        return Blocked(message, ours=True, until=until)
+    return NotAvailable(message, retry_after=fleet.forecast(waiter.profiles))
 
 
-def _way(fleet: Fleet, engine: Engine) -> Way | Blocked:
+def way_for(fleet: Fleet, engine: Engine) -> Way | Blocked:
+    """As `way_up`, with the words for those that failed or are squeezed."""
     if engine.state is State.IMPOSSIBLE:
         return Blocked(f"{engine.name} cannot start: {engine.last_reason}")
     if engine.state is State.BACKOFF and engine.deadline is not None:
         return Blocked(f"{engine.name} failed and waits to be restarted", transient=True)
-    return way_to_start(fleet, engine)
+    if engine.state is State.READY and engine.squeezed:
+        return Blocked(f"{engine.name} is ready, but {engine.squeezed}", ours=True)
+    return way_up(fleet, engine)
+
+
+def _squeezed(fleet: Fleet, waiter: Waiter) -> bool:
+    return any(engine.squeezed for engine in _engines(fleet, waiter))
 
 
 def _engines(fleet: Fleet, waiter: Waiter) -> Iterator[Engine]:
@@ -120,10 +189,11 @@ def too_late(fleet: Fleet, waiter: Waiter) -> NotAvailable:
     """The refusal of a request whose patience ran out, with what it waited for."""
     told = []
     for engine in _engines(fleet, waiter):
-        way = _way(fleet, engine)
+        way = way_for(fleet, engine)
         detail = way.message if isinstance(way, Blocked) else f"{engine.name} is {engine.state}"
-        told.append(f"{detail} ({len(engine.leases)}/{engine.profile.max_concurrent} in flight)")
+        told.append(f"{detail} ({len(engine.leases)}/{engine.slots} in flight)")
     waited = fleet.now - waiter.arrived
     return NotAvailable(
-        f"model {waiter.ask.model!r} was not ready after {waited:.0f} s: {'; '.join(told)}", retry_after=30
+        f"model {waiter.ask.model!r} was not ready after {waited:.0f} s: {'; '.join(told)}",
+        retry_after=fleet.forecast(waiter.profiles),
     )

@@ -1,11 +1,21 @@
-"""Requests that wait for a lease: one bounded queue a model, first come first served."""
+"""Requests that wait for a lease: who is next, and who waits for which profile.
+
+Waiters that could go to the same profiles and come from the same source stand in one line, first come first
+served. Only the heads of lines compete: interactive before batch, unless batch has waited long; then the source
+that has had the fewest tokens; then who came first. So a dispatch costs as much as there are lines, not waiters.
+"""
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from supervisor.core.routing import Ask, Candidate
+
+Key = tuple[tuple[str, ...], str]
+"""Of a line: the profiles that could serve, best first, and the source."""
 
 
 @dataclass(slots=True)
@@ -17,49 +27,160 @@ class Waiter:
     candidates: tuple[Candidate, ...]
     arrived: float
     deadline: float
-    failed: set[str] = field(default_factory=set)
-    """Profiles that failed to come up while it waited; not tried for it again."""
+    patience: float = 60.0
+    """Seconds after which its model is swapped in at any cost."""
+    weight: float = 1.0
+    """What a second of its waiting counts for against the cost of a swap."""
+    profiles: tuple[str, ...] = ()
+    """Where it could still go, best first: its candidates less those that failed while it waited."""
+
+    def __post_init__(self) -> None:
+        self.profiles = tuple(candidate.profile for candidate in self.candidates)
 
     @property
-    def profiles(self) -> tuple[str, ...]:
-        return tuple(c.profile for c in self.candidates if c.profile not in self.failed)
+    def key(self) -> Key:
+        return self.profiles, self.ask.source
+
+
+@dataclass(slots=True)
+class Line:
+    """Waiters of one key in order of arrival, with the sums that tell how long all of them have waited."""
+
+    waiters: dict[str, Waiter] = field(default_factory=dict)
+    weight: float = 0.0
+    moment: float = 0.0
+    """Sum of weight x arrival."""
+
+    @property
+    def head(self) -> Waiter:
+        return next(iter(self.waiters.values()))
+
+    def add(self, waiter: Waiter) -> None:
+        self.waiters[waiter.lease] = waiter
+        self.weight += waiter.weight
+        self.moment += waiter.weight * waiter.arrived
+
+    def remove(self, waiter: Waiter) -> None:
+        del self.waiters[waiter.lease]
+        self.weight -= waiter.weight
+        self.moment -= waiter.weight * waiter.arrived
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """All who wait for one profile. Times are monotonic seconds."""
+
+    oldest: float
+    patience_ends: float
+    """When the first of them has lost patience."""
+    weight: float
+    moment: float
+
+    def worth(self, cost: float) -> float:
+        """When their weighted waiting, summed, will have reached `cost` seconds."""
+        return (cost + self.moment) / self.weight
 
 
 @dataclass(slots=True)
 class Queues:
-    """All waiters, by model as asked for. Order within a model is order of arrival."""
+    """All waiters. Iterating gives them line by line, a copy, so that they may change meanwhile."""
 
-    _by_model: dict[str, dict[str, Waiter]] = field(default_factory=dict)
-    _model_of: dict[str, str] = field(default_factory=dict)
+    _waiters: dict[str, Waiter] = field(default_factory=dict)
+    _lines: dict[Key, Line] = field(default_factory=dict)
+    _models: Counter[str] = field(default_factory=Counter)
+    _profiles: Counter[str] = field(default_factory=Counter)
+    _firsts: Counter[str] = field(default_factory=Counter)
+    _deadlines: list[tuple[float, str]] = field(default_factory=list)
 
     def add(self, waiter: Waiter) -> None:
-        self._by_model.setdefault(waiter.ask.model, {})[waiter.lease] = waiter
-        self._model_of[waiter.lease] = waiter.ask.model
+        self._waiters[waiter.lease] = waiter
+        self._lines.setdefault(waiter.key, Line()).add(waiter)
+        self._count(waiter, 1)
+        heapq.heappush(self._deadlines, (waiter.deadline, waiter.lease))
 
     def remove(self, lease: str) -> Waiter | None:
         """Take a waiter out, wherever it stands. None when it does not wait."""
-        model = self._model_of.pop(lease, None)
-        if model is None:
+        waiter = self._waiters.pop(lease, None)
+        if waiter is None:
             return None
-        queue = self._by_model[model]
-        waiter = queue.pop(lease)
-        if not queue:
-            del self._by_model[model]
+        line = self._lines[waiter.key]
+        line.remove(waiter)
+        if not line.waiters:
+            del self._lines[waiter.key]
+        self._count(waiter, -1)
         return waiter
 
-    def __iter__(self) -> Iterator[Waiter]:
-        """Every waiter; a copy, so that the queue may change meanwhile."""
-        return iter([waiter for queue in self._by_model.values() for waiter in queue.values()])
+    def give_up(self, waiter: Waiter, profile: str) -> None:
+        """It will not be served by `profile`, which failed; its other candidates remain."""
+        self.remove(waiter.lease)
+        waiter.profiles = tuple(name for name in waiter.profiles if name != profile)
+        if waiter.profiles:
+            self.add(waiter)
 
-    def __len__(self) -> int:
-        return len(self._model_of)
+    def _count(self, waiter: Waiter, by: int) -> None:
+        self._models[waiter.ask.model] += by
+        self._firsts[waiter.profiles[0]] += by
+        for profile in waiter.profiles:
+            self._profiles[profile] += by
 
-    def __contains__(self, lease: str) -> bool:
-        return lease in self._model_of
+    # Questions
+
+    def heads(self) -> list[Waiter]:
+        """The first of every line."""
+        return [line.head for line in self._lines.values()]
+
+    def following(self, waiter: Waiter) -> Waiter | None:
+        """Who is first in the line of a waiter that has left it."""
+        line = self._lines.get(waiter.key)
+        return line.head if line else None
+
+    def pressure(self, profile: str) -> Pressure | None:
+        """Of those whom `profile` could serve; None where there are none."""
+        lines = [line for (profiles, _), line in self._lines.items() if profile in profiles]
+        if not lines:
+            return None
+        heads = [line.head for line in lines]
+        return Pressure(
+            min(head.arrived for head in heads),
+            min(head.arrived + head.patience for head in heads),
+            sum(line.weight for line in lines),
+            sum(line.moment for line in lines),
+        )
+
+    def for_model(self, model: str) -> int:
+        """How many asked for this name."""
+        return self._models[model]
 
     def for_profile(self, profile: str) -> int:
         """How many could be served by this profile."""
-        return sum(profile in waiter.profiles for waiter in self)
+        return self._profiles[profile]
+
+    def hopes_for(self, profile: str) -> int:
+        """How many have this profile as their first choice."""
+        return self._firsts[profile]
+
+    def sources(self) -> set[str]:
+        return {source for _, source in self._lines}
+
+    def overdue(self, now: float) -> list[Waiter]:
+        """Those whose deadline has come."""
+        found = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, lease = heapq.heappop(self._deadlines)
+            if waiter := self._waiters.get(lease):
+                found.append(waiter)
+        return found
 
     def next_deadline(self) -> float | None:
-        return min((waiter.deadline for waiter in self), default=None)
+        while self._deadlines and self._deadlines[0][1] not in self._waiters:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def __iter__(self) -> Iterator[Waiter]:
+        return iter([waiter for line in self._lines.values() for waiter in line.waiters.values()])
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    def __contains__(self, lease: str) -> bool:
+        return lease in self._waiters

@@ -15,12 +15,14 @@ from supervisor.errors import ModelNotFound, NotAvailable, WrongTask
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request as routing sees it. `tokens`: estimated prompt tokens. `tasks`: what could answer the route."""
+    """A request as routing sees it. `tokens`: estimated prompt tokens. `tasks`: what could answer the route.
+    `max_tokens`: the most it wants written, None where it did not say."""
 
     model: str
     source: str = "default"
     tokens: int = 0
     tasks: frozenset[str] = frozenset()
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
