@@ -139,10 +139,10 @@ class Scheduling(Frozen):
 
     quantum: Seconds = 30.0
     """How long a busy model goes on once another model has waiters that need its place."""
-    min_residency: Seconds = 60.0
-    """An idle engine keeps its place this long after it became ready, twice its start time if that is longer,
-    unless a waiter's patience runs out."""
-    patience_interactive: Seconds = 60.0
+    min_residency: Seconds = 0.0
+    """How long after it became ready an idle engine keeps its place, unless a waiter's patience runs out.
+    None by default: on six traces keeping idle engines made everybody wait longer (benchmarks/scheduling.py)."""
+    patience_interactive: Seconds = 120.0
     patience_batch: Seconds = 300.0
     """Waited longer than its patience, a request has its model swapped in whatever that costs."""
     ageing: Seconds = 120.0

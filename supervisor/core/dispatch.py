@@ -13,16 +13,17 @@ from supervisor.errors import DaemonRefused, LlmdError, Overloaded
 
 
 def dispatch(fleet: Fleet) -> None:
-    """Give what can be given. Only the first of each line is looked at, and nobody twice in vain."""
+    """Give what can be given; only then see who could come up, and at whose cost."""
     fleet.reconsider = None
     if fleet.closing:
         return
-    heads = fleet.queues.heads()
-    while heads:
-        head = min(heads, key=lambda waiter: rank(fleet, waiter))
-        heads.remove(head)
-        if place(fleet, head) and (following := fleet.queues.following(head)):
-            heads.append(following)
+    for act in (give, place):
+        heads = fleet.queues.heads()
+        while heads:
+            head = min(heads, key=lambda waiter: rank(fleet, waiter))
+            heads.remove(head)
+            if act(fleet, head) and (following := fleet.queues.following(head)):
+                heads.append(following)
     for engine in fleet.engines.values():
         if engine.wanted and engine.state in STARTABLE | {State.SLEEPING} and not restarting(engine):
             pursue(fleet, engine)
@@ -39,8 +40,21 @@ def rank(fleet: Fleet, waiter: Waiter) -> tuple[bool, float, float]:
     return batch, fleet.fairness.counter(waiter.ask.source), waiter.arrived
 
 
+def give(fleet: Fleet, waiter: Waiter) -> bool:
+    """Give a waiter its lease where a candidate can take it now."""
+    for candidate in waiter.candidates:
+        engine = fleet.engines[candidate.profile]
+        if candidate.profile in waiter.profiles and engine.admits(waiter.ask):
+            fleet.queues.remove(waiter.lease)
+            grant(fleet, waiter, engine, candidate.reason)
+            return True
+    return False
+
+
 def place(fleet: Fleet, waiter: Waiter) -> bool:
-    """Try to give a waiter its lease, or its refusal. False while it goes on waiting."""
+    """See what would bring a waiter nearer to its lease, or refuse it. False while it goes on waiting."""
+    if give(fleet, waiter):
+        return True
     choice = placement.choose(fleet, waiter)
     if isinstance(choice, LlmdError):
         fleet.queues.remove(waiter.lease)
@@ -48,13 +62,8 @@ def place(fleet: Fleet, waiter: Waiter) -> bool:
         return True
     if isinstance(choice, Blocked):
         fleet.look_again(choice.until)
-        return False
-    engine = fleet.engines[choice.profile]
-    if engine.state is State.READY:
-        fleet.queues.remove(waiter.lease)
-        grant(fleet, waiter, engine, choice.reason)
-        return True
-    make_way(fleet, engine, choice.way)
+    else:
+        make_way(fleet, fleet.engines[choice.profile], choice.way)
     return False
 
 

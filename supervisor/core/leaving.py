@@ -66,7 +66,7 @@ def go_on_draining(fleet: Fleet, engine: Engine) -> None:
 
 def sleep_level(fleet: Fleet, engine: Engine, claims: Claims) -> int:
     """1 where host memory takes its weights, 2 where it does not, 0 where it cannot sleep."""
-    if not (engine.profile.sleep and fleet.policy.sleeps) or engine.sleep_broken or engine.state not in AWAKE:
+    if not engine.profile.sleep or engine.sleep_broken or engine.state not in AWAKE:
         return 0
     return 1 if fleet.ledger.room(HOST, claims) >= engine.host_need else 2
 

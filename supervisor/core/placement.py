@@ -42,8 +42,9 @@ class Blocked:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
+    """Who is to come up for a request, and how."""
+
     profile: str
-    reason: str
     way: Way = Way()
 
 
@@ -62,7 +63,7 @@ def way_up(fleet: Fleet, engine: Engine) -> Way | Blocked:
         return Blocked(str(verdict))
     short = {shortage.device for shortage in verdict.shortages}
     others = [other for other in fleet.engines.values() if other is not engine and other.claims()]
-    there = [other for other in others if short & set(other.devices)]
+    there = [e for e in others if short & set(e.devices) or not fleet.policy.knows_cards]
     moving = [e for e in there if e.state in COMING | LEAVING or (e.asleep and not e.settled)]
     if moving:
         names = ", ".join(f"{e.name} ({e.state})" for e in moving)
@@ -97,7 +98,7 @@ def _cheapest(fleet: Fleet, engine: Engine, others: Sequence[Engine]) -> Way | N
         def fits(names: frozenset[str], sleep: bool = sleep) -> bool:
             return _fits(fleet, engine, [e for e in others if e.name in names], sleep=sleep)
 
-        if (chosen := eviction.choose(victims, fits)) is not None:
+        if (chosen := fleet.policy.choose(victims, fits)) is not None:
             return Way(chosen, sleep)
     return None
 
@@ -139,17 +140,14 @@ def sleeping(fleet: Fleet, engine: Engine, claims: Claims) -> dict[str, Claim]:
 
 
 def choose(fleet: Fleet, waiter: Waiter) -> Choice | LlmdError | Blocked:
-    """Where the waiter goes: a profile, a final refusal, or what it waits for."""
-    reasons = {candidate.profile: candidate.reason for candidate in waiter.candidates}
+    """Who should come up for a waiter whom nobody can take now, a final refusal, or what it waits for."""
     ways: dict[str, Way | Blocked] = {}
     for engine in _engines(fleet, waiter):
-        if engine.admits(waiter.ask):
-            return Choice(engine.name, reasons[engine.name])
         if engine.is_coming and fleet.queues.for_profile(engine.name) <= engine.slots:
             return Blocked(f"{engine.name} is {engine.state}", transient=True)
         ways[engine.name] = way_for(fleet, engine)
         if ways[engine.name] == Way():
-            return Choice(engine.name, reasons[engine.name])
+            return Choice(engine.name)
     blocks = [way for way in ways.values() if isinstance(way, Blocked)]
     until = min((block.until for block in blocks if block.until is not None), default=None)
     serving = [
@@ -159,7 +157,7 @@ def choose(fleet: Fleet, waiter: Waiter) -> Choice | LlmdError | Blocked:
         return Blocked(f"waits for a slot of {', '.join(e.name for e in serving)}", ours=True, until=until)
     for name, way in ways.items():
         if isinstance(way, Way):
-            return Choice(name, reasons[name], way)
+            return Choice(name, way)
     message = "; ".join(dict.fromkeys(block.message for block in blocks))
     if any(block.transient or block.ours for block in blocks) or _squeezed(fleet, waiter):
         return Blocked(message, ours=True, until=until)

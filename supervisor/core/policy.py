@@ -7,6 +7,7 @@ two questions.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from supervisor.core import eviction
@@ -22,8 +23,14 @@ NEVER = math.inf
 
 
 class Policy(Protocol):
-    sleeps: bool
-    """Whether it puts engines to sleep instead of stopping them."""
+    knows_cards: bool
+    """Whether only who holds memory where it is short can be a victim."""
+
+    def choose(
+        self, victims: Sequence[eviction.Victim], fits: Callable[[frozenset[str]], bool]
+    ) -> tuple[str, ...] | None:
+        """Who goes so that `fits` holds; None when all of them would not do."""
+        ...
 
     def free_from(self, fleet: Fleet, other: Engine, engine: Engine, pressure: Pressure | None) -> float:
         """When `other` may be made to give up its place for `engine`, monotonic seconds.
@@ -38,11 +45,18 @@ class Policy(Protocol):
 
 
 class Thrifty:
-    """Who is idle gives up its place once it has had its minimum residency, or a waiter has lost patience.
-    Who is busy or waited for goes on for a quantum, and until those who wait for the newcomer have waited longer,
-    summed, than the swap out and in takes, or one of them has lost patience."""
+    """Who is idle gives up its place at once, unless it is to be kept for a minimum residency.
 
-    sleeps = True
+    Who is busy or waited for goes on for a quantum, and until those who wait for the newcomer have waited longer,
+    summed, than the swap out and in takes from everyone whom it makes wait; or one of them has lost patience.
+    """
+
+    knows_cards = True
+
+    def choose(
+        self, victims: Sequence[eviction.Victim], fits: Callable[[frozenset[str]], bool]
+    ) -> tuple[str, ...] | None:
+        return eviction.choose(victims, fits)
 
     def free_from(self, fleet: Fleet, other: Engine, engine: Engine, pressure: Pressure | None) -> float:
         if other.state is State.SLEEPING:
@@ -52,12 +66,12 @@ class Thrifty:
             return NEVER if needed else fleet.now
         policy = fleet.config.scheduling
         if not needed:
-            residency = other.ready_since + max(policy.min_residency, 2 * other.way_back)
-            return min(residency, pressure.patience_ends)
+            return min(other.ready_since + policy.min_residency, pressure.patience_ends)
         due = pressure.patience_ends
         if not fleet.swapped_too_often(other.devices):
-            due = min(due, pressure.worth(engine.way_back + other.way_back))
-        return max(pressure.oldest + policy.quantum, due)
+            made_to_wait = 1 + fleet.queues.hopes_for(other.name)
+            due = min(due, pressure.worth(made_to_wait * (engine.way_back + other.way_back)))
+        return max(pressure.oldest, other.ready_since, due - policy.quantum) + policy.quantum
 
     def worth(self, fleet: Fleet, engine: Engine) -> float:
         freed = sum(claim.held for claim in engine.claims().values())

@@ -164,12 +164,12 @@ class Queues:
 
     def overdue(self, now: float) -> list[Waiter]:
         """Those whose deadline has come."""
-        found = []
+        found = {}
         while self._deadlines and self._deadlines[0][0] <= now:
             _, lease = heapq.heappop(self._deadlines)
             if waiter := self._waiters.get(lease):
-                found.append(waiter)
-        return found
+                found[lease] = waiter
+        return list(found.values())
 
     def next_deadline(self) -> float | None:
         while self._deadlines and self._deadlines[0][1] not in self._waiters:

@@ -63,9 +63,10 @@ class Outcome:
     left: bool = False
 
     @property
-    def wait(self) -> float | None:
-        """Seconds from arrival to its lease."""
-        return None if self.granted is None else self.granted - self.request.time
+    def waited(self) -> float | None:
+        """Seconds from arrival to its lease, or to its refusal; None where it never came to either."""
+        over = self.granted if self.granted is not None else self.ended
+        return None if over is None else over - self.request.time
 
 
 @dataclass(slots=True)
@@ -269,4 +270,5 @@ class World:
 
     @_obey.register
     def _(self, order: orders.Refuse) -> None:
-        self.outcomes[order.lease].refused = str(order.error)
+        outcome = self.outcomes[order.lease]
+        outcome.refused, outcome.ended = str(order.error), self.now

@@ -1,0 +1,41 @@
+"""What a simulated run was like for those who waited, and what it cost the cards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from supervisor.simulation.world import Outcome, World
+
+
+def report(world: World) -> dict[str, Any]:
+    """Waits by class in seconds, swaps, card-seconds spent loading, refusals."""
+    outcomes = list(world.outcomes.values())
+    batch = [o for o in outcomes if world.fleet.is_batch(o.request.key)]
+    interactive = [o for o in outcomes if not world.fleet.is_batch(o.request.key)]
+    return {
+        "interactive": waits(interactive),
+        "batch": waits(batch),
+        "swaps": world.counts["evict"],
+        "loading_s": round(world.loading, 1),
+    }
+
+
+def waits(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """A request that was refused waited until then, and counts as such a wait."""
+    waited = sorted(o.waited for o in outcomes if o.waited is not None)
+    return {
+        "requests": len(outcomes),
+        "p50_s": percentile(waited, 0.50),
+        "p95_s": percentile(waited, 0.95),
+        "max_s": percentile(waited, 1.0),
+        "refused": sum(o.refused is not None for o in outcomes),
+        "left": sum(o.left for o in outcomes),
+    }
+
+
+def percentile(ordered: Sequence[float], share: float) -> float | None:
+    """Nearest rank; None of nothing."""
+    if not ordered:
+        return None
+    return round(ordered[max(0, min(len(ordered) - 1, round(share * len(ordered)) - 1))], 2)
