@@ -26,7 +26,7 @@ from supervisor.errors import (
     Unauthorized,
 )
 from supervisor.web.driving import Driver
-from supervisor.web.server import quiet_logger
+from supervisor.web.protocol import Runner
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -40,8 +40,8 @@ class AdminServer:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._path = driver.config.server.admin_socket
-        self._runner = web.AppRunner(
-            self._app(), handler_cancellation=True, access_log=None, shutdown_timeout=1, logger=quiet_logger()
+        self._runner = Runner(
+            self._app(), header_timeout=driver.config.server.header_timeout, shutdown_timeout=1
         )
 
     def _app(self) -> web.Application:
