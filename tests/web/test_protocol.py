@@ -19,6 +19,7 @@ from aiohttp import web
 from fakes import FakeDriver
 
 from supervisor.config import Config, Profile, Server
+from supervisor.web import protocol
 from supervisor.web.admin import AdminServer
 from supervisor.web.auth import Keyring
 from supervisor.web.protocol import Complaints, Runner
@@ -256,6 +257,14 @@ async def test_a_connection_between_two_requests_has_more_time(wire: Wire) -> No
             async with asyncio.timeout(HEADER_TIMEOUT * 2):
                 await reader.read(1)
         await _ask(reader, writer)
+
+
+async def test_a_head_begun_behind_a_request_ends_with_the_silence_after_its_answer(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "_KEEPALIVE", HEADER_TIMEOUT)
+    answer = await wire.send(GOOD.replace(b"Connection: close\r\n", b"") + b"GET /hea")
+    assert (answer.status, answer.answers) == (200, 1)
 
 
 async def test_a_bug_is_a_500_in_openais_shape_and_one_traceback(
