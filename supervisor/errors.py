@@ -8,10 +8,12 @@
     │   ├── Unauthorized         401  no key, or an unknown one
     │   ├── ModelNotFound        404  no such model or profile
     │   ├── RouteNotFound        404  not a route llmd serves
+    │   ├── MethodNotAllowed     405  a route, asked in another way than it takes
     │   └── BodyTooLarge         413  over server.max_body
     ├── Overloaded               503  every place is taken, come back          fault "llmd"
     ├── NotAvailable             503  cannot be ready: memory, mode, give-up   fault "llmd"
     ├── EngineFailed             502  the engine died or would not start       fault "engine"
+    ├── InternalError            500  a bug in llmd; its log has the traceback  fault "llmd"
     └── OperatorError            what a person at the command line can mend    fault "operator"
         ├── ConfigError          llmd.toml or a profile is wrong
         ├── AlreadyRunning       a second daemon on one state directory
@@ -80,6 +82,11 @@ class RouteNotFound(ClientError):
     code = "route_not_found"
 
 
+class MethodNotAllowed(ClientError):
+    status = 405
+    code = "method_not_allowed"
+
+
 class BodyTooLarge(ClientError):
     status = 413
     code = "body_too_large"
@@ -105,6 +112,10 @@ class EngineFailed(LlmdError):
     def __init__(self, message: str, *, log: Sequence[str] = (), retry_after: float | None = None) -> None:
         super().__init__(message, retry_after=retry_after)
         self.log = tuple(log)
+
+
+class InternalError(LlmdError):
+    pass
 
 
 class OperatorError(LlmdError):

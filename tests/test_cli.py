@@ -7,6 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -44,19 +45,11 @@ STATUS = {
 }
 
 
-@pytest.fixture
-async def socket() -> AsyncIterator[Path]:
+@asynccontextmanager
+async def daemon(*routes: web.RouteDef) -> AsyncIterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="llmd-", dir="/tmp"))
     app = web.Application()
-    app.add_routes(
-        [
-            web.get("/status", _answers(STATUS)),
-            web.post("/profiles/llama_0/start", _answers({"message": "ready"})),
-            web.post("/profiles/bad/start", _answers(REFUSAL, 502)),
-            web.post("/profiles/llama_0/stop", _stop),
-            web.get("/profiles/llama_0/logs", _log),
-        ]
-    )
+    app.add_routes(routes)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.UnixSite(runner, str(folder / "s")).start()
@@ -65,6 +58,40 @@ async def socket() -> AsyncIterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture
+async def socket() -> AsyncIterator[Path]:
+    routes = (
+        web.get("/status", _answers(STATUS)),
+        web.post("/profiles/llama_0/start", _answers({"message": "ready"})),
+        web.post("/profiles/bad/start", _answers(REFUSAL, 502)),
+        web.post("/profiles/llama_0/stop", _stop),
+        web.get("/profiles/llama_0/logs", _log),
+    )
+    async with daemon(*routes) as path:
+        yield path
+
+
+class Patient:
+    """An engine that is ready once it was looked at in each stage, between which the daemon stumbles."""
+
+    def __init__(self) -> None:
+        self.asked, self.ready = 0, asyncio.Event()
+        stages = [{"state": "reserved"}, {"state": "starting", "stage": "loading weights", "percent": 40}]
+        reserved, loading = ({"engines": [{"profile": "patient_0"} | stage]} for stage in stages)
+        self.looks = [_answers(reserved), _answers(BUG, 500), _answers(loading)]
+
+    async def start(self, request: web.Request) -> web.Response:
+        await self.ready.wait()
+        return web.json_response({"message": "ready at last"})
+
+    async def status(self, request: web.Request) -> web.Response:
+        self.asked += 1
+        if self.asked > len(self.looks):
+            self.ready.set()
+        return await self.looks[min(self.asked, len(self.looks)) - 1](request)
+
+
+BUG = {"error": {"message": "internal error of llmd", "code": "internal_error"}}
 REFUSAL = {"error": {"message": "it died", "code": "engine_failed", "log": ["CUDA out of memory"]}}
 
 
@@ -104,6 +131,16 @@ async def test_status_for_scripts(socket: Path) -> None:
 async def test_start_tells_that_it_is_ready(socket: Path) -> None:
     result = await llmd("--socket", socket, "start", "llama_0")
     assert (result.exit_code, result.stdout) == (0, "ready\n")
+
+
+async def test_a_start_outlives_a_status_that_fails() -> None:
+    """And tells what it saw before and after."""
+    patient = Patient()
+    routes = web.get("/status", patient.status), web.post("/profiles/patient_0/start", patient.start)
+    async with daemon(*routes) as socket:
+        result = await llmd("--socket", socket, "start", "patient_0")
+    assert (result.exit_code, result.stdout) == (0, "ready at last\n")
+    assert result.stderr == "patient_0: reserved\npatient_0: 40 % loading weights\n"
 
 
 async def test_refused_start_shows_reason_and_log(socket: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line. Exit codes: 0 done, 1 refused or failed with a reason, 2 usage, 3 no daemon.
+"""The command line. Exit codes: 0 done, 1 refused or failed with a reason, 2 usage, 3 no daemon, 130 Ctrl-C.
 
 What is slow to import (aiohttp, rich, pydantic) is imported by the command that needs it.
 """
@@ -10,26 +10,31 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from supervisor.errors import ConfigError, LlmdError, NoDaemon, Problem
+from supervisor.errors import ConfigError, LlmdError, NoDaemon, OperatorError, Problem
 
 if TYPE_CHECKING:
     from supervisor.cli.client import Client
     from supervisor.config import Config
-    from supervisor.core.devices import Survey
 
 CONFIGS = (Path("llmd.toml"), Path("/etc/llmd/llmd.toml"))
 DEFAULT_SOCKET = Path("/run/llmd/llmd.sock")
-NO_DAEMON = 3
+REFUSED, NO_DAEMON, INTERRUPTED = 1, 3, 130
 
 T = TypeVar("T")
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for scripts.")
+
+
+class Interrupted(OperatorError):
+    """Ctrl-C. The daemon keeps what it was asked for; the message says so."""
+
+    code = "interrupted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +107,17 @@ def status(place: Place, as_json: bool) -> None:
 @as_json
 @click.pass_obj
 def start(place: Place, profile: str, as_json: bool) -> None:
-    """Start PROFILE's engine and wait until it is ready."""
+    """Start PROFILE's engine and wait until it is ready. Ctrl-C ends the waiting alone."""
     with _errors(as_json):
+        going_on = f"the daemon goes on starting {profile}; `llmd stop {profile}` ends that"
         if as_json:
-            _print_json({"message": _call(place, lambda client: client.start(profile))})
-        else:
-            click.echo(_start_shown(place, profile))
+            _print_json({"message": _call(place, lambda client: client.start(profile), going_on)})
+            return
+        from supervisor.cli.starting import shown, start_watched
+
+        with shown(profile) as show:
+            message = _call(place, lambda client: start_watched(client, profile, show), going_on)
+        click.echo(message)
 
 
 @main.command()
@@ -118,7 +128,8 @@ def start(place: Place, profile: str, as_json: bool) -> None:
 def stop(place: Place, profile: str, now: bool, as_json: bool) -> None:
     """Stop PROFILE's engine, after its running requests."""
     with _errors(as_json):
-        message = _call(place, lambda client: client.stop(profile, now=now))
+        going_on = f"the daemon goes on stopping {profile}"
+        message = _call(place, lambda client: client.stop(profile, now=now), going_on)
         _print_json({"message": message}) if as_json else click.echo(message)
 
 
@@ -128,13 +139,13 @@ def stop(place: Place, profile: str, now: bool, as_json: bool) -> None:
 @click.option("-n", "--lines", type=click.IntRange(min=0), default=100, show_default=True)
 @click.pass_obj
 def logs(place: Place, profile: str, follow: bool, lines: int) -> None:
-    """Print the log of PROFILE's engine."""
+    """Print the log of PROFILE's engine. Ctrl-C ends it."""
 
     async def copy(client: Client) -> None:
         async for chunk in client.logs(profile, lines=lines, follow=follow):
             click.echo(chunk, nl=False)
 
-    with _errors(False), contextlib.suppress(KeyboardInterrupt):
+    with _errors(False), contextlib.suppress(Interrupted):
         _call(place, copy)
 
 
@@ -143,11 +154,13 @@ def logs(place: Place, profile: str, follow: bool, lines: int) -> None:
 @click.pass_obj
 def check(place: Place, as_json: bool) -> None:
     """Check the configuration against itself and this host."""
+    from supervisor.cli.examine import examine
+
     warnings: list[Problem] = []
     profiles = 0
     try:
         config = place.load()
-        problems, warnings = _examine(config)
+        problems, warnings = examine(config)
         profiles = len(config.profiles)
     except ConfigError as error:
         problems = list(error.problems)
@@ -161,7 +174,9 @@ def check(place: Place, as_json: bool) -> None:
     sys.exit(1 if problems else 0)
 
 
-def _call(place: Place, ask: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+def _call(
+    place: Place, ask: Callable[[Client], Coroutine[Any, Any, T]], going_on: str = "nothing was changed"
+) -> T:
     from supervisor.cli.client import Client
 
     async def call() -> T:
@@ -169,24 +184,10 @@ def _call(place: Place, ask: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
             return await ask(client)
 
     socket = place.find_socket()
-    return asyncio.run(call())
-
-
-def _start_shown(place: Place, profile: str) -> str:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-    from supervisor.cli.client import start_watched
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(profile, total=100)
-
-        def show(engine: dict[str, Any]) -> None:
-            stage = engine.get("stage") or engine.get("state")
-            progress.update(task, description=f"{profile}: {stage}", completed=engine.get("percent") or 0)
-
-        return _call(place, lambda client: start_watched(client, profile, show))
+    try:
+        return asyncio.run(call())
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted: {going_on}") from None
 
 
 @contextlib.contextmanager
@@ -201,27 +202,13 @@ def _errors(as_json: bool) -> Iterator[None]:
             _print_json({"error": {"message": error.message, "code": code, "log": log}})
         else:
             click.echo("\n".join([str(error), *(f"  {line}" for line in log)]), err=True)
-        sys.exit(NO_DAEMON if isinstance(error, NoDaemon) else 1)
+        sys.exit(_exit_code(error))
 
 
-def _examine(config: Config) -> tuple[list[Problem], list[Problem]]:
-    from supervisor.config import locate, warnings
-    from supervisor.core.fit import check_devices
-
-    return locate(check_devices(config, asyncio.run(_survey()))), warnings(config)
-
-
-async def _survey() -> Survey:
-    from supervisor.host.gpus import Gpus
-    from supervisor.host.memory import read_host_memory
-
-    gpus = Gpus()
-    gpus.start(lambda survey: None)
-    try:
-        survey = await gpus.read()
-    finally:
-        gpus.close()
-    return replace(survey, readings=(*survey.readings, read_host_memory()))
+def _exit_code(error: LlmdError) -> int:
+    if isinstance(error, Interrupted):
+        return INTERRUPTED
+    return NO_DAEMON if isinstance(error, NoDaemon) else REFUSED
 
 
 def _print_findings(problems: list[Problem], warnings: list[Problem]) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -90,27 +89,6 @@ class Client:
             return OperatorError(f"you may not open {self._socket}: be root, or join the group it belongs to")
         hint = "start it with `llmd serve` or `systemctl start llmd`"
         return NoDaemon(f"nobody answers at {self._socket}; {hint}")
-
-
-async def start_watched(client: Client, profile: str, show: Callable[[dict[str, Any]], None]) -> str:
-    """As `Client.start`, calling `show` with the engine's entry in the status twice a second meanwhile."""
-    starting = asyncio.ensure_future(client.start(profile))
-    try:
-        while not starting.done():
-            for engine in _engines(await client.status(), profile):
-                show(engine)
-            await asyncio.wait([starting], timeout=0.5)
-        return await starting
-    finally:
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
-
-
-def _engines(status: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The engines that `name` may mean: a profile, or the model of a single profile."""
-    engines = status.get("engines", [])
-    named = [engine for engine in engines if engine.get("profile") == name]
-    return named or [engine for engine in engines if engine.get("model") == name][:1]
 
 
 def _path(profile: str) -> str:

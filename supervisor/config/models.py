@@ -107,6 +107,8 @@ class Server(Frozen):
     max_wait: Seconds = 290.0
     """The longest a request is held for a model; common clients give up at 300 s."""
     drain: Seconds = 30.0
+    header_timeout: Annotated[Seconds, Field(gt=0)] = 10.0
+    """A connection that has not sent the whole head of a request by then is closed."""
     max_body: Bytes = 64 * MIB
 
 

@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 import grp
 import os
-import pwd
 import socket
 import stat
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 from aiohttp import web
@@ -25,10 +24,14 @@ from supervisor.errors import (
     RouteNotFound,
     Unauthorized,
 )
+from supervisor.host.logbook import log
 from supervisor.web.driving import Driver
-from supervisor.web.server import quiet_logger
+from supervisor.web.protocol import Runner
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_SO_PEERGROUPS = 59
+"""Of asm-generic/socket.h, since Linux 4.13; Python has no name for it."""
 
 _LOOK_AGAIN = 0.25
 _MODE = 0o660
@@ -40,8 +43,8 @@ class AdminServer:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._path = driver.config.server.admin_socket
-        self._runner = web.AppRunner(
-            self._app(), handler_cancellation=True, access_log=None, shutdown_timeout=1, logger=quiet_logger()
+        self._runner = Runner(
+            self._app(), header_timeout=driver.config.server.header_timeout, shutdown_timeout=1
         )
 
     def _app(self) -> web.Application:
@@ -164,23 +167,25 @@ def _admit(request: web.Request, path: Path) -> None:
     peer = request.transport.get_extra_info("socket") if request.transport else None
     if peer is None:
         raise Unauthorized("the connection has gone")
-    _, uid, gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    if not may_administer(uid, gid, path.stat()):
+    pid, uid, gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if not may_administer(uid, (gid, *_supplementary(peer)), path.stat()):
+        log("admin_denied", "WARNING", uid=uid, pid=pid, request=f"{request.method} {request.path}")
         raise Unauthorized("this user may not administer llmd: join the group of its admin socket")
 
 
-def may_administer(uid: int, gid: int, admin_socket: os.stat_result) -> bool:
+def may_administer(uid: int, groups: Collection[int], admin_socket: os.stat_result) -> bool:
     if uid in (0, os.getuid()):
         return True
-    member = admin_socket.st_gid in _groups(uid, gid)
-    return member and bool(admin_socket.st_mode & stat.S_IWGRP)
+    return admin_socket.st_gid in groups and bool(admin_socket.st_mode & stat.S_IWGRP)
 
 
-def _groups(uid: int, gid: int) -> list[int]:
+def _supplementary(peer: socket.socket) -> tuple[int, ...]:
+    """The process's own groups, as the kernel knows them: a service may have some that no file lists."""
     try:
-        return os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
-    except KeyError:  # a user without an entry has the group it came with
-        return [gid]
+        found = peer.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
+    except OSError:  # more than fit
+        return ()
+    return struct.unpack(f"{len(found) // 4}I", found)
 
 
 def _refusal(error: LlmdError) -> web.Response:

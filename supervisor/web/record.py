@@ -7,6 +7,8 @@ import time
 import uuid
 from dataclasses import dataclass, field
 
+from aiohttp import web
+
 from supervisor.host.logbook import log
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -67,6 +69,9 @@ class Record:
             status=self.status,
             **({"error": self.error} if self.error else {}),
         )
+
+
+RECORD = web.RequestKey("record", Record)
 
 
 def _ms(seconds: float | None) -> int | None:

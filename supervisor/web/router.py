@@ -12,27 +12,30 @@ from collections.abc import Awaitable, Callable, Mapping
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from supervisor.errors import BadRequest, BodyTooLarge, ClientError, LlmdError, ModelNotFound, RouteNotFound
+from supervisor.errors import (
+    BadRequest,
+    BodyTooLarge,
+    InternalError,
+    LlmdError,
+    MethodNotAllowed,
+    ModelNotFound,
+    RouteNotFound,
+)
 from supervisor.web.auth import Keyring, presented_key
 from supervisor.web.driving import Driver
 from supervisor.web.health import health
 from supervisor.web.metrics import Metrics
 from supervisor.web.openai import error_body, error_headers, model_entries, read_ask
-from supervisor.web.record import Record
+from supervisor.web.protocol import check_head
+from supervisor.web.record import RECORD, Record
 from supervisor.web.relay import relay
 from supervisor.web.routes import ROUTES
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-RECORD = web.RequestKey("record", Record)
 _UNRECORDED = frozenset({"/health", "/metrics"})
 """Asked every few seconds by machines; a log of them hides the rest."""
 _LEFT = 499
-
-
-class MethodNotAllowed(ClientError):
-    status = 405
-    code = "method_not_allowed"
 
 
 class Router:
@@ -53,12 +56,18 @@ class Router:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """The one place where errors become answers and requests become log lines."""
+        """The one place where errors become answers and requests become log lines.
+
+        What no one foresaw goes on to the connection, which tells an answer that has begun from one that has not.
+        """
         record = request[RECORD] = Record.of(request.headers.get("x-request-id"))
         try:
             response = await self._answered(request, handler, record)
         except asyncio.CancelledError:
             record.status = _LEFT
+            raise
+        except Exception:
+            record.status, record.error = InternalError.status, InternalError.code
             raise
         finally:
             if request.path not in _UNRECORDED:
@@ -67,6 +76,7 @@ class Router:
 
     async def _answered(self, request: web.Request, handler: Handler, record: Record) -> web.StreamResponse:
         try:
+            check_head(request)
             response = await handler(request)
         except LlmdError as error:
             return _refusal(error, record)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from supervisor.errors import OperatorError
 from supervisor.host.logbook import log
 from supervisor.host.tailnet import resolve
 from supervisor.web.auth import Keyring
 from supervisor.web.driving import Driver
+from supervisor.web.protocol import Runner
 from supervisor.web.router import Router
 
 _LOOK_AGAIN = 5.0
@@ -25,13 +24,10 @@ class Server:
 
     def __init__(self, driver: Driver, keyring: Keyring) -> None:
         self._config = driver.config.server
-        # Without handler_cancellation a request runs on after its client left.
-        self._runner = web.AppRunner(
+        self._runner = Runner(
             Router(driver, keyring).app(),
-            handler_cancellation=True,
-            access_log=None,
+            header_timeout=self._config.header_timeout,
             shutdown_timeout=self._config.drain,
-            logger=quiet_logger(),
         )
         self._waiters: list[asyncio.Task[None]] = []
         self.listening: list[str] = []
@@ -97,21 +93,3 @@ def _url(host: str, site: web.TCPSite) -> str:
     sockets = getattr(server, "sockets", None)
     port = sockets[0].getsockname()[1] if sockets else site._port
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-_CLIENTS = (HttpProcessingError, web.RequestPayloadError)
-
-
-class _NotTheClients(logging.Filter):
-    """aiohttp logs a traceback for each malformed request: anyone could fill the disk."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], _CLIENTS))
-
-
-def quiet_logger() -> logging.Logger:
-    """For aiohttp: what is a bug of ours is logged, what is a client's fault is not."""
-    logger = logging.getLogger("llmd.http")
-    if not logger.filters:
-        logger.addFilter(_NotTheClients())
-    return logger

@@ -1,0 +1,49 @@
+"""What `llmd check` finds: contradictions, what is likely not meant, and what could not be looked at."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+
+from supervisor.config import Config, locate, warnings
+from supervisor.core.devices import Survey
+from supervisor.core.fit import check_devices, gpu_reading
+from supervisor.errors import Problem
+from supervisor.host.gpus import Gpus
+from supervisor.host.memory import read_host_memory
+
+AGAIN = "run llmd check again when they can be read"
+
+
+def examine(config: Config) -> tuple[list[Problem], list[Problem]]:
+    """Problems and warnings. Reads this host's devices, for at most a few seconds."""
+    survey = asyncio.run(_survey())
+    problems = locate(check_devices(config, survey))
+    return problems, [*warnings(config), *unchecked(config, survey)]
+
+
+def unchecked(config: Config, survey: Survey) -> Iterator[Problem]:
+    """That profiles passed unseen: all GPUs could not be read, or some could not."""
+    gpus = {gpu: None for profile in config.profiles.values() for gpu in profile.gpus}
+    if gpus and survey.trouble is not None:
+        what = f"GPU profiles could not be checked against the cards: {survey.trouble}"
+        yield Problem(config.path, what, AGAIN)
+        return
+    for gpu in gpus:
+        reading = gpu_reading(gpu, survey)
+        if reading is not None and reading.trouble is not None:
+            what = f"profiles could not be checked against GPU {gpu}: {reading.trouble}"
+            yield Problem(config.path, what, AGAIN)
+
+
+async def _survey() -> Survey:
+    gpus = Gpus()
+    gpus.start(lambda survey: None)
+    try:
+        survey = await gpus.read()
+    finally:
+        gpus.close()
+    if not survey.at:  # none was finished in time
+        survey = replace(survey, trouble="the NVIDIA driver does not answer")
+    return replace(survey, readings=(*survey.readings, read_host_memory()))

@@ -1,0 +1,215 @@
+"""HTTP where aiohttp's server leaves a gap: slow heads, malformed ones, and errors that no handler foresaw.
+
+Whatever goes wrong is answered in OpenAI's shape and told in one JSON line; a client can neither fill the log
+nor hold a connection that asks for nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import sys
+import time
+import traceback
+
+from aiohttp import HttpVersion10, StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import RawRequestMessage
+
+from supervisor.errors import BadRequest, InternalError, LlmdError
+from supervisor.host.logbook import log
+from supervisor.web.openai import error_body, error_headers
+from supervisor.web.record import RECORD, Record
+
+_KEEPALIVE = 75.0
+"""Seconds of silence after an answer. It also ends a head that was begun behind the request before it."""
+
+_QUIET = 1.0
+_HOST = re.compile(r"([A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(:\d{0,5})?")
+_CLIENTS = (HttpProcessingError, web.RequestPayloadError)
+
+
+class Runner(web.AppRunner):
+    """Serves an application through `Connection`. `header_timeout` and `shutdown_timeout` are seconds."""
+
+    def __init__(self, app: web.Application, *, header_timeout: float, shutdown_timeout: float) -> None:
+        self._header_timeout = header_timeout
+        super().__init__(app, shutdown_timeout=shutdown_timeout)
+
+    async def _make_server(self) -> web.Server:
+        return _Server(await super()._make_server(), self._header_timeout)
+
+
+class _Server(web.Server):
+    """Makes connections; tells each when a request of its own begins and ends."""
+
+    def __init__(self, application: web.Server, header_timeout: float) -> None:
+        # Without handler_cancellation a request runs on after its client left.
+        super().__init__(self._answer, request_factory=self._begin, handler_cancellation=True)
+        self._application = application
+        self._header_timeout = header_timeout
+        self._complaints = Complaints()
+
+    def __call__(self) -> Connection:
+        return Connection(self, self._header_timeout, self._complaints)
+
+    def _begin(
+        self,
+        message: RawRequestMessage,
+        payload: StreamReader,
+        connection: web.RequestHandler,
+        writer: AbstractStreamWriter,
+        task: asyncio.Task[None],
+    ) -> web.BaseRequest:
+        assert isinstance(connection, Connection)
+        connection.begin()
+        return self._application.request_factory(message, payload, connection, writer, task)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await self._application.request_handler(request)
+        except web.HTTPException as error:  # before any middleware: Expect with something unknown
+            return _refusal(BadRequest(error.reason), Record.of(None))
+        finally:
+            assert isinstance(request.protocol, Connection)
+            request.protocol.end()
+
+
+class Connection(web.RequestHandler):
+    """One client's connection. It has `header_timeout` seconds for each head, counted from its first byte."""
+
+    def __init__(self, server: web.Server, header_timeout: float, complaints: Complaints) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=_KEEPALIVE,
+            logger=json_logger(),
+            access_log=None,  # type: ignore[arg-type]
+        )
+        self._header_timeout = header_timeout
+        self._complaints = complaints
+        self._busy = False
+        self._due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if data and not self._busy:
+            self._await_head()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.begin()
+        super().connection_lost(exc)
+
+    def begin(self) -> None:
+        """A head is here; what comes now is its body."""
+        self._busy = True
+        if self._due:
+            self._due.cancel()
+            self._due = None
+
+    def end(self) -> None:
+        self._busy = False
+
+    def _await_head(self) -> None:
+        if self._due is None:
+            self._due = asyncio.get_running_loop().call_later(self._header_timeout, self.force_close)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """aiohttp's hook. Raises ConnectionError where an answer has begun: it is cut, not followed by another."""
+        error = exc or sys.exception()
+        if isinstance(error, ConnectionError) and _left(request):
+            raise error
+        record = request.get(RECORD) or Record.of(None)
+        if isinstance(error, HttpProcessingError):
+            told: LlmdError = self._malformed(error, request)
+        else:
+            told = _internal(error, record)
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun")
+        return _refusal(told, record)
+
+    def _malformed(self, error: HttpProcessingError, request: web.BaseRequest) -> BadRequest:
+        """Its message quotes what was sent, a key perhaps: only its first words are repeated."""
+        kind = type(error).__name__
+        self._complaints.tell("malformed_request", kind, client=request.remote)
+        words = re.split(r"[:\n]", error.message)[0]
+        return BadRequest(f"malformed HTTP: {words or kind}")
+
+
+class Complaints:
+    """At most one line a second of each kind, with the number of times since the last one."""
+
+    def __init__(self) -> None:
+        self._untold: dict[str, int] = {}
+        self._told: dict[str, float] = {}
+
+    def tell(self, event: str, kind: str, **fields: object) -> None:
+        """`kind` is one of few names, never a client's text: each is remembered."""
+        times, now = self._untold.get(kind, 0) + 1, time.monotonic()
+        self._untold[kind] = times
+        if now - self._told.get(kind, -_QUIET) >= _QUIET:
+            self._untold[kind], self._told[kind] = 0, now
+            log(event, "WARNING", kind=kind, times=times, **fields)
+
+
+def check_head(request: web.BaseRequest) -> None:
+    """What aiohttp lets pass and a proxy before llmd might read otherwise. Raises BadRequest."""
+    hosts = request.headers.getall("Host", [])
+    old = request.version == HttpVersion10
+    if len(hosts) > 1 or (not hosts and not old) or not all(map(_HOST.fullmatch, hosts)):
+        raise BadRequest("one Host header is needed, with a name or an address")
+    if not request.raw_path.startswith("/"):
+        raise BadRequest("the request line must hold a path: llmd is no proxy")
+    if old and "Transfer-Encoding" in request.headers:
+        raise BadRequest("HTTP/1.0 has no Transfer-Encoding")
+
+
+def _left(request: web.BaseRequest) -> bool:
+    return request.transport is None or request.transport.is_closing()
+
+
+def _internal(error: BaseException | None, record: Record) -> InternalError:
+    log("internal_error", "ERROR", request_id=record.request_id, traceback=_trace(error))
+    return InternalError(f"internal error of llmd, request id {record.request_id}; see its log")
+
+
+def _refusal(error: LlmdError, record: Record) -> web.Response:
+    headers = {**error_headers(error), **record.headers()}
+    response = web.json_response(error_body(error), status=error.status, headers=headers)
+    response.force_close()
+    return response
+
+
+def json_logger() -> logging.Logger:
+    """For what aiohttp logs by itself: JSON lines too, and none about a client's fault."""
+    logger = logging.getLogger("llmd.http")
+    if not logger.handlers:
+        logger.addFilter(_is_ours)
+        logger.addHandler(_Lines())
+    return logger
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], _CLIENTS))
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        log("http", record.levelname, message=record.getMessage(), traceback=_trace(error))
+
+
+def _trace(error: BaseException | None) -> str:
+    return "".join(traceback.format_exception(error)) if error else ""
