@@ -194,6 +194,12 @@ class Mode(Frozen):
     """IANA name; None is the host's."""
     profiles: Strings = ()
     """Empty: every profile that no other mode names."""
+    warm: Strings = ()
+    """Profiles that are started when the mode begins, so that nobody waits for them."""
+    drain: Seconds = 300.0
+    """What requests in flight are given, when the mode begins, on engines that it does not have."""
+    within: Seconds = 1800.0
+    """The mode before comes back where `warm` is not ready so long after the beginning."""
 
 
 class ProfileFile(Frozen):

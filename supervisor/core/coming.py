@@ -39,7 +39,7 @@ def serve(fleet: Fleet, engine: Engine) -> None:
     engine.step(Step.SERVE, fleet.now)
     engine.last_used = engine.ready_since = fleet.now
     engine.progress = engine.last_failure = engine.loading_since = None
-    engine.asleep, engine.wanted = 0, False
+    engine.asleep, engine.wanted, engine.patient = 0, False, False
     rest(fleet, engine)
     fleet.note("engine_ready", engine, f"{engine.name} is ready", seconds=took)
     fleet.order(orders.Survey())

@@ -6,7 +6,7 @@ requests are placed, engines that are wanted are started.
 
 from __future__ import annotations
 
-from supervisor.core import leaving, placement
+from supervisor.core import calendar, leaving, placement
 from supervisor.core.dispatch import dispatch
 from supervisor.core.engine import Engine
 from supervisor.core.events import Event
@@ -23,6 +23,7 @@ def handle(fleet: Fleet, event: Event, now: float) -> list[Order]:
     on(event, fleet)
     look_at_deadlines(fleet)
     dispatch(fleet)
+    calendar.go_on(fleet)
     return fleet.orders
 
 

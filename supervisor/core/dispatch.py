@@ -109,8 +109,8 @@ def pursue(fleet: Fleet, engine: Engine) -> None:
     way = placement.way_up(fleet, engine)
     if isinstance(way, placement.Way):
         make_way(fleet, engine, way)
-    elif not way.transient:
-        engine.wanted = False
+    elif way.hopeless if engine.patient else not way.transient:
+        engine.wanted = engine.patient = False
         if engine.state is State.BACKOFF:
             engine.step(Step.RELEASE, fleet.now)
         engine.last_reason = way.message

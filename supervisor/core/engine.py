@@ -51,6 +51,8 @@ class Engine:
     incarnation: str | None = None
     wanted: bool = False
     """Someone asked for it: an operator, or the restart after a crash while serving."""
+    patient: bool = False
+    """It is wanted by the calendar, which waits for its place; a person is told at once that there is none."""
     since: float = 0.0
     """When the present state was entered."""
     deadline: float | None = None

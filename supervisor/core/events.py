@@ -159,6 +159,13 @@ class StartAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class WarmAsked:
+    """The calendar wants this profile ready before anybody asks."""
+
+    profile: str
+
+
+@dataclass(frozen=True, slots=True)
 class StopAsked:
     ticket: str
     profile: str
@@ -174,11 +181,14 @@ class TicketDropped:
 
 @dataclass(frozen=True, slots=True)
 class ModeChanged:
-    """`until` and `next_mode` are for people: wall clock text and the mode that follows."""
+    """`until` is for people: wall clock text of when `next_mode` begins, in `next_in` seconds. `forced`: by a
+    person, not by the calendar."""
 
     mode: str | None
     next_mode: str | None = None
     until: str | None = None
+    next_in: float | None = None
+    forced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +215,7 @@ Event = (
     | Found
     | AdoptionFailed
     | StartAsked
+    | WarmAsked
     | StopAsked
     | TicketDropped
     | ModeChanged

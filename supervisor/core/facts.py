@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import singledispatch
 
-from supervisor.core import coming, dispatch, events, leaving, orders
+from supervisor.core import calendar, coming, dispatch, events, leaving, orders, placement
 from supervisor.core.events import Event
 from supervisor.core.failures import Failure, FailureClass, classify
 from supervisor.core.fit import need
-from supervisor.core.fleet import Fleet, Mode
+from supervisor.core.fleet import Fleet
 from supervisor.core.lifecycle import LIVE, State, Step
 from supervisor.core.queueing import Waiter
 from supervisor.core.routing import candidates
@@ -35,9 +35,14 @@ def _(event: events.Arrived, fleet: Fleet) -> None:
         fleet.refuse(event.lease, NotAvailable("llmd is shutting down", retry_after=10))
         return
     try:
-        found = candidates(event.ask, fleet.config, fleet.available, back=fleet.mode.back)
+        found = candidates(event.ask, fleet.config, fleet.available) or candidates(
+            event.ask, fleet.config, calendar.soon(fleet, event.patience)
+        )
     except LlmdError as error:
         fleet.refuse(event.lease, error)
+        return
+    if not found:
+        fleet.refuse(event.lease, calendar.closed(fleet, event.ask.model))
         return
     batch, policy = fleet.is_batch(event.ask.source), fleet.config.scheduling
     waiter = Waiter(
@@ -227,7 +232,7 @@ def _(event: events.StopAsked, fleet: Fleet) -> None:
         fleet.order(orders.Answer(event.ticket, f"{engine.name} does not run"))
         return
     engine.stop_tickets.append(event.ticket)
-    leaving.retire(fleet, engine, "asked by an operator", at_once=event.at_once)
+    leaving.retire(fleet, engine, "asked by an operator", drain=0 if event.at_once else None)
 
 
 @on.register
@@ -240,7 +245,14 @@ def _(event: events.TicketDropped, fleet: Fleet) -> None:
 
 @on.register
 def _(event: events.ModeChanged, fleet: Fleet) -> None:
-    fleet.mode = Mode(event.mode, event.next_mode, event.until)
+    calendar.change(fleet, event)
+
+
+@on.register
+def _(event: events.WarmAsked, fleet: Fleet) -> None:
+    engine = fleet.engines[event.profile]
+    if engine.name in fleet.available and placement.can_come(engine):
+        engine.wanted = True
 
 
 @on.register

@@ -6,6 +6,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from supervisor.config import Config
 from supervisor.core import orders
@@ -19,17 +20,24 @@ from supervisor.core.policy import Policy, Thrifty
 from supervisor.core.queueing import Queues
 from supervisor.errors import LlmdError
 
+if TYPE_CHECKING:
+    from supervisor.core.calendar import Transition
+
 HOUR = 3600.0
 
 LONG = 60.0
 """Seconds after which to ask again where nothing can be foreseen."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Mode:
+    """Which profiles may be asked for now. `next_at`: monotonic seconds; `until` is its wall clock, as text."""
+
     name: str | None = None
     next_mode: str | None = None
     until: str | None = None
+    next_at: float | None = None
+    forced: bool = False
 
     @property
     def back(self) -> str | None:
@@ -55,6 +63,10 @@ class Fleet:
     reconsider: float | None = None
     """When somebody who waits may get what nobody would give up before."""
     mode: Mode = field(default_factory=Mode)
+    transition: Transition | None = None
+    """A change of mode under way."""
+    rolled_back: str | None = None
+    """Why the mode that the calendar wants could not begin."""
     closing: bool = False
     now: float = 0.0
     orders: list[Order] = field(default_factory=list)
@@ -68,7 +80,11 @@ class Fleet:
     def next_deadline(self) -> float | None:
         """When a Ticked is due, monotonic seconds; None while nothing is awaited."""
         due = [engine.deadline for engine in self.engines.values() if engine.deadline is not None]
-        waiting = self.queues.next_deadline(), self.reconsider
+        waiting = (
+            self.queues.next_deadline(),
+            self.reconsider,
+            self.transition.deadline if self.transition else None,
+        )
         return min([*due, *(at for at in waiting if at is not None)], default=None)
 
     def look_again(self, at: float | None) -> None:

@@ -25,11 +25,15 @@ def retire(
     engine: Engine,
     why: str,
     *,
-    at_once: bool = False,
+    drain: float | None = None,
     asleep: bool = False,
     patient: bool = False,
 ) -> None:
-    """Take an engine down in order, to sleep if `asleep`. `at_once` cuts requests in flight; `patient` cuts none."""
+    """Take an engine down in order, to sleep if `asleep`.
+
+    Requests in flight have `drain` seconds (None: server.drain) before they are cut; `patient` cuts none.
+    """
+    at_once = drain == 0
     engine.going_to_sleep = asleep
     if engine.state is State.RESERVED:
         engine.step(Step.RELEASE, fleet.now)
@@ -38,7 +42,7 @@ def retire(
     elif engine.state is State.READY:
         engine.step(Step.DRAIN, fleet.now)
         if not patient:
-            engine.deadline = fleet.now + (0 if at_once else fleet.config.server.drain)
+            engine.deadline = fleet.now + (fleet.config.server.drain if drain is None else drain)
         fleet.note("engine_draining", engine, f"{engine.name} drains: {why}")
     elif engine.state is State.DRAINING and at_once:
         engine.deadline = fleet.now

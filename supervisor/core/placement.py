@@ -32,11 +32,13 @@ class Way:
 @dataclass(frozen=True, slots=True)
 class Blocked:
     """It cannot come up now. `transient`: a start or stop under way will tell. `ours`: engines of ours are all
-    that stands in the way, so a request may wait for them. `until`: when that is to be looked at again."""
+    that stands in the way, so a request may wait for them. `until`: when that is to be looked at again.
+    `hopeless`: no engine's leaving, and no neighbour's, would help."""
 
     message: str
     transient: bool = False
     ours: bool = False
+    hopeless: bool = False
     until: float | None = None
 
 
@@ -55,12 +57,14 @@ def way_up(fleet: Fleet, engine: Engine) -> Way | Blocked:
     """Whether, and at whose cost, an engine that is cold or asleep could serve."""
     if not can_come(engine):
         return Blocked(f"{engine.name} is {engine.state}", transient=True)
+    if fleet.queues.for_profile(engine.name) and engine.name not in fleet.available:
+        return Blocked(f"{engine.name} comes {fleet.mode.back}", transient=True)
     claims = fleet.claims(without=engine.name)
     verdict = fleet.ledger.judge(engine.profile, claims, fleet.now, own=engine.residue)
     if verdict.admitted:
         return Way()
     if not verdict.passing:
-        return Blocked(str(verdict))
+        return Blocked(str(verdict), hopeless=True)
     short = {shortage.device for shortage in verdict.shortages}
     others = [other for other in fleet.engines.values() if other is not engine and other.claims()]
     there = [e for e in others if short & set(e.devices) or not fleet.policy.knows_cards]
@@ -104,7 +108,13 @@ def _cheapest(fleet: Fleet, engine: Engine, others: Sequence[Engine]) -> Way | N
 
 
 def _fits(fleet: Fleet, engine: Engine, victims: Sequence[Engine], *, sleep: bool) -> bool:
-    """Whether `engine` fits once `victims` have made room."""
+    return verdict_without(fleet, engine, victims, sleep=sleep).admitted
+
+
+def verdict_without(
+    fleet: Fleet, engine: Engine, victims: Sequence[Engine], *, sleep: bool = False
+) -> Verdict:
+    """Whether `engine` fits once `victims` have made room, asleep or stopped."""
     names = {victim.name for victim in victims}
     claims: dict[str, list[Claim]] = {
         device: [claim for claim in claimed if claim.profile not in names]
@@ -119,7 +129,7 @@ def _fits(fleet: Fleet, engine: Engine, victims: Sequence[Engine], *, sleep: boo
             freed[device] = freed.get(device, 0) + max(0, held - (kept.held if kept else 0))
         for device, claim in after.items():
             claims.setdefault(device, []).append(claim)
-    return fleet.ledger.judge(engine.profile, claims, fleet.now, freed=freed, own=engine.residue).admitted
+    return fleet.ledger.judge(engine.profile, claims, fleet.now, freed=freed, own=engine.residue)
 
 
 # Can it sleep?

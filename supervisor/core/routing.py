@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from supervisor.config import Config, Profile
-from supervisor.errors import ModelNotFound, NotAvailable, WrongTask
+from supervisor.errors import ModelNotFound, WrongTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +31,17 @@ class Candidate:
     reason: str
 
 
-def candidates(
-    ask: Ask, config: Config, available: Collection[str], *, back: str | None = None
-) -> tuple[Candidate, ...]:
-    """The profiles that may serve `ask`, best first; never empty.
+def candidates(ask: Ask, config: Config, available: Collection[str]) -> tuple[Candidate, ...]:
+    """The profiles that may serve `ask`, best first; none when none of those that could is `available`.
 
-    `back` says, for people, when profiles outside `available` come back.
-    Raises ModelNotFound, WrongTask, or NotAvailable when the mode has none of them.
+    Raises ModelNotFound or WrongTask.
     """
     asked = _named(ask.model, config)
     fitting = [profile for profile in asked if not ask.tasks or profile.task in ask.tasks]
     if not fitting:
         raise _wrong_task(ask, config, asked)
     open_now = [profile for profile in fitting if profile.name in available]
-    if not open_now:
-        when = f"; it comes back {back}" if back else ""
-        raise NotAvailable(
-            f"model {ask.model!r} is not served in this mode{when}", retry_after=60, param="model"
-        )
-    return _ranked(ask, config, open_now)
+    return _ranked(ask, config, open_now) if open_now else ()
 
 
 def _named(model: str, config: Config) -> list[Profile]:

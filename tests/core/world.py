@@ -98,6 +98,10 @@ class World:
         assert found, f"{name} has no incarnation: {self.fleet.engines[name]}"
         return found
 
+    def notes(self) -> list[str]:
+        """The names of the decisions so far."""
+        return [order.event for order in self.log if isinstance(order, orders.Note)]
+
     def state(self, name: str) -> State:
         return self.fleet.engines[name].state
 

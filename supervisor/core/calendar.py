@@ -1,0 +1,160 @@
+"""Changes of mode: announce, stop admitting, drain to a deadline, stop, start and warm the next, or go back.
+
+The wall clock is the shell's; here a change is a fact with a monotonic moment. The calendar only adds and removes
+candidates and wishes for starts: what fits is the ledger's to say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from supervisor.core import leaving, orders, placement
+from supervisor.core.engine import Engine
+from supervisor.core.events import ModeChanged
+from supervisor.core.fleet import Fleet, Mode
+from supervisor.core.lifecycle import STARTABLE, State
+from supervisor.errors import NotAvailable
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A change under way, until all of `warming` is ready. `deadline`: monotonic seconds."""
+
+    previous: Mode
+    warming: tuple[str, ...]
+    deadline: float
+
+
+def change(fleet: Fleet, event: ModeChanged) -> None:
+    """Take in what the calendar, or a person, says; begin a transition where the mode is another one."""
+    before, fleet.rolled_back = fleet.mode, None
+    next_at = None if event.next_in is None else fleet.now + event.next_in
+    fleet.mode = Mode(event.mode, event.next_mode, event.until, next_at, event.forced)
+    if event.mode is None or event.mode == before.name:
+        return
+    mode = fleet.config.modes[event.mode]
+    fleet.transition = Transition(before, mode.warm, fleet.now + mode.within)
+    _announce(fleet, "mode", f"mode {event.mode} begins", warming=list(mode.warm))
+    _clear_out(fleet, mode.drain)
+    _want(fleet, mode.warm)
+
+
+def go_on(fleet: Fleet) -> None:
+    """Look how far a transition has come: over, or not to be had."""
+    transition = fleet.transition
+    if transition is None:
+        return
+    engines = [fleet.engines[name] for name in transition.warming]
+    if all(engine.state is State.READY for engine in engines):
+        fleet.transition = None
+        _announce(fleet, "mode_ready", f"mode {fleet.mode.name} is ready")
+    elif (why := _hopeless(fleet, transition, engines)) is not None:
+        _roll_back(fleet, transition, why)
+
+
+def _hopeless(fleet: Fleet, transition: Transition, engines: list[Engine]) -> str | None:
+    """Why the mode cannot be had; None while it may still come."""
+    for engine in engines:
+        given_up = engine.state is State.IMPOSSIBLE or (engine.state is State.COLD and not engine.wanted)
+        if given_up:
+            return (
+                f"{engine.name} does not come up: {engine.last_reason or engine.last_failure or 'given up'}"
+            )
+    late = [engine.name for engine in engines if engine.state is not State.READY]
+    if fleet.now >= transition.deadline:
+        return f"{', '.join(late)} was not ready in time"
+    return None
+
+
+def _roll_back(fleet: Fleet, transition: Transition, why: str) -> None:
+    """The mode before serves on; the next change of the calendar tries anew."""
+    failed, fleet.transition = fleet.mode, None
+    fleet.rolled_back = f"mode {failed.name} could not begin: {why}"
+    for name in transition.warming:
+        fleet.engines[name].wanted = fleet.engines[name].patient = False
+    if transition.previous.name is None:
+        _announce(fleet, "mode_failed", fleet.rolled_back, level="ERROR")
+        return
+    fleet.mode = Mode(transition.previous.name, failed.next_mode, failed.until, failed.next_at)
+    _announce(fleet, "mode_rolled_back", f"{fleet.rolled_back}; {fleet.mode.name} goes on", level="ERROR")
+    drain = fleet.config.modes[transition.previous.name].drain
+    _clear_out(fleet, drain)
+    _want(fleet, fleet.config.modes[transition.previous.name].warm)
+
+
+def _clear_out(fleet: Fleet, drain: float) -> None:
+    """Engines that the mode does not have go, and waiters whom it cannot serve hear so."""
+    for engine in fleet.engines.values():
+        if engine.name not in fleet.available and engine.claims():
+            engine.wanted = engine.patient = False
+            leaving.retire(fleet, engine, f"mode {fleet.mode.name} begins", drain=drain)
+    for waiter in fleet.queues:
+        if not fleet.available.intersection(waiter.profiles):
+            fleet.queues.remove(waiter.lease)
+            fleet.refuse(waiter.lease, closed(fleet, waiter.ask.model))
+
+
+def _want(fleet: Fleet, profiles: tuple[str, ...]) -> None:
+    for name in profiles:
+        engine = fleet.engines[name]
+        if engine.state is not State.READY:
+            engine.wanted = engine.patient = True
+
+
+def _announce(fleet: Fleet, event: str, message: str, *, level: str = "INFO", **facts: object) -> None:
+    fleet.order(orders.Note(event, None, message, level, facts))
+
+
+# What requests hear
+
+
+def closed(fleet: Fleet, model: str) -> NotAvailable:
+    """The refusal of a model that this mode does not have, with when it comes back."""
+    serving = {name for name, p in fleet.config.profiles.items() if model in (p.model, name)}
+    comes = fleet.mode.next_mode is not None and serving & fleet.config.profiles_in(fleet.mode.next_mode)
+    when = f"; it comes back {fleet.mode.back}" if comes and fleet.mode.back else ""
+    why = f" ({fleet.rolled_back})" if fleet.rolled_back else ""
+    seconds = fleet.mode.next_at - fleet.now if comes and fleet.mode.next_at is not None else 60.0
+    return NotAvailable(
+        f"model {model!r} is not served in mode {fleet.mode.name}{when}{why}",
+        retry_after=max(1.0, seconds),
+        param="model",
+    )
+
+
+def soon(fleet: Fleet, patience: float) -> frozenset[str]:
+    """The profiles of the next mode, where it begins before a request would lose patience."""
+    mode = fleet.mode
+    if mode.next_mode is None or mode.next_at is None or mode.next_at - fleet.now > patience:
+        return frozenset()
+    return fleet.config.profiles_in(mode.next_mode)
+
+
+# What a person hears beforehand
+
+
+def plan(fleet: Fleet, name: str) -> dict[str, Any]:
+    """What a change to mode `name` would do now: who drains, who stops, who starts, and whether that fits."""
+    coming, mode = fleet.config.profiles_in(name), fleet.config.modes[name]
+    going = [e for e in fleet.engines.values() if e.name not in coming and e.claims()]
+    return {
+        "mode": name,
+        "serves": sorted(coming),
+        "drains": [{"profile": e.name, "in_flight": len(e.leases)} for e in going if e.leases],
+        "drain_s": mode.drain,
+        "stops": [e.name for e in going if not e.leases],
+        "starts": [_foresee(fleet, fleet.engines[warm], going) for warm in mode.warm],
+    }
+
+
+def _foresee(fleet: Fleet, engine: Engine, going: list[Engine]) -> dict[str, Any]:
+    if engine.state not in STARTABLE:
+        return {"profile": engine.name, "verdict": f"is {engine.state}", "fits": True, "seconds": 0.0}
+    verdict = placement.verdict_without(fleet, engine, going)
+    return {
+        "profile": engine.name,
+        "verdict": str(verdict),
+        "fits": verdict.admitted,
+        "seconds": engine.way_back,
+    }
