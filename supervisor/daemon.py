@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -18,7 +17,7 @@ from supervisor.config import Config, warnings
 from supervisor.core import events
 from supervisor.driver import Driver
 from supervisor.errors import LlmdError
-from supervisor.host import systemd, timetable
+from supervisor.host import systemd
 from supervisor.host.gpus import Gpus
 from supervisor.host.journal import Journal
 from supervisor.host.logbook import log
@@ -72,7 +71,7 @@ class Daemon:
         tasks: list[asyncio.Task[None]] = []
         try:
             await self.driver.adopt()
-            tasks = [asyncio.create_task(work) for work in (self._keep_mode(), self._tell_systemd())]
+            tasks = [asyncio.create_task(work) for work in (self.driver.modes.run(), self._tell_systemd())]
             await self.admin.open()
             await self.server.open()
             self._listen_to_signals()
@@ -118,24 +117,6 @@ class Daemon:
 
     # What goes on beside
 
-    async def _keep_mode(self) -> None:
-        """Tell the core the mode, now and at every change. Wall clock: calendars are about nothing else."""
-        if not self.config.modes:
-            return
-        told: tuple[str | None, ...] | None = None
-        while True:
-            mode, following, when = timetable.current(self.config.modes, datetime.now(UTC))
-            until = when.astimezone().strftime("%Y-%m-%d %H:%M %Z") if when else None
-            if told != (mode, following, until):
-                told = (mode, following, until)
-                self.driver.post(events.ModeChanged(mode, following, until))
-                log("mode", mode=mode, next=following, until=until)
-            if when is None:
-                return
-            left = (when - datetime.now(UTC)).total_seconds()
-            # In short sleeps: the wall clock may be set, and a suspended host sleeps longer than it thinks.
-            await asyncio.sleep(max(0.1, min(left, 60.0)))
-
     async def _tell_systemd(self) -> None:
         """Watchdog and status line; a stalled loop falls silent and systemd restarts the daemon."""
         beat = systemd.watchdog_interval()
@@ -154,7 +135,6 @@ class Daemon:
         return f"engines: {counted or 'none'}; requests in flight: {len(self.driver.fleet.leases)}"
 
     def describe(self) -> dict[str, Any]:
-        mode = self.driver.fleet.mode
         return {
             "version": version("llmd"),
             "config": str(self.config.path),
@@ -162,7 +142,21 @@ class Daemon:
             "admin_socket": str(self.config.server.admin_socket),
             "listening": list(self.server.listening),
             "waiting_for": list(self.server.waiting_for),
-            "mode": {"name": mode.name, "next": mode.next_mode, "until": mode.until} if mode.name else None,
+            "mode": self._mode(),
             "closing": self.driver.fleet.closing,
             "warnings": self.warnings,
+        }
+
+    def _mode(self) -> dict[str, Any] | None:
+        fleet = self.driver.fleet
+        mode = fleet.mode
+        if mode.name is None:
+            return None
+        return {
+            "name": mode.name,
+            "next": mode.next_mode,
+            "until": mode.until,
+            "forced": mode.forced,
+            "warming": list(fleet.transition.warming) if fleet.transition else [],
+            "rolled_back": fleet.rolled_back,
         }

@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 
 from supervisor.config import Config
-from supervisor.core import command, decide, events, orders
+from supervisor.core import calendar, command, decide, events, orders
 from supervisor.core.devices import Survey
 from supervisor.core.events import Event
 from supervisor.core.fleet import Fleet
@@ -31,6 +31,7 @@ from supervisor.host.incarnation import Incarnation
 from supervisor.host.journal import Journal, Record
 from supervisor.host.logbook import log
 from supervisor.host.memory import read_host_memory
+from supervisor.host.modekeeper import ModeKeeper
 from supervisor.host.usage import measure
 
 
@@ -62,6 +63,7 @@ class Driver:
         self.gpus = gpus
         self.started_at = time.monotonic()
         self.fleet = Fleet(config, name_incarnation=lambda: secrets.token_hex(4), rng=random.Random())
+        self.modes = ModeKeeper(config, self.post)
         self.running: dict[str, Incarnation] = {}
         self.strays: list[Stray] = []
         self.group = cgroup.delegated_root()
@@ -344,6 +346,26 @@ class Driver:
         finally:
             del self._tickets[ticket]
             self.post(events.TicketDropped(ticket))
+
+    async def set_mode(self, name: str, seconds: float | None = None) -> str:
+        """Force a mode, for `seconds` or until told otherwise; "auto" goes back to the calendar."""
+        if name == "auto":
+            await self.modes.release()
+        else:
+            self._mode_named(name)
+            await self.modes.force(name, seconds)
+        mode = self.fleet.mode
+        until = f" until {mode.until}" if mode.until else ""
+        return f"mode {mode.name}{until}" + (", forced" if mode.forced else ", by the calendar")
+
+    def plan_mode(self, name: str) -> dict[str, Any]:
+        """What a change to mode `name` would do now."""
+        self._mode_named(name)
+        return calendar.plan(self.fleet, name)
+
+    def _mode_named(self, name: str) -> None:
+        if name not in self.config.modes:
+            raise ModelNotFound(f"no mode {name!r}; there are: {', '.join(self.config.modes) or 'none'}")
 
     def log_path(self, profile: str) -> Path:
         return self.config.server.state_dir / "logs" / f"{profile}.log"

@@ -133,6 +133,48 @@ def stop(place: Place, profile: str, now: bool, as_json: bool) -> None:
         _print_json({"message": message}) if as_json else click.echo(message)
 
 
+class Duration(click.ParamType[float]):
+    """`2h`, `90m`, `45s`, or seconds."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        from pydantic_core import PydanticCustomError
+
+        from supervisor.config.quantities import duration
+
+        try:
+            return duration(float(str(value)) if str(value).isdecimal() else value)
+        except PydanticCustomError as error:
+            self.fail(f"{error.message()}; {(error.context or {}).get('instead')}", param, ctx)
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option(
+    "--for", "seconds", type=Duration(), help="Only for so long, such as 2h; then the calendar again."
+)
+@click.option("--plan", is_flag=True, help="Tell what the change would do, and do nothing.")
+@as_json
+@click.pass_obj
+def mode(place: Place, name: str | None, seconds: float | None, plan: bool, as_json: bool) -> None:
+    """Show the mode, or change to mode NAME; NAME `auto` goes back to the calendar."""
+    from supervisor.cli import modes
+
+    if name is None and (plan or seconds):
+        raise click.UsageError("name the mode: llmd mode NAME")
+    if seconds is not None and (plan or name == "auto"):
+        raise click.UsageError("--for goes with the name of a mode alone")
+    with _errors(as_json):
+        if name is None:
+            answer = {"mode": _call(place, lambda client: client.status())["daemon"]["mode"]}
+        elif plan:
+            answer = _call(place, lambda client: client.plan_mode(name))
+        else:
+            answer = {"message": _call(place, lambda client: client.set_mode(name, seconds))}
+        _print_json(answer) if as_json else click.echo(modes.told(answer))
+
+
 @main.command()
 @click.argument("profile")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on.")

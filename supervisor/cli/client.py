@@ -56,6 +56,15 @@ class Client:
         query = "?now=1" if now else ""
         return str((await self._json("POST", f"{_path(profile)}/stop{query}", ENDLESS)).get("message", ""))
 
+    async def set_mode(self, name: str, seconds: float | None) -> str:
+        query = "" if seconds is None else f"?seconds={seconds:g}"
+        return str(
+            (await self._json("POST", f"/mode/{quote(name, safe='')}{query}", INSTANT)).get("message", "")
+        )
+
+    async def plan_mode(self, name: str) -> dict[str, Any]:
+        return await self._json("GET", f"/mode/{quote(name, safe='')}/plan", INSTANT)
+
     async def logs(self, profile: str, *, lines: int, follow: bool) -> AsyncIterator[bytes]:
         path = f"{_path(profile)}/logs?lines={lines}" + ("&follow=1" if follow else "")
         async with self._ask("GET", path, ENDLESS) as response:

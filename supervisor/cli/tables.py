@@ -76,7 +76,7 @@ def _daemon(daemon: Json) -> Text:
     if daemon.get("closing"):
         text.append(", stopping", "yellow")
     if mode := daemon.get("mode"):
-        text.append(f"\nmode {mode['name']}")
+        text.append(f"\nmode {mode['name']}" + (" (forced)" if mode.get("forced") else ""))
         if mode.get("next"):
             text.append(f", {mode['next']} from {mode.get('until')}")
     for url in daemon.get("listening", []):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from supervisor.config.lines import KeyPath
-from supervisor.config.models import Config, Profile, option
+from supervisor.config.models import Config, Mode, Profile, option
 from supervisor.errors import Problem
 
 SOCKET_LIMIT = 107
@@ -77,10 +77,23 @@ def _modes(config: Config) -> Iterator[Finding]:
                 f"{first} and {name} start at one time",
                 "write two different times",
             )
-        for position, profile in enumerate(mode.profiles):
-            if profile not in config.files:
-                what = f"mode {name} names the profile {profile}, which does not exist"
-                yield ("modes", name, "profiles", position), what, _one_of(config.files)
+        for key, named in (("profiles", mode.profiles), ("warm", mode.warm)):
+            for position, profile in enumerate(named):
+                if profile not in config.files:
+                    what = f"mode {name} names the profile {profile}, which does not exist"
+                    yield ("modes", name, key, position), what, _one_of(config.files)
+        yield from _warm(name, mode, config)
+
+
+def _warm(name: str, mode: Mode, config: Config) -> Iterator[Finding]:
+    for position, profile in enumerate(mode.warm):
+        if profile in config.profiles and profile not in config.profiles_in(name):
+            what = f"mode {name} warms {profile}, which it does not have"
+            yield (
+                ("modes", name, "warm", position),
+                what,
+                "add it to the mode's profiles, or leave it out here",
+            )
 
 
 def _preferences(config: Config) -> Iterator[Finding]:

@@ -94,6 +94,37 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
+_CRON = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
+_CRON_NAMES: dict[str, tuple[str, ...]] = {
+    "weekday": ("sun", "mon", "tue", "wed", "thu", "fri", "sat"),
+    "month": ("", "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"),
+}
+
+
+def _cron(value: str) -> str:
+    """Five fields of numbers, names, ranges, lists and steps, as cron knows them."""
+    fields = value.split()
+    instead = 'write minute, hour, day, month and weekday, such as "0 8 * * 1-5"'
+    if len(fields) != len(_CRON):
+        raise wrong(f"{value!r} has {len(fields)} fields instead of five", instead)
+    for field, (name, low, high) in zip(fields, _CRON, strict=True):
+        for part in field.lower().split(","):
+            span, slash, step = part.partition("/")
+            ends = [] if span == "*" else [_cron_number(end, name) for end in span.split("-")]
+            good = span == "*" or (len(ends) <= 2 and all(low <= end <= high for end in ends))
+            ordered = len(ends) < 2 or ends[0] <= ends[1] or name == "weekday"
+            if not good or not ordered or (slash and not re.fullmatch(r"[1-9]\d?", step)):
+                raise wrong(f"{field!r} is no {name} of cron", instead)
+    return value
+
+
+def _cron_number(text: str, name: str) -> int:
+    names = _CRON_NAMES.get(name, ())
+    if text and text in names:
+        return names.index(text)
+    return int(text) if re.fullmatch(r"\d{1,2}", text) else -1
+
+
 class Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -219,6 +250,8 @@ class ProfileFile(Frozen):
     max_queue: Annotated[int, Field(ge=0)] = 32
     idle_ttl: SecondsOrNever = 1800.0
     """None: never stopped for being idle."""
+    warm: Annotated[tuple[Annotated[str, AfterValidator(_cron)], ...], BeforeValidator(_tuple)] = ()
+    """When to start it although nobody asks: lines of cron, in the host's time zone."""
     pin: bool = False
     """Never evicted, never stopped for being idle."""
     sleep: bool = False

@@ -7,12 +7,13 @@ from its first coming.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import cache
 
 from apscheduler.triggers.cron import CronTrigger
 
-from supervisor.config import Mode
+from supervisor.config import Mode, Profile
 
 _BACK = timedelta(days=2)
 """More than a day and the longest change of clocks: every mode has begun within it."""
@@ -47,3 +48,56 @@ def _span(mode: Mode, now: datetime) -> tuple[datetime, datetime]:
 def _next(trigger: CronTrigger, now: datetime) -> datetime:
     fire: datetime = trigger.get_next_fire_time(None, now)  # a daily trigger never runs out
     return fire.astimezone(UTC)  # times in a doubled or missing hour compare rightly in UTC alone
+
+
+# Warming
+
+
+def next_warming(profiles: Mapping[str, Profile], now: datetime) -> datetime | None:
+    """When, after `now`, the next profile is to be warm."""
+    times = [_next(_cron(line), now) for line in _lines(profiles.values())]
+    return min(times, default=None)
+
+
+def due(profiles: Mapping[str, Profile], since: datetime, now: datetime) -> list[str]:
+    """The profiles whose time to be warm came after `since`, up to `now`."""
+    moment = since + timedelta(microseconds=1)
+    return [
+        name
+        for name, profile in profiles.items()
+        if any(_next(_cron(line), moment) <= now for line in profile.warm)
+    ]
+
+
+def _lines(profiles: Iterable[Profile]) -> set[str]:
+    return {line for profile in profiles for line in profile.warm}
+
+
+@cache
+def _cron(line: str) -> CronTrigger:
+    """A trigger in the host's time zone. Weekdays are named: APScheduler counts from Monday, cron from Sunday."""
+    minute, hour, day, month, weekday = line.split()
+    return CronTrigger(minute=minute, hour=hour, day=day, month=month, day_of_week=_weekdays(weekday))
+
+
+def _weekdays(field: str) -> str:
+    if field == "*":
+        return field
+    found: list[str] = []
+    for part in field.lower().split(","):
+        span, _, step = part.partition("/")
+        first, _, last = span.partition("-")
+        if first == "*":
+            first, last = "0", "6"
+        begin = _weekday(first)
+        end = _weekday(last) if last else (6 if step else begin)
+        end += 7 if end < begin else 0
+        found += [_DAYS[number % 7] for number in range(begin, end + 1, int(step or 1))]
+    return ",".join(dict.fromkeys(found))
+
+
+_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+
+
+def _weekday(text: str) -> int:
+    return int(text) if text.isdecimal() else _DAYS.index(text)

@@ -33,6 +33,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SO_PEERGROUPS = 59
 """Of asm-generic/socket.h, since Linux 4.13; Python has no name for it."""
 
+LONGEST = 366 * 86400.0
+"""Seconds that a mode may be forced for."""
+
 _LOOK_AGAIN = 0.25
 _MODE = 0o660
 _TAIL = 1 << 20
@@ -50,6 +53,8 @@ class AdminServer:
     def _app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard])
         app.router.add_get("/status", self._status)
+        app.router.add_post("/mode/{name}", self._set_mode)
+        app.router.add_get("/mode/{name}/plan", self._plan_mode)
         app.router.add_post("/profiles/{name:.+}/start", self._start)
         app.router.add_post("/profiles/{name:.+}/stop", self._stop)
         app.router.add_get("/profiles/{name:.+}/logs", self._logs)
@@ -77,6 +82,21 @@ class AdminServer:
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(self._driver.status())
+
+    async def _set_mode(self, request: web.Request) -> web.StreamResponse:
+        given = request.query.get("seconds")
+        try:
+            seconds = None if given is None else float(given)
+        except ValueError:
+            seconds = -1.0
+        if seconds is not None and not 0 < seconds < LONGEST:
+            raise BadRequest(f"seconds={given!r} is no number of seconds", param="seconds")
+        return web.json_response(
+            {"message": await self._driver.set_mode(request.match_info["name"], seconds)}
+        )
+
+    async def _plan_mode(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response(self._driver.plan_mode(request.match_info["name"]))
 
     async def _start(self, request: web.Request) -> web.StreamResponse:
         profile = profile_named(request.match_info["name"], self._driver.config)

@@ -1,0 +1,37 @@
+"""Modes, and plans of their changes, as sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def told(answer: dict[str, Any]) -> str:
+    """What `llmd mode` prints for an answer of the daemon: a message, the present mode, or a plan."""
+    if "message" in answer:
+        return str(answer["message"])
+    return "\n".join(_plan(answer) if "serves" in answer else _present(answer["mode"]))
+
+
+def _present(mode: dict[str, Any] | None) -> Iterator[str]:
+    if mode is None:
+        yield "no modes are configured: every profile is available at any time"
+        return
+    how = "forced" if mode["forced"] else "by the calendar"
+    following = f"; {mode['next']} begins {mode['until']}" if mode["next"] else ""
+    yield f"mode {mode['name']}, {how}{following}"
+    if mode["warming"]:
+        yield f"still coming up: {', '.join(mode['warming'])}"
+    if mode["rolled_back"]:
+        yield str(mode["rolled_back"])
+
+
+def _plan(plan: dict[str, Any]) -> Iterator[str]:
+    yield f"mode {plan['mode']} would serve {', '.join(plan['serves']) or 'nothing'}"
+    for drained in plan["drains"]:
+        yield f"drain {drained['profile']}: {drained['in_flight']} in flight, cut after {plan['drain_s']:g} s"
+    for stopped in plan["stops"]:
+        yield f"stop  {stopped}: idle"
+    for started in plan["starts"]:
+        seconds = f", about {started['seconds']:.0f} s" if started["fits"] and started["seconds"] else ""
+        yield f"start {started['profile']}: {started['verdict']}{seconds}"

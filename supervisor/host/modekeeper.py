@@ -1,0 +1,131 @@
+"""Tells the core which mode it is, now and at every change, and when a profile is to be warm. Wall clock.
+
+A person may force a mode, for a while or until told otherwise; that is kept on disk and outlives the daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from supervisor.config import Config
+from supervisor.core import events
+from supervisor.core.events import Event
+from supervisor.host import timetable
+from supervisor.host.logbook import log
+
+LONGEST_SLEEP = 60.0
+"""Seconds: the wall clock may be set, and a suspended host sleeps longer than it thinks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forced:
+    """A mode that a person chose. `until` is aware, None: until told otherwise."""
+
+    mode: str
+    until: datetime | None = None
+
+    def holds(self, now: datetime) -> bool:
+        return self.until is None or now < self.until
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What holds now. `when`: the next change, in UTC."""
+
+    mode: str | None
+    following: str | None
+    when: datetime | None
+    forced: bool = False
+
+    @property
+    def until(self) -> str | None:
+        return self.when.astimezone().strftime("%Y-%m-%d %H:%M %Z") if self.when else None
+
+
+class ModeKeeper:
+    def __init__(self, config: Config, post: Callable[[Event], None]) -> None:
+        self._config, self._post = config, post
+        self._path = config.server.state_dir / "mode.json"
+        self._woken = asyncio.Event()
+        self._told: Present | None = None
+        self.forced: Forced | None = None
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        self.forced = await asyncio.to_thread(self._read)
+        warmed = datetime.now(UTC)
+        while True:
+            now = datetime.now(UTC)
+            self._tell(present(self._config, self.forced, now), now)
+            for profile in timetable.due(self._config.profiles, warmed, now):
+                self._post(events.WarmAsked(profile))
+            warmed = now
+            await self._sleep(now)
+
+    async def force(self, mode: str, seconds: float | None) -> None:
+        """Be in `mode` from now on, for `seconds` or until `release`."""
+        until = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
+        await self._hold(Forced(mode, until))
+
+    async def release(self) -> None:
+        """Back to the calendar."""
+        await self._hold(None)
+
+    async def _hold(self, forced: Forced | None) -> None:
+        await asyncio.to_thread(self._write, forced)
+        self.forced = forced
+        now = datetime.now(UTC)
+        self._tell(present(self._config, forced, now), now)
+        self._woken.set()
+
+    def _tell(self, found: Present, now: datetime) -> None:
+        if found == self._told:
+            return
+        self._told = found
+        left = None if found.when is None else (found.when - now).total_seconds()
+        self._post(events.ModeChanged(found.mode, found.following, found.until, left, found.forced))
+
+    async def _sleep(self, now: datetime) -> None:
+        changes = [
+            self._told.when if self._told else None,
+            timetable.next_warming(self._config.profiles, now),
+        ]
+        left = min(((when - now).total_seconds() for when in changes if when), default=LONGEST_SLEEP)
+        self._woken.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.1, min(left, LONGEST_SLEEP))):
+                await self._woken.wait()
+
+    # On disk
+
+    def _read(self) -> Forced | None:
+        try:
+            found = msgspec.json.decode(self._path.read_bytes(), type=Forced)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            log("mode_unreadable", "WARNING", path=str(self._path), message=str(error))
+            return None
+        return found if found.mode in self._config.modes else None
+
+    def _write(self, forced: Forced | None) -> None:
+        if forced is None:
+            self._path.unlink(missing_ok=True)
+            return
+        fresh = self._path.with_suffix(".new")
+        fresh.write_bytes(msgspec.json.encode(forced))
+        fresh.replace(self._path)
+
+
+def present(config: Config, forced: Forced | None, now: datetime) -> Present:
+    """The mode that holds at `now`, forced or by the calendar, and what follows it."""
+    if forced is None or not forced.holds(now):
+        return Present(*timetable.current(config.modes, now))
+    following = timetable.current(config.modes, forced.until)[0] if forced.until else None
+    return Present(forced.mode, following, forced.until, forced=True)
