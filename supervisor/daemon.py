@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import os
 import signal
@@ -33,6 +34,7 @@ STATUS_PAUSE = 5.0
 
 def serve(config: Config, *, keep_engines: bool = False) -> int:
     """Run until SIGTERM or Ctrl-C. Returns the exit code: 0, or 1 after an error said in one line."""
+    faulthandler.enable()  # systemd's watchdog aborts a stalled daemon: its last word is where it stood
     try:
         asyncio.run(Daemon(config, keep_engines).run())
     except LlmdError as error:

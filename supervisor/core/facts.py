@@ -188,6 +188,7 @@ def _(event: events.Found, fleet: Fleet) -> None:
     engine = fleet.engines[event.profile]
     engine.step(Step.ADOPT, fleet.now)
     engine.incarnation, engine.devices = event.incarnation, event.devices
+    fleet.ledger.unlearn_foreign(event.devices)
     engine.reserved = {
         device: need(engine.profile, reading)
         for device in event.devices

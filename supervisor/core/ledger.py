@@ -120,6 +120,11 @@ class Ledger:
             while samples[0][0] < reading.at - FOREIGN_WINDOW:
                 samples.popleft()
 
+    def unlearn_foreign(self, devices: Collection[str]) -> None:
+        """An engine found running there is ours: what was seen before counted its memory as foreign."""
+        for device in devices:
+            self._foreign.pop(device, None)
+
     # Questions
 
     def reading(self, device: str) -> Reading | None:

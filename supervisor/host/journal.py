@@ -81,9 +81,11 @@ class Journal:
         self._lock: int | None = None
 
     def lock(self) -> None:
-        """Become the one daemon of this state directory, until `unlock` or death. Raises AlreadyRunning."""
-        self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(self.state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Become the one daemon of this state directory, until `unlock` or death.
+
+        Raises AlreadyRunning, or OperatorError where this user may not write there.
+        """
+        lock = self._open_lock()
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -95,6 +97,16 @@ class Journal:
         os.truncate(lock, 0)
         os.write(lock, f"{os.getpid()}\n".encode())
         self._lock = lock
+
+    def _open_lock(self) -> int:
+        try:
+            self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return os.open(self.state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise OperatorError(
+                f"cannot write to {self.state_dir}: {error.strerror}; "
+                "give llmd's user that directory, or name another as server.state_dir"
+            ) from error
 
     def unlock(self) -> None:
         if self._lock is not None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 
 from aiohttp import web
 
 from supervisor.errors import OperatorError
 from supervisor.host.logbook import log
-from supervisor.host.tailnet import resolve
+from supervisor.host.tailnet import TAILNET, resolve
 from supervisor.web.auth import Keyring
 from supervisor.web.driving import Driver
 from supervisor.web.protocol import Runner
@@ -17,6 +18,9 @@ from supervisor.web.router import Router
 
 _LOOK_AGAIN = 5.0
 """Seconds between looks for the tailnet's address; nothing announces it."""
+
+_NOT_YET = (errno.EADDRNOTAVAIL, None)
+"""An address that is there but cannot be bound yet; from Python 3.13 on asyncio leaves the number out."""
 
 
 class Server:
@@ -34,7 +38,7 @@ class Server:
         self.waiting_for: list[str] = []
 
     async def open(self) -> None:
-        """Raises OperatorError where an address cannot be had."""
+        """Raises OperatorError where an address cannot be had; the tailnet's is waited for instead."""
         await self._runner.setup()
         for listen in self._config.listen:
             if not await self._listen(listen):
@@ -49,6 +53,8 @@ class Server:
         try:
             await site.start()
         except OSError as error:
+            if listen.startswith(f"{TAILNET}:") and error.errno in _NOT_YET:
+                return False
             raise OperatorError(f"cannot listen on {listen}: {error.strerror or error}") from error
         self.listening.append(_url(address[0], site))
         return True
@@ -65,7 +71,7 @@ class Server:
     async def _listened(self, listen: str) -> bool:
         try:
             return await self._listen(listen)
-        except OperatorError as error:  # an address may be seen before it can be bound
+        except OperatorError as error:  # the port may be taken, and come free
             log("cannot listen yet", "WARNING", listen=listen, error=error.message)
             return False
 

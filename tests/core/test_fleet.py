@@ -328,6 +328,19 @@ def test_an_adopted_engine_serves_without_a_start():
     assert not any(isinstance(order, orders.Spawn) for order in world.log)
 
 
+def test_the_memory_of_an_adopted_engine_was_never_foreign():
+    world = World(config(CODER_1))
+    world.held["old"] = {"GPU-1": 20 * GIB}
+    world.alive.add("old")
+    world.read()  # a daemon reads the devices before it looks for engines
+    world.send(events.Found("coder_1", "old", ("GPU-1",), alive=True))
+    world.ready("coder_1")
+    world.send(events.StopAsked("stop", "coder_1"))
+    assert world.answers["stop"].error is None
+    world.send(events.StartAsked("start", "coder_1"))
+    assert world.state("coder_1") is State.STARTING, world.answers
+
+
 def test_what_an_engine_left_behind_while_the_daemon_was_down_is_swept():
     world = World(config(CODER_1))
     world.send(events.Found("coder_1", "old", ("GPU-1",), alive=False))

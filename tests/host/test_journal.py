@@ -195,6 +195,12 @@ def test_one_daemon_a_state_directory(tmp_path: Path) -> None:
     second.unlock()
 
 
+def test_a_state_directory_that_cannot_be_is_said_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OperatorError, match=r"cannot write to .*: Not a directory; give llmd's user"):
+        Journal(tmp_path / "file" / "state").lock()
+
+
 def test_the_lock_dies_with_its_daemon_even_where_engines_live_on(tmp_path: Path) -> None:
     code = """
 import os, pathlib, subprocess, sys
