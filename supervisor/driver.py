@@ -66,6 +66,8 @@ class Driver:
         self.modes = ModeKeeper(config, self.post)
         self.running: dict[str, Incarnation] = {}
         self.strays: list[Stray] = []
+        self._borrowers: dict[str, int] = {}
+        """Loan -> the process that uses it, where it was named."""
         self.group = cgroup.delegated_root()
         self._leases: dict[str, asyncio.Future[orders.Grant]] = {}
         self._tickets: dict[str, asyncio.Future[str]] = {}
@@ -131,7 +133,7 @@ class Driver:
             (*survey.readings, host), survey.at, survey.trouble, survey.driver, survey.holders_known
         )
         trees = {name: engine.tree for name, engine in self.running.items() if engine.tree}
-        measured, ours = await asyncio.to_thread(measure, trees, whole)
+        measured, ours = await asyncio.to_thread(measure, trees, whole, dict(self._borrowers))
         self.post(events.DevicesRead(whole, measured, ours))
 
     # Orders
@@ -338,9 +340,13 @@ class Driver:
             known = ", ".join(self.config.profiles)
             raise ModelNotFound(f"no profile {profile!r}; there are: {known}")
         ticket = secrets.token_hex(8)
+        return await self._answer(ticket, event(ticket))
+
+    async def _answer(self, ticket: str, event: Event) -> str:
+        """Post an event and wait for the core's answer to its ticket."""
         waiting: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._tickets[ticket] = waiting
-        self.post(event(ticket))
+        self.post(event)
         try:
             return await waiting
         finally:
@@ -366,6 +372,31 @@ class Driver:
     def _mode_named(self, name: str) -> None:
         if name not in self.config.modes:
             raise ModelNotFound(f"no mode {name!r}; there are: {', '.join(self.config.modes) or 'none'}")
+
+    async def lend(
+        self, borrower: str, gpus: tuple[int | str, ...], size: int, ttl: float, pid: int | None = None
+    ) -> tuple[str, str]:
+        """Promise `size` bytes on each GPU to another program: (the loan's name, words for people).
+
+        Waits for engines that are busy there. `pid`: whose use is the borrower's. Raises DaemonRefused.
+        """
+        name = secrets.token_hex(4)
+        if pid is not None:
+            self._borrowers[name] = pid
+        try:
+            message = await self._answer(name, events.LoanAsked(name, borrower, gpus, size, ttl))
+        except BaseException:
+            self._borrowers.pop(name, None)
+            raise
+        return name, message
+
+    def take_back(self, name: str, why: str = "it was given back") -> str:
+        """End a loan. Raises ModelNotFound where there is none of this name."""
+        if name not in self.fleet.loans:
+            raise ModelNotFound(f"no loan {name!r}; there are: {', '.join(self.fleet.loans) or 'none'}")
+        self._borrowers.pop(name, None)
+        self.post(events.LoanEnded(name, why))
+        return f"the loan {name} is over"
 
     def log_path(self, profile: str) -> Path:
         return self.config.server.state_dir / "logs" / f"{profile}.log"

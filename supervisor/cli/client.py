@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -65,24 +66,39 @@ class Client:
     async def plan_mode(self, name: str) -> dict[str, Any]:
         return await self._json("GET", f"/mode/{quote(name, safe='')}/plan", INSTANT)
 
+    async def lend(self, wish: dict[str, Any]) -> dict[str, Any]:
+        """Waits until the loan is granted."""
+        return await self._json("POST", "/loans", ENDLESS, wish)
+
+    @contextlib.asynccontextmanager
+    async def held_loan(self, wish: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """A loan that lasts as long as the context."""
+        async with self._ask("POST", "/loans", ENDLESS, wish | {"held": True}) as response:
+            yield json.loads(await response.content.readline())
+
+    async def take_back(self, name: str) -> str:
+        return str((await self._json("DELETE", f"/loans/{quote(name, safe='')}", INSTANT)).get("message", ""))
+
     async def logs(self, profile: str, *, lines: int, follow: bool) -> AsyncIterator[bytes]:
         path = f"{_path(profile)}/logs?lines={lines}" + ("&follow=1" if follow else "")
         async with self._ask("GET", path, ENDLESS) as response:
             async for chunk in response.content.iter_any():
                 yield chunk
 
-    async def _json(self, method: str, path: str, timeout: aiohttp.ClientTimeout) -> dict[str, Any]:
-        async with self._ask(method, path, timeout) as response:
+    async def _json(
+        self, method: str, path: str, timeout: aiohttp.ClientTimeout, body: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        async with self._ask(method, path, timeout, body) as response:
             answer = await response.json()
         return answer if isinstance(answer, dict) else {}
 
     @contextlib.asynccontextmanager
     async def _ask(
-        self, method: str, path: str, timeout: aiohttp.ClientTimeout
+        self, method: str, path: str, timeout: aiohttp.ClientTimeout, body: dict[str, Any] | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         url = URL(f"http://llmd{path}", encoded=True)
         try:
-            async with self._session.request(method, url, timeout=timeout) as response:
+            async with self._session.request(method, url, timeout=timeout, json=body) as response:
                 if response.status >= 400:
                     raise await _refusal(response)
                 yield response

@@ -6,7 +6,7 @@ requests are placed, engines that are wanted are started.
 
 from __future__ import annotations
 
-from supervisor.core import calendar, leaving, placement
+from supervisor.core import calendar, leaving, lending, placement
 from supervisor.core.dispatch import dispatch
 from supervisor.core.engine import Engine
 from supervisor.core.events import Event
@@ -23,6 +23,7 @@ def handle(fleet: Fleet, event: Event, now: float) -> list[Order]:
     on(event, fleet)
     look_at_deadlines(fleet)
     dispatch(fleet)
+    lending.pursue(fleet)
     calendar.go_on(fleet)
     return fleet.orders
 
@@ -33,6 +34,7 @@ def look_at_deadlines(fleet: Fleet) -> None:
             leaving.go_on_draining(fleet, engine)
         elif engine.deadline is not None and engine.deadline <= fleet.now:
             deadline_of(fleet, engine)
+    lending.expire(fleet)
     for waiter in fleet.queues.overdue(fleet.now):
         fleet.queues.remove(waiter.lease)
         fleet.refuse(waiter.lease, placement.too_late(fleet, waiter))

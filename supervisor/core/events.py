@@ -173,6 +173,23 @@ class StopAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class LoanAsked:
+    """Another program wants `size` bytes on each of `gpus` for `ttl` seconds. `name` is its ticket, too."""
+
+    name: str
+    borrower: str
+    gpus: tuple[int | str, ...]
+    size: int
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoanEnded:
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class TicketDropped:
     """Whoever asked has gone; the start or stop itself goes on."""
 
@@ -217,6 +234,8 @@ Event = (
     | StartAsked
     | WarmAsked
     | StopAsked
+    | LoanAsked
+    | LoanEnded
     | TicketDropped
     | ModeChanged
     | ShutdownAsked

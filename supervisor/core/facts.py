@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from functools import singledispatch
 
-from supervisor.core import calendar, coming, dispatch, events, leaving, orders, placement
+from supervisor.core import (
+    calendar,
+    coming,
+    dispatch,
+    events,
+    leaving,
+    lending,
+    neighbours,
+    orders,
+    placement,
+)
 from supervisor.core.events import Event
 from supervisor.core.failures import Failure, FailureClass, classify
 from supervisor.core.fit import need
@@ -88,7 +98,9 @@ def _(event: events.Left, fleet: Fleet) -> None:
 def _(event: events.DevicesRead, fleet: Fleet) -> None:
     for engine in fleet.engines.values():
         engine.measured = dict(event.measured.get(engine.incarnation or "", {}))
+    lending.measure(fleet, event.measured)
     fleet.ledger.take(event.survey, event.ours, fleet.claims())
+    neighbours.notice(fleet)
     for engine in fleet.engines.values():
         if engine.state is State.RESERVED:
             coming.spawn_if_still_fits(fleet, engine)
@@ -237,7 +249,19 @@ def _(event: events.StopAsked, fleet: Fleet) -> None:
 
 
 @on.register
+def _(event: events.LoanAsked, fleet: Fleet) -> None:
+    lending.ask(fleet, event)
+
+
+@on.register
+def _(event: events.LoanEnded, fleet: Fleet) -> None:
+    lending.end(fleet, event.name, event.reason)
+
+
+@on.register
 def _(event: events.TicketDropped, fleet: Fleet) -> None:
+    if (loan := fleet.loans.get(event.ticket)) and loan.until is None:
+        lending.end(fleet, event.ticket, "nobody waits for it any more")
     for engine in fleet.engines.values():
         for tickets in (engine.start_tickets, engine.stop_tickets):
             if event.ticket in tickets:

@@ -22,6 +22,7 @@ from supervisor.errors import LlmdError
 
 if TYPE_CHECKING:
     from supervisor.core.calendar import Transition
+    from supervisor.core.lending import Loan
 
 HOUR = 3600.0
 
@@ -67,6 +68,9 @@ class Fleet:
     """A change of mode under way."""
     rolled_back: str | None = None
     """Why the mode that the calendar wants could not begin."""
+    loans: dict[str, Loan] = field(default_factory=dict)
+    foreign_told: dict[str, int] = field(default_factory=dict)
+    """Device -> the foreign bytes there that were last told of."""
     closing: bool = False
     now: float = 0.0
     orders: list[Order] = field(default_factory=list)
@@ -80,6 +84,7 @@ class Fleet:
     def next_deadline(self) -> float | None:
         """When a Ticked is due, monotonic seconds; None while nothing is awaited."""
         due = [engine.deadline for engine in self.engines.values() if engine.deadline is not None]
+        due += [loan.until for loan in self.loans.values() if loan.until is not None]
         waiting = (
             self.queues.next_deadline(),
             self.reconsider,
@@ -105,12 +110,13 @@ class Fleet:
         return all(not engine.claims() and engine.state not in LIVE for engine in self.engines.values())
 
     def claims(self, *, without: str | None = None) -> dict[str, list[Claim]]:
-        """Device -> what our engines hold there."""
+        """Device -> what our engines, and borrowers, hold there."""
         held: dict[str, list[Claim]] = {}
-        for engine in self.engines.values():
-            if engine.name != without:
-                for device, claim in engine.claims().items():
-                    held.setdefault(device, []).append(claim)
+        holders: list[Engine | Loan] = [e for e in self.engines.values() if e.name != without]
+        holders += self.loans.values()
+        for holder in holders:
+            for device, claim in holder.claims().items():
+                held.setdefault(device, []).append(claim)
         return held
 
     def current(self, incarnation: str) -> Engine | None:

@@ -13,7 +13,7 @@ of (used - memory of our own trees): a neighbour that breathes is met at its lar
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -136,6 +136,11 @@ class Ledger:
         if not samples:
             return 0
         return samples[-1][1] if device == HOST else max(size for _, size in samples)
+
+    def foreign_now(self, device: str) -> int:
+        """Bytes that are not ours, at the last reading that could tell."""
+        samples = self._foreign.get(device)
+        return samples[-1][1] if samples else 0
 
     def devices_of(self, profile: Profile) -> tuple[str, ...] | None:
         """The devices that `profile` is budgeted on, or None when the host lacks one of its GPUs.

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from supervisor.core import lending
 from supervisor.core.devices import HOST, Reading
 from supervisor.core.engine import Engine
 from supervisor.core.fleet import Fleet
@@ -37,6 +38,7 @@ def describe(
         "gpu_trouble": fleet.ledger.survey.trouble,
         "engines": [_engine(fleet, e, pids.get(e.incarnation or ""), log_path(e.name), now) for e in engines],
         "waiting": len(fleet.queues),
+        "loans": lending.describe(fleet),
         "strays": [asdict(stray) for stray in strays],
     }
 

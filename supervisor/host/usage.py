@@ -10,8 +10,12 @@ from supervisor.core.devices import HOST, Survey
 from supervisor.host.tree import Tree
 
 
-def measure(trees: Mapping[str, Tree], survey: Survey) -> tuple[dict[str, dict[str, int]], frozenset[int]]:
-    """(incarnation -> device -> bytes, all PIDs of the trees).
+def measure(
+    trees: Mapping[str, Tree], survey: Survey, borrowers: Mapping[str, int] | None = None
+) -> tuple[dict[str, dict[str, int]], frozenset[int]]:
+    """(incarnation or loan -> device -> bytes, all PIDs of the trees).
+
+    `borrowers`: loan -> the process that uses it, with its children. They are not among our PIDs.
 
     A GPU is left out where the driver does not tell who holds what. Host memory is what the processes do
     not share with files: pages that others map too cost nothing more.
@@ -20,12 +24,28 @@ def measure(trees: Mapping[str, Tree], survey: Survey) -> tuple[dict[str, dict[s
     measured: dict[str, dict[str, int]] = {}
     for name, pids in members.items():
         held = {HOST: sum(map(_private, pids))}
-        if survey.holders_known:
-            for reading in survey.readings:
-                if reading.index is not None and not reading.unified:
-                    held[reading.device] = sum(h.used or 0 for h in reading.holders if h.pid in pids)
-        measured[name] = held
+        measured[name] = held | _on_gpus(pids, survey)
+    for name, pid in (borrowers or {}).items():
+        measured[name] = _on_gpus(_family(pid), survey)
     return measured, frozenset().union(*members.values())
+
+
+def _on_gpus(pids: frozenset[int], survey: Survey) -> dict[str, int]:
+    if not survey.holders_known:
+        return {}
+    return {
+        reading.device: sum(holder.used or 0 for holder in reading.holders if holder.pid in pids)
+        for reading in survey.readings
+        if reading.index is not None and not reading.unified
+    }
+
+
+def _family(pid: int) -> frozenset[int]:
+    try:
+        process = psutil.Process(pid)
+        return frozenset({pid, *(child.pid for child in process.children(recursive=True))})
+    except psutil.NoSuchProcess:
+        return frozenset()
 
 
 def _private(pid: int) -> int:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import grp
+import json
 import os
 import socket
 import stat
 import struct
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 from aiohttp import web
 
 from supervisor.config import Config
@@ -42,6 +45,17 @@ _TAIL = 1 << 20
 """Bytes of a log that are searched for its last lines."""
 
 
+class LoanWish(msgspec.Struct, frozen=True):
+    """The body of POST /loans. Bytes on each GPU, seconds; `held`: only as long as the connection stays."""
+
+    borrower: str
+    gpus: tuple[int | str, ...]
+    size: Annotated[int, msgspec.Meta(gt=0)]
+    ttl: Annotated[float, msgspec.Meta(gt=0, lt=LONGEST)]
+    pid: int | None = None
+    held: bool = False
+
+
 class AdminServer:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
@@ -55,6 +69,8 @@ class AdminServer:
         app.router.add_get("/status", self._status)
         app.router.add_post("/mode/{name}", self._set_mode)
         app.router.add_get("/mode/{name}/plan", self._plan_mode)
+        app.router.add_post("/loans", self._lend)
+        app.router.add_delete("/loans/{name}", self._take_back)
         app.router.add_post("/profiles/{name:.+}/start", self._start)
         app.router.add_post("/profiles/{name:.+}/stop", self._stop)
         app.router.add_get("/profiles/{name:.+}/logs", self._logs)
@@ -97,6 +113,29 @@ class AdminServer:
 
     async def _plan_mode(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(self._driver.plan_mode(request.match_info["name"]))
+
+    async def _lend(self, request: web.Request) -> web.StreamResponse:
+        """Held: the answer stays open, and the loan ends with the connection that asked for it."""
+        try:
+            wish = msgspec.json.decode(await request.read(), type=LoanWish)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BadRequest(f"no wish for a loan: {error}") from None
+        name, message = await self._driver.lend(wish.borrower, wish.gpus, wish.size, wish.ttl, wish.pid)
+        answer = {"name": name, "message": message}
+        if not wish.held:
+            return web.json_response(answer)
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        try:
+            await response.prepare(request)
+            await response.write(json.dumps(answer).encode() + b"\n")
+            await asyncio.sleep(wish.ttl)
+        finally:
+            with contextlib.suppress(ModelNotFound):  # its time ran out before
+                self._driver.take_back(name, "its borrower is done")
+        return response
+
+    async def _take_back(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response({"message": self._driver.take_back(request.match_info["name"])})
 
     async def _start(self, request: web.Request) -> web.StreamResponse:
         profile = profile_named(request.match_info["name"], self._driver.config)

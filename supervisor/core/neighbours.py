@@ -1,0 +1,31 @@
+"""Other people's memory: noticed and named when it grows or goes, so that what follows from it can be understood."""
+
+from __future__ import annotations
+
+from supervisor.core import orders
+from supervisor.core.devices import HOST, Reading, gib
+from supervisor.core.fleet import Fleet
+from supervisor.core.ledger import name_of
+
+NOTICED = 512 << 20
+"""Bytes by which foreign memory must have changed to be told of."""
+
+
+def notice(fleet: Fleet) -> None:
+    for reading in fleet.ledger.survey.readings:
+        if reading.device == HOST or reading.trouble:
+            continue
+        before, now_held = fleet.foreign_told.get(reading.device, 0), fleet.ledger.foreign_now(reading.device)
+        if abs(now_held - before) >= NOTICED:
+            fleet.foreign_told[reading.device] = now_held
+            _tell(fleet, reading, before, now_held)
+
+
+def _tell(fleet: Fleet, reading: Reading, before: int, now_held: int) -> None:
+    word = "grew" if now_held > before else "shrank"
+    who = ", ".join(
+        f"PID {h.pid} {h.name} ({h.user}) {'?' if h.used is None else gib(h.used)}"
+        for h in fleet.ledger.strangers(reading)[:3]
+    )
+    message = f"foreign memory on {name_of(reading)} {word} from {gib(before)} to {gib(now_held)}"
+    fleet.order(orders.Note(f"foreign_{word}", None, message + (f": {who}" if who else ""), "WARNING"))
