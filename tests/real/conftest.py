@@ -17,8 +17,11 @@ import pytest_asyncio
 from tests.standin.launch import STANDIN, Engine
 
 WINDOW = 512
+CHAT_WINDOW = 8192
+"""Some ten seconds of tokens: an answer that fills it does not end by itself while a test looks at it."""
+
 FLAGS = {
-    "chat": ["--served-model-name", "llama", "llama_0", "--max-model-len", str(WINDOW)],
+    "chat": ["--served-model-name", "llama", "llama_0", "--max-model-len", str(CHAT_WINDOW)],
     "embed": ["--served-model-name", "bge", "--runner", "pooling", "--convert", "embed"],
     "rerank": ["--served-model-name", "reranker", "--runner", "pooling"],
 }
