@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.real.conftest import CHAT_WINDOW, WINDOW, Engines
-from tests.standin.launch import Engine, until
+from tests.standin.launch import Engine, metric, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -63,8 +63,7 @@ def events(raw: bytes) -> list[Any]:
 async def gauge(engine: Engine, name: str) -> float:
     """vLLM may publish the numbers of a step after it has sent the tokens of that step."""
     async with engine.client() as client, client.get("/metrics", headers={"Authorization": ""}) as answer:
-        lines = (await answer.text()).splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:{name}{{"))
+        return metric(await answer.text(), name)
 
 
 async def until_gauge(engine: Engine, name: str, value: float, seconds: float = 5) -> None:
