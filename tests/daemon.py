@@ -134,8 +134,7 @@ class Llmd:
 
     def leftovers(self) -> list[int]:
         """Live processes that were started for this installation."""
-        mark = os.fsencode(str(self.home / "state"))
-        return [pid for pid in psutil.pids() if _mentions(pid, mark)]
+        return mentioning(str(self.home / "state"))
 
 
 @dataclass(frozen=True)
@@ -160,6 +159,11 @@ def runs(process: psutil.Process) -> bool:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def mentioning(mark: str) -> list[int]:
+    """Live processes, but this one, in whose environment `mark` stands."""
+    return [pid for pid in psutil.pids() if _mentions(pid, os.fsencode(mark))]
 
 
 def _mentions(pid: int, mark: bytes) -> bool:
