@@ -74,6 +74,7 @@ def climb(fleet: Fleet, engine: Engine) -> None:
 
 def fail(fleet: Fleet, engine: Engine, failure: Failure) -> None:
     """A live engine is no use any more: kill it whole."""
+    engine.was_loading = engine.state in (State.STARTING, State.ADOPTING)
     remember_before(fleet, engine)
     engine.failure = failure
     engine.step(Step.STOP, fleet.now)
@@ -88,8 +89,9 @@ def remember_before(fleet: Fleet, engine: Engine) -> None:
 
 def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: bool = False) -> None:
     """The leader is gone, wanted or not. Its memory is ours until the device shows otherwise."""
-    was_ready = engine.state in (State.READY, State.DRAINING)
-    if engine.state is not State.STOPPING:
+    stopping = engine.state is State.STOPPING
+    was_ready = engine.state in (State.READY, State.DRAINING) or (stopping and not engine.was_loading)
+    if not stopping:
         remember_before(fleet, engine)
     engine.step(Step.EXIT, fleet.now)
     engine.failure, engine.gone_at = failure, None
