@@ -46,6 +46,8 @@ class Engine:
     load_seconds: float | None = None
     was_loading: bool = False
     """The stop began before it was ready: vLLM then swallows the first SIGTERM."""
+    retired: bool = False
+    """It goes because that was decided: a crash on the way out starts nothing again."""
     terminated: int = 0
     """SIGTERMs sent to this incarnation."""
     gone_at: float | None = None
@@ -112,7 +114,7 @@ class Engine:
         self.before.clear()
         self.progress = self.loading_since = self.idle_since = None
         self.terminated, self.gone_at, self.survivors = 0, None, ()
-        self.was_loading = False
+        self.was_loading = self.retired = False
 
     def __repr__(self) -> str:
         return f"<{self.name} {self.state} {self.incarnation or '-'} {len(self.leases)} in flight>"

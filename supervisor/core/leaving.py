@@ -19,6 +19,7 @@ SETTLED_SLACK = 256 << 20
 
 def retire(fleet: Fleet, engine: Engine, why: str, *, at_once: bool = False) -> None:
     """Take an engine down in order; `at_once` cuts requests in flight."""
+    engine.retired = True
     if engine.state is State.RESERVED:
         engine.step(Step.RELEASE, fleet.now)
         engine.clear()
@@ -101,7 +102,7 @@ def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: b
         fleet.order(orders.Kill(engine.incarnation or ""))
     if failure:
         engine.last_failure = failure
-        engine.wanted = was_ready or engine.wanted
+        engine.wanted = engine.wanted or (was_ready and not engine.retired)
         fleet.note("engine_failed", engine, str(failure), level="ERROR", log=failure.tail)
         if not was_ready:
             tell_waiters(fleet, engine, failure)

@@ -218,6 +218,17 @@ def test_a_request_that_comes_while_an_unhealthy_engine_ends_gets_the_next_one()
     assert waiting in world.granted
 
 
+def test_a_crash_on_the_way_out_starts_nothing_again():
+    world = World(config(CODER_1))
+    world.up("coder_1")
+    world.ask("coder")
+    world.send(events.StopAsked("t", "coder_1"))
+    assert world.state("coder_1") is State.DRAINING
+    world.crash("coder_1")
+    world.wait(60)
+    assert world.state("coder_1") is State.COLD
+
+
 def test_a_crash_while_loading_tells_waiters_the_last_lines_of_the_log():
     world = World(config(CODER_1))
     lease = world.ask("coder")
