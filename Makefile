@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Fails a run that leaves a process behind, and kills it, also after Ctrl-C.
+PYTEST := $(BIN)/python tests/orphans.py $(BIN)/python -m pytest -q
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/llmd
 MODELS := $(CACHE)/models
 
@@ -30,11 +32,11 @@ demo: env
 test: check
 	vllm=$$(packaging/engine_env.sh) && \
 	"$$(dirname "$$vllm")/python" packaging/tiny_models.py $(MODELS) && \
-	LLMD_REAL_VLLM="$$vllm" LLMD_REAL_MODELS=$(MODELS) $(BIN)/python -m pytest -q
+	LLMD_REAL_VLLM="$$vllm" LLMD_REAL_MODELS=$(MODELS) $(PYTEST)
 
 # What needs no vLLM: seconds.
 test-fast: env
-	$(BIN)/python -m pytest -q -m "not real"
+	$(PYTEST) -m "not real"
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

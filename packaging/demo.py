@@ -1,5 +1,7 @@
 """The main job for real: a daemon, three real vLLM engines started on demand, a chat, an embedding, a rerank.
 
+The engines run on GPU 0 where there is one, else on the CPU. On a terminal the daemon stays until Ctrl-C.
+
 usage: demo.py VLLM MODELS      (make demo calls it with the environments that it has built)
 """
 
@@ -13,9 +15,10 @@ import secrets
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +29,20 @@ LLMD = Path(sys.executable).with_name("llmd")
 KEY = "sk-demo-" + secrets.token_hex(8)
 COMMON = ["--enforce-eager", "--kv-cache-memory-bytes", "33554432"]
 PROFILES: dict[str, dict[str, Any]] = {
-    "chat_cpu": {"model": "tiny-chat", "weights": "tiny-llama", "max_model_len": 32768, "args": COMMON},
-    "embed_cpu": {"model": "tiny-embed", "weights": "tiny-embed", "task": "embed", "args": COMMON},
-    "rerank_cpu": {"model": "tiny-rerank", "weights": "tiny-rerank", "task": "rerank", "args": COMMON},
+    "chat": {"model": "tiny-chat", "weights": "tiny-llama", "max_model_len": 32768},
+    "embed": {"model": "tiny-embed", "weights": "tiny-embed", "task": "embed"},
+    "rerank": {"model": "tiny-rerank", "weights": "tiny-rerank", "task": "rerank"},
 }
+ON_CPU: dict[str, Any] = {"device": "cpu", "memory": "1900 MiB"}
+ON_GPU: dict[str, Any] = {"gpus": [0], "vram": "2 GiB"}
+"""CUDA itself and the libraries' workspaces; the weights are a megabyte."""
 
 
-def install(home: Path, vllm: str, models: Path) -> Path:
+def install(home: Path, vllm: str, models: Path, *, gpu: bool) -> Path:
     """Write llmd.toml and its profiles into `home`."""
     (home / "profiles").mkdir()
-    for name, fields in PROFILES.items():
-        written = fields | {"weights": str(models / fields["weights"]), "device": "cpu", "memory": "1900 MiB"}
-        (home / "profiles" / f"{name}.toml").write_text(tomli_w.dumps(written))
+    for name, fields in profiles(models, gpu=gpu).items():
+        (home / "profiles" / f"{name}.toml").write_text(tomli_w.dumps(fields))
     server = {"listen": [f"127.0.0.1:{port()}"], "state_dir": str(home / "state")}
     document = {
         "server": server | {"admin_socket": str(home / "llmd.sock")},
@@ -47,6 +52,22 @@ def install(home: Path, vllm: str, models: Path) -> Path:
     config = home / "llmd.toml"
     config.write_text(tomli_w.dumps(document))
     return config
+
+
+def profiles(models: Path, *, gpu: bool) -> dict[str, dict[str, Any]]:
+    place, suffix = (ON_GPU, "0") if gpu else (ON_CPU, "cpu")
+    return {
+        f"{task}_{suffix}": place | fields | {"weights": str(models / fields["weights"]), "args": COMMON}
+        for task, fields in PROFILES.items()
+    }
+
+
+def has_gpu() -> bool:
+    """Asked as engine_env.sh asks, so that the profiles are for the vLLM that it has installed."""
+    try:
+        return subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
 
 
 def port() -> int:
@@ -60,25 +81,60 @@ def port() -> int:
 
 
 async def main(vllm: str, models: Path) -> int:
+    """The daemon's exit code, 1 where an answer is not as it should be, 130 when stopped before all came."""
     home = Path(tempfile.mkdtemp(prefix="llmd-demo-", dir="/tmp"))
     log = home / "daemon.log"
-    config = install(home, vllm, models)
-    environ = os.environ | {"LLMD_DEMO_KEY": KEY, "LLMD_CONFIG": str(config)}
-    with log.open("wb") as out:
-        daemon = await asyncio.create_subprocess_exec(
-            str(LLMD), "serve", stdout=out, stderr=out, env=environ, start_new_session=True
-        )
+    stopped = told_to_stop()
     try:
-        await show(home, environ)
+        config = install(home, vllm, models, gpu=has_gpu())
+        environ = os.environ | {"LLMD_DEMO_KEY": KEY, "LLMD_CONFIG": str(config)}
+        async with daemon(log, environ) as process:
+            if not await before(stopped, show(home, environ)):
+                return 130
+            if sys.stdin.isatty() and sys.stdout.isatty():
+                print("Ctrl-C stops it.", flush=True)
+                await stopped.wait()
+        return process.returncode or 0
     except (aiohttp.ClientError, OSError, RuntimeError) as error:
         print(f"demo: {error}\n{log.read_text(errors='replace')[-4000:]}", file=sys.stderr)
         return 1
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            daemon.send_signal(signal.SIGTERM)
-        await daemon.wait()
         shutil.rmtree(home, ignore_errors=True)
-    return daemon.returncode or 0
+
+
+def told_to_stop() -> asyncio.Event:
+    """Set by Ctrl-C, by a closed terminal or by SIGTERM: whichever it is, the daemon is stopped in order."""
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    return stopped
+
+
+async def before(stopped: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Whether `work` came to its end before the stop; raises what it raised."""
+    tasks = asyncio.create_task(work), asyncio.create_task(stopped.wait())
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await tasks[0]
+        return True
+    return False
+
+
+@contextlib.asynccontextmanager
+async def daemon(log: Path, environ: dict[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`llmd serve`, out of Ctrl-C's reach, and its orderly end."""
+    with log.open("wb") as out:
+        process = await asyncio.create_subprocess_exec(
+            str(LLMD), "serve", stdout=out, stderr=out, env=environ, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        await process.wait()
 
 
 async def show(home: Path, environ: dict[str, str]) -> None:
@@ -86,21 +142,22 @@ async def show(home: Path, environ: dict[str, str]) -> None:
     url = status["daemon"]["listening"][0]
     print(f"llmd serves at {url}", flush=True)
     headers = {"Authorization": f"Bearer {KEY}"}
-    async with aiohttp.ClientSession(url, headers=headers) as session, progress(home):
-        print("\nchat:", await chat(session))
+    told: set[tuple[str, str]] = set()
+    async with aiohttp.ClientSession(url, headers=headers) as session:
+        async with progress(home, told):
+            said = await chat(session)
+        print(f"chat: {said!r}")  # noise: its control characters are not for a terminal
         body: dict[str, Any] = {"model": "tiny-embed", "input": "Who holds the GPUs?"}
-        vector = (await post(session, "/v1/embeddings", body))["data"][0]["embedding"]
+        async with progress(home, told):
+            vector = (await post(session, "/v1/embeddings", body))["data"][0]["embedding"]
         print(f"embedding: {len(vector)} numbers: {vector[0]:.4f} {vector[1]:.4f} {vector[2]:.4f} ...")
         body = {"model": "tiny-rerank", "query": "memory", "documents": ["The card is full.", "A fox jumps."]}
-        for result in (await post(session, "/v1/rerank", body))["results"]:
+        async with progress(home, told):
+            results = (await post(session, "/v1/rerank", body))["results"]
+        for result in results:
             print(f"rerank: {result['relevance_score']:.4f} {result['document']['text']}")
     await (await asyncio.create_subprocess_exec(str(LLMD), "status", env=environ)).wait()
     print(f"\nOpenAI API: {url}/v1   health: {url}/health   metrics: {url}/metrics\nkey: {KEY}", flush=True)
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        print("Ctrl-C stops it.")
-        stopped = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stopped.set)
-        await stopped.wait()
 
 
 async def chat(session: aiohttp.ClientSession) -> str:
@@ -147,25 +204,29 @@ async def until_listening(home: Path) -> Any:
 
 
 @contextlib.asynccontextmanager
-async def progress(home: Path) -> AsyncIterator[None]:
-    """Tell each new stage of each engine that loads."""
+async def progress(home: Path, told: set[tuple[str, str]]) -> AsyncIterator[None]:
+    """Tell each new stage of each engine that loads, the last one included."""
 
-    async def tell() -> None:
-        told = set()
+    async def follow() -> None:
         while True:
-            for engine in (await status_of(home))["engines"]:
-                stage = engine["stage"] or engine["state"]
-                if engine["state"] in ("starting", "ready") and (engine["profile"], stage) not in told:
-                    told.add((engine["profile"], stage))
-                    percent = 100 if engine["state"] == "ready" else engine["percent"] or 0
-                    print(f"  {engine['profile']}: {percent:3.0f} %  {stage}", flush=True)
+            tell(await status_of(home), told)
             await asyncio.sleep(0.3)
 
-    task = asyncio.create_task(tell())
+    task = asyncio.create_task(follow())
     try:
         yield
     finally:
         task.cancel()
+    tell(await status_of(home), told)
+
+
+def tell(status: Any, told: set[tuple[str, str]]) -> None:
+    for engine in status["engines"]:
+        stage = engine["stage"] or engine["state"]
+        if engine["state"] in ("starting", "ready") and (engine["profile"], stage) not in told:
+            told.add((engine["profile"], stage))
+            percent = 100 if engine["state"] == "ready" else engine["percent"] or 0
+            print(f"  {engine['profile']}: {percent:3.0f} %  {stage}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Build three tiny models with random weights, so that a real vLLM can be run where no weights can be had.
+"""Build four tiny models with random weights, so that a real vLLM can be run where no weights can be had.
 
   tiny-llama    LlamaForCausalLM: chat, a window of 32768 tokens, a template with tools
+  deep-llama    the same of many layers, for tests: its tokens take the milliseconds that those of a real one take
   tiny-embed    BertModel: embeddings of 160 numbers, mean pooling
   tiny-rerank   XLMRobertaForSequenceClassification: rerank and score
 
@@ -20,6 +21,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -83,7 +85,7 @@ def build_in_place(build: Callable[[Path], None], place: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def build_llama(out: Path) -> None:
+def build_llama(out: Path, layers: int = SHAPE["num_hidden_layers"]) -> None:
     specials = ["<s>", "</s>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
     roles = specials[3:6]
     tokenizer = PreTrainedTokenizerFast(
@@ -96,7 +98,7 @@ def build_llama(out: Path) -> None:
         chat_template=CHAT_TEMPLATE,
     )
     config = LlamaConfig(
-        **SHAPE,
+        **SHAPE | {"num_hidden_layers": layers},
         vocab_size=len(tokenizer),
         num_key_value_heads=1,
         max_position_embeddings=WINDOW,
@@ -201,7 +203,12 @@ def tell_pooling(out: Path) -> None:
     (out / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
 
 
-BUILDERS = {"tiny-llama": build_llama, "tiny-embed": build_embed, "tiny-rerank": build_rerank}
+BUILDERS = {
+    "tiny-llama": build_llama,
+    "deep-llama": partial(build_llama, layers=32),
+    "tiny-embed": build_embed,
+    "tiny-rerank": build_rerank,
+}
 
 if __name__ == "__main__":
     main()

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import tomli_w
 
-from tests.standin.launch import STANDIN
+from tests.standin.launch import STANDIN, metric
 
 KEY = "sk-test"
 
@@ -90,6 +93,15 @@ class Llmd:
         found: dict[str, Any] = next(e for e in self.status()["engines"] if e["profile"] == profile)
         return found
 
+    def tree(self, profile: str) -> list[psutil.Process]:
+        """The processes of a profile's engine, its leader first."""
+        leader = psutil.Process(self.engine(profile)["pid"])
+        return [leader, *leader.children(recursive=True)]
+
+    def door(self, profile: str) -> Door:
+        directory = self.home / "state" / "engines" / self.engine(profile)["incarnation"]
+        return Door(directory / "sock", json.loads((directory / "record.json").read_text())["key"])
+
     @property
     def url(self) -> str:
         url: str = self.status()["daemon"]["listening"][0]
@@ -122,8 +134,36 @@ class Llmd:
 
     def leftovers(self) -> list[int]:
         """Live processes that were started for this installation."""
-        mark = os.fsencode(str(self.home / "state"))
-        return [pid for pid in psutil.pids() if _mentions(pid, mark)]
+        return mentioning(str(self.home / "state"))
+
+
+@dataclass(frozen=True)
+class Door:
+    """An engine's own socket and key, which nobody but llmd has: what the engine itself says."""
+
+    socket: Path
+    key: str
+
+    def metric(self, name: str) -> float:
+        with socket.socket(socket.AF_UNIX) as connected:
+            connected.connect(str(self.socket))
+            connection = http.client.HTTPConnection("engine")
+            connection.sock = connected
+            connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {self.key}"})
+            return metric(connection.getresponse().read().decode(), name)
+
+
+def runs(process: psutil.Process) -> bool:
+    """Zombies have ended."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def mentioning(mark: str) -> list[int]:
+    """Live processes, but this one, in whose environment `mark` stands."""
+    return [pid for pid in psutil.pids() if _mentions(pid, os.fsencode(mark))]
 
 
 def _mentions(pid: int, mark: bytes) -> bool:

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -147,6 +148,67 @@ class Duration(click.ParamType[float]):
             return duration(float(str(value)) if str(value).isdecimal() else value)
         except PydanticCustomError as error:
             self.fail(f"{error.message()}; {(error.context or {}).get('instead')}", param, ctx)
+
+
+class Size(click.ParamType[int]):
+    """`12GiB`, `512MiB`, or bytes."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from pydantic_core import PydanticCustomError
+
+        from supervisor.config.quantities import size
+
+        try:
+            return size(int(str(value)) if str(value).isdecimal() else value)
+        except PydanticCustomError as error:
+            self.fail(f"{error.message()}; {(error.context or {}).get('instead')}", param, ctx)
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("size", type=Size(), required=False)
+@click.option("--gpu", "gpus", type=int, multiple=True, help="On this GPU; again for several. [default: 0]")
+@click.option("--ttl", type=Duration(), help="For so long, such as 20m. [default: 1h; a week with a command]")
+@click.option("--as", "borrower", help="Who borrows, for status. [default: the command, or you]")
+@click.option("--end", help="Give back the loan of this name.")
+@as_json
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def lease(
+    place: Place,
+    size: int | None,
+    gpus: tuple[int, ...],
+    ttl: float | None,
+    borrower: str | None,
+    end: str | None,
+    as_json: bool,
+    command: tuple[str, ...],
+) -> None:
+    """Borrow SIZE of GPU memory for another program.
+
+    Idle engines make room, busy ones are waited for. With `-- COMMAND ...` the loan lasts as long as the
+    command, whose exit code is passed on; without, until its time is over or `llmd lease --end NAME`.
+    """
+    import getpass
+
+    from supervisor.cli.lending import run_under_loan
+
+    if (size is None) == (end is None):
+        raise click.UsageError("say how much, such as 12GiB, or --end and the name of a loan")
+    with _errors(as_json):
+        if end is not None:
+            message = _call(place, lambda client: client.take_back(end))
+            _print_json({"message": message}) if as_json else click.echo(message)
+            return
+        who = borrower or (Path(command[0]).name if command else getpass.getuser())
+        lasts = ttl or (7 * 86400.0 if command else 3600.0)
+        wish = {"borrower": who, "gpus": list(gpus or (0,)), "size": size, "ttl": lasts}
+        if command:
+            say = partial(click.echo, err=True)
+            sys.exit(_call(place, lambda client: run_under_loan(client, wish, command, say)))
+        answer = _call(place, lambda client: client.lend(wish))
+        _print_json(answer) if as_json else click.echo(f"{answer['message']}; it is called {answer['name']}")
 
 
 @main.command()

@@ -40,10 +40,19 @@ def render(status: Json) -> Iterator[RenderableType]:
     if engines:
         yield Text()
         yield _models(engines)
+    if loans := status.get("loans"):
+        yield Text()
+        yield Group(*map(_loan, loans))
     troubles = [*_failures(engines), *_strays(status), *_warnings(status)]
     if troubles:
         yield Text()
         yield Group(*troubles)
+
+
+def _loan(loan: Json) -> Text:
+    places = ", ".join(f"GPU {gpu}" for gpu in loan["gpus"])
+    left = f"{span(loan['left_s'])} left" if loan["left_s"] is not None else "waits for room"
+    return Text(f"lent {gib(loan['size'])} on {places} to {loan['borrower']} ({loan['name']}): {left}")
 
 
 def span(seconds: float | None) -> str:

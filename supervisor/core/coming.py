@@ -23,7 +23,7 @@ def wake(fleet: Fleet, engine: Engine) -> None:
     engine.step(Step.WAKE, fleet.now)
     cards = [device for device in engine.devices if device != HOST]
     engine.reserved = {device: need(engine.profile, fleet.reading(device)) for device in cards}
-    engine.loading_since, engine.settled = fleet.now, False
+    engine.loading_since, engine.settled, engine.retired = fleet.now, False, False
     engine.deadline = fleet.now + fleet.config.engine.start_timeout
     fleet.order(orders.Wake(engine.incarnation or "", engine.asleep))
     fleet.note("engine_waking", engine, f"{engine.name} wakes from level {engine.asleep}")

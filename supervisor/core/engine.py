@@ -100,6 +100,8 @@ class Engine:
     load_seconds: float | None = None
     was_loading: bool = False
     """The stop began before it was ready: vLLM then swallows the first SIGTERM."""
+    retired: bool = False
+    """It goes because that was decided: a crash on the way out starts nothing again."""
     terminated: int = 0
     """SIGTERMs sent to this incarnation."""
     gone_at: float | None = None
@@ -215,7 +217,7 @@ class Engine:
         self.before.clear()
         self.progress = self.loading_since = self.idle_since = None
         self.terminated, self.gone_at, self.survivors = 0, None, ()
-        self.was_loading = self.going_to_sleep = self.settled = False
+        self.was_loading = self.retired = self.going_to_sleep = self.settled = False
         self.asleep, self.kv_tokens, self.squeezed = 0, None, None
 
     def __repr__(self) -> str:

@@ -34,7 +34,7 @@ def retire(
     Requests in flight have `drain` seconds (None: server.drain) before they are cut; `patient` cuts none.
     """
     at_once = drain == 0
-    engine.going_to_sleep = asleep
+    engine.retired, engine.going_to_sleep = True, asleep
     if engine.state is State.RESERVED:
         engine.step(Step.RELEASE, fleet.now)
         engine.clear()
@@ -144,6 +144,7 @@ def climb(fleet: Fleet, engine: Engine) -> None:
 
 def fail(fleet: Fleet, engine: Engine, failure: Failure) -> None:
     """A live engine is no use any more: kill it whole."""
+    engine.was_loading = engine.state in (State.STARTING, State.ADOPTING)
     remember_before(fleet, engine)
     engine.failure = failure
     engine.step(Step.STOP, fleet.now)
@@ -158,8 +159,9 @@ def remember_before(fleet: Fleet, engine: Engine) -> None:
 
 def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: bool = False) -> None:
     """The leader is gone, wanted or not. Its memory is ours until the device shows otherwise."""
-    was_ready = engine.state in (State.READY, State.DRAINING)
-    if engine.state is not State.STOPPING:
+    stopping = engine.state is State.STOPPING
+    was_ready = engine.state in (State.READY, State.DRAINING) or (stopping and not engine.was_loading)
+    if not stopping:
         remember_before(fleet, engine)
     engine.step(Step.EXIT, fleet.now)
     engine.failure, engine.gone_at = failure, None
@@ -169,7 +171,7 @@ def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: b
         fleet.order(orders.Kill(engine.incarnation or ""))
     if failure:
         engine.last_failure = failure
-        engine.wanted = was_ready or engine.wanted
+        engine.wanted = engine.wanted or (was_ready and not engine.retired)
         fleet.note("engine_failed", engine, str(failure), level="ERROR", log=failure.tail)
         if not was_ready:
             tell_waiters(fleet, engine, failure)

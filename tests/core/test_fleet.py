@@ -203,6 +203,32 @@ def test_a_crash_while_serving_is_followed_by_a_restart_after_its_back_off():
     assert waiting in world.granted
 
 
+def test_a_request_that_comes_while_an_unhealthy_engine_ends_gets_the_next_one():
+    """vLLM is unhealthy for a while before it exits, when its engine core has died."""
+    world = World(config(CODER_1))
+    world.up("coder_1")
+    ending = world.incarnation("coder_1")
+    world.alive.discard(ending)
+    world.send(events.Unhealthy(ending, "3 health probes in a row failed"))
+    assert world.state("coder_1") is State.STOPPING
+    waiting = world.ask("coder")
+    world.send(events.Exited(ending, 0))
+    world.wait(20)
+    world.ready("coder_1")
+    assert waiting in world.granted
+
+
+def test_a_crash_on_the_way_out_starts_nothing_again():
+    world = World(config(CODER_1))
+    world.up("coder_1")
+    world.ask("coder")
+    world.send(events.StopAsked("t", "coder_1"))
+    assert world.state("coder_1") is State.DRAINING
+    world.crash("coder_1")
+    world.wait(60)
+    assert world.state("coder_1") is State.COLD
+
+
 def test_a_crash_while_loading_tells_waiters_the_last_lines_of_the_log():
     world = World(config(CODER_1))
     lease = world.ask("coder")

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from tests.real.conftest import WINDOW, Engines
-from tests.standin.launch import Engine, until
+from tests.real.conftest import CHAT_WINDOW, WINDOW, Engines
+from tests.standin.launch import Engine, metric, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 HELLO = [{"role": "user", "content": "Hello, how are you?"}]
-LONG = "the " * (WINDOW + 100)
+ENDLESS = {"messages": HELLO, "max_tokens": CHAT_WINDOW, "stream": True, "ignore_eos": True}
 STAGES = [
     "Resolved architecture",
     "Initializing a V1 LLM engine",
@@ -61,9 +61,16 @@ def events(raw: bytes) -> list[Any]:
 
 
 async def gauge(engine: Engine, name: str) -> float:
+    """vLLM may publish the numbers of a step after it has sent the tokens of that step."""
     async with engine.client() as client, client.get("/metrics", headers={"Authorization": ""}) as answer:
-        lines = (await answer.text()).splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:{name}{{"))
+        return metric(await answer.text(), name)
+
+
+async def until_gauge(engine: Engine, name: str, value: float, seconds: float = 5) -> None:
+    async def reached() -> bool:
+        return await gauge(engine, name) == value
+
+    await until(reached, seconds, lambda: f"{name} is not {value}")
 
 
 # --- what is always there ---
@@ -78,8 +85,8 @@ async def test_models_lists_every_name_and_the_window(engines: Engines) -> None:
     status, body = await ask(engines.chat, "/v1/models")
     assert status == 200
     assert [(entry["id"], entry["object"], entry["max_model_len"]) for entry in body["data"]] == [
-        ("llama", "model", WINDOW),
-        ("llama_0", "model", WINDOW),
+        ("llama", "model", CHAT_WINDOW),
+        ("llama_0", "model", CHAT_WINDOW),
     ]
 
 
@@ -99,16 +106,16 @@ async def test_metrics_have_what_llmd_reads(engines: Engines) -> None:
     await ask(
         engines.chat, "/v1/chat/completions", {"model": "llama", "messages": HELLO, "max_tokens": 3} | STEADY
     )
-    assert await gauge(engines.chat, "generation_tokens_total") == before + 3
-    assert await gauge(engines.chat, "num_requests_running") == 0
-    assert await gauge(engines.chat, "num_requests_waiting") == 0
+    await until_gauge(engines.chat, "generation_tokens_total", before + 3)
+    await until_gauge(engines.chat, "num_requests_running", 0)
+    await until_gauge(engines.chat, "num_requests_waiting", 0)
 
 
 async def test_tokenize_counts(engines: Engines) -> None:
     status, body = await ask(engines.chat, "/tokenize", {"model": "llama", "messages": HELLO})
     assert status == 200
     assert body["count"] == len(body["tokens"]) > 0
-    assert body["max_model_len"] == WINDOW
+    assert body["max_model_len"] == CHAT_WINDOW
 
 
 @pytest.mark.parametrize("task", ["chat", "embed", "rerank"])
@@ -184,27 +191,22 @@ async def test_completions(engines: Engines) -> None:
 
 
 async def test_max_tokens_beyond_the_window_is_clamped(engines: Engines) -> None:
-    body = {"model": "llama", "prompt": "the " * (WINDOW * 4 // 5), "max_tokens": WINDOW} | STEADY
+    body = {"model": "llama", "prompt": "the " * (CHAT_WINDOW - 100), "max_tokens": CHAT_WINDOW} | STEADY
     status, reply = await ask(engines.chat, "/v1/completions", body)
     assert status == 200
-    assert reply["usage"]["total_tokens"] <= WINDOW
+    assert reply["usage"]["total_tokens"] <= CHAT_WINDOW
     assert reply["choices"][0]["finish_reason"] == "length"
 
 
 async def test_a_client_that_leaves_ends_its_request(engines: Engines) -> None:
-    body = {"model": "llama", "messages": HELLO, "max_tokens": WINDOW, "stream": True} | STEADY
+    before = await gauge(engines.chat, "generation_tokens_total")
     async with engines.chat.client() as client:
-        async with client.post("/v1/chat/completions", json=body) as answer:
+        async with client.post("/v1/chat/completions", json=ENDLESS) as answer:
             await answer.content.readuntil(b"\n\n")
-            assert await gauge(engines.chat, "num_requests_running") == 1
+            await until_gauge(engines.chat, "num_requests_running", 1)
             answer.close()
-        before = await gauge(engines.chat, "generation_tokens_total")
-
-        async def idle() -> bool:
-            return await gauge(engines.chat, "num_requests_running") == 0
-
-        await until(idle, 2)
-    assert await gauge(engines.chat, "generation_tokens_total") < before + WINDOW / 2
+        await until_gauge(engines.chat, "num_requests_running", 0, 2)
+    assert await gauge(engines.chat, "generation_tokens_total") < before + CHAT_WINDOW / 2
 
 
 # --- refusals ---
@@ -212,26 +214,34 @@ async def test_a_client_that_leaves_ends_its_request(engines: Engines) -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_prompt_beyond_the_window(engines: Engines, streamed: bool) -> None:
-    body = {"model": "llama", "messages": [{"role": "user", "content": LONG}], "stream": streamed}
-    too_long(await ask(engines.chat, "/v1/chat/completions", body), "input_tokens")
+    messages = [{"role": "user", "content": longer_than(CHAT_WINDOW)}]
+    body = {"model": "llama", "messages": messages, "stream": streamed}
+    too_long(await ask(engines.chat, "/v1/chat/completions", body), CHAT_WINDOW, "input_tokens")
 
 
 async def test_a_prompt_so_long_that_no_token_is_counted(engines: Engines) -> None:
-    body = {"model": "llama", "messages": [{"role": "user", "content": 20 * LONG}]}
-    too_long(await ask(engines.chat, "/v1/chat/completions", body), "input_text")
+    body = {"model": "llama", "messages": [{"role": "user", "content": 20 * longer_than(CHAT_WINDOW)}]}
+    too_long(await ask(engines.chat, "/v1/chat/completions", body), CHAT_WINDOW, "input_text")
 
 
 async def test_a_text_beyond_the_window(engines: Engines) -> None:
-    too_long(await ask(engines.embed, "/v1/embeddings", {"model": "bge", "input": LONG}), "input_tokens")
-    status, _ = await ask(engines.rerank, "/rerank", {"model": "reranker", "query": LONG, "documents": ["a"]})
+    text = longer_than(WINDOW)
+    answer = await ask(engines.embed, "/v1/embeddings", {"model": "bge", "input": text})
+    too_long(answer, WINDOW, "input_tokens")
+    status, _ = await ask(engines.rerank, "/rerank", {"model": "reranker", "query": text, "documents": ["a"]})
     assert status == 400
 
 
-def too_long(answer: tuple[int, Any], param: str) -> None:
+def longer_than(window: int) -> str:
+    """A word is a token at least."""
+    return "the " * (window + 100)
+
+
+def too_long(answer: tuple[int, Any], window: int, param: str) -> None:
     status, body = answer
     assert status == 400
     error = body["error"]
-    assert error["message"].startswith(f"This model's maximum context length is {WINDOW} tokens.")
+    assert error["message"].startswith(f"This model's maximum context length is {window} tokens.")
     assert (error["type"], error["param"], error["code"]) == ("BadRequestError", param, 400)
 
 
@@ -349,8 +359,7 @@ async def test_death_of_engine_core_ends_streams_with_an_error_and_the_server_wi
     engines: Engines,
 ) -> None:
     engine = engines.chat
-    body = {"model": "llama", "messages": HELLO, "max_tokens": WINDOW, "stream": True} | STEADY
-    async with engine.client() as client, client.post("/v1/chat/completions", json=body) as answer:
+    async with engine.client() as client, client.post("/v1/chat/completions", json=ENDLESS) as answer:
         start = await answer.content.readuntil(b"\n\n")
         os.kill(engine.named("VLLM::EngineCore")[0], signal.SIGKILL)
         *_, error, done = events(start + await answer.read())

@@ -102,6 +102,12 @@ async def until(
         await asyncio.sleep(0.02)
 
 
+def metric(text: str, name: str) -> float:
+    """The sum of vLLM's metric `name`, over its labels, in what /metrics says."""
+    lines = (line for line in text.splitlines() if line.startswith(f"vllm:{name}{{"))
+    return sum(float(line.split()[-1]) for line in lines)
+
+
 def all_pids() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
