@@ -29,6 +29,7 @@ class Loan:
     wanted: Engine
     """An imaginary engine of its size: what fits and who makes room is the same question."""
     ttl: float
+    asked: float
     until: float | None = None
     measured: Mapping[str, int] | None = None
 
@@ -47,13 +48,15 @@ def ask(fleet: Fleet, event: LoanAsked) -> None:
     imaginary = Profile(
         name=f"a loan to {event.borrower}", model=event.name, weights="none", gpus=event.gpus, vram=event.size
     )
-    fleet.loans[event.name] = Loan(event.name, event.borrower, Engine(imaginary), event.ttl)
+    fleet.loans[event.name] = Loan(event.name, event.borrower, Engine(imaginary), event.ttl, fleet.now)
     fleet.order(orders.Survey())
 
 
 def pursue(fleet: Fleet) -> None:
     """Grant what fits, and make room for what does not."""
     for loan in [loan for loan in fleet.loans.values() if loan.until is None]:
+        if fleet.ledger.survey.at < loan.asked:
+            continue  # what was read before it was asked for proves nothing
         way = placement.way_up(fleet, loan.wanted)
         if isinstance(way, placement.Way):
             for name in way.victims:
