@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 from apscheduler.triggers.cron import CronTrigger
 
@@ -17,17 +18,18 @@ from supervisor.config import Mode
 _BACK = timedelta(days=2)
 """More than a day and the longest change of clocks: every mode has begun within it."""
 
-_DOUBLED = timedelta(hours=2)
-"""Past the hour that comes twice, so that a start inside it counts once."""
+_TICK = timedelta(microseconds=1)
 
 
 def current(modes: Mapping[str, Mode], now: datetime) -> tuple[str | None, str | None, datetime | None]:
     """(mode now, mode next, when that begins). `now` is aware. All None without modes; one mode has no next. Times are UTC."""
     if not modes:
         return None, None, None
-    spans = {name: _span(mode, now) for name, mode in modes.items()}
+    # The missing hour can make two begin at once: the one that is written later then counts, here and below.
+    latest_first = sorted(modes, key=lambda name: modes[name].start, reverse=True)
+    spans = {name: _span(modes[name], now) for name in latest_first}
     present = max(spans, key=lambda name: spans[name][0])
-    others = spans.keys() - {present}
+    others = [name for name in spans if name != present]
     if not others:
         return present, None, None
     following = min(others, key=lambda name: spans[name][1])
@@ -36,14 +38,20 @@ def current(modes: Mapping[str, Mode], now: datetime) -> tuple[str | None, str |
 
 def _span(mode: Mode, now: datetime) -> tuple[datetime, datetime]:
     """The last start at or before `now` and the first after it."""
+    zone = ZoneInfo(mode.timezone) if mode.timezone else None
     start = mode.start
-    trigger = CronTrigger(hour=start.hour, minute=start.minute, second=start.second, timezone=mode.timezone)
-    last = following = _next(trigger, now - _BACK)
+    # Asked in the zone itself, the trigger gives a start in the doubled hour twice and may skip one at midnight:
+    # it is asked for times on the wall, which know no change of clocks.
+    trigger = CronTrigger(hour=start.hour, minute=start.minute, second=start.second, timezone=UTC)
+    wall: datetime = now.astimezone(zone).replace(tzinfo=UTC) - _BACK
+    last = following = _moment(wall, zone)
     while following <= now:
-        last, following = following, _next(trigger, following + _DOUBLED)
+        wall = trigger.get_next_fire_time(None, wall + _TICK)  # a daily trigger never runs out
+        last, following = following, _moment(wall, zone)
     return last, following
 
 
-def _next(trigger: CronTrigger, now: datetime) -> datetime:
-    fire: datetime = trigger.get_next_fire_time(None, now)  # a daily trigger never runs out
-    return fire.astimezone(UTC)  # times in a doubled or missing hour compare rightly in UTC alone
+def _moment(wall: datetime, zone: ZoneInfo | None) -> datetime:
+    """When a clock on the wall first shows this, or would if it were not set forward. No zone is the host's."""
+    # By the timestamp: in the host's missing hour `astimezone` takes the offset that comes after it.
+    return datetime.fromtimestamp(wall.replace(tzinfo=zone).timestamp(), UTC)
