@@ -56,6 +56,13 @@ def test_the_openai_sdk_lists_chats_streams_and_embeds(llmd: Llmd) -> None:
         assert len(api.embeddings.create(model="emb", input=["a", "b"]).data) == 2
 
 
+def test_a_daemon_with_a_ready_engine_is_light(llmd: Llmd) -> None:
+    """Below 90 MB resident; its share of a core is for benchmarks/idle.py to tell."""
+    assert llmd.run("start", "tiny_0").returncode == 0
+    assert llmd.process
+    assert psutil.Process(llmd.process.pid).memory_info().rss < 90e6
+
+
 def test_a_wrong_key_and_an_unknown_model_are_refused_in_openais_shape(llmd: Llmd) -> None:
     stranger = openai.OpenAI(base_url=f"{llmd.url}/v1", api_key="wrong", max_retries=0)
     with stranger as api, pytest.raises(openai.AuthenticationError) as refused:

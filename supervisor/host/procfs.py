@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +58,26 @@ def environ(pid: int) -> dict[str, str] | None:
     entries = (_read(pid, "environ") or b"").split(b"\0")
     pairs = (entry.decode(errors="replace").partition("=") for entry in entries)
     return {name: value for name, equals, value in pairs if equals} or None
+
+
+def inodes(pid: int, mount: Path) -> set[int]:
+    """The files of a mounted filesystem that a process maps or has open, deleted ones too.
+
+    Waits for the process's memory lock, for ever where it is stuck in a driver that holds it.
+    """
+    device = mount.stat().st_dev
+    number = rb"^\S+ \S+ \S+ %02x:%02x (\d+) " % (os.major(device), os.minor(device))
+    mapped = {int(found) for found in re.findall(number, _read(pid, "maps") or b"", re.MULTILINE)}
+    return mapped | {seen.st_ino for seen in _open_files(pid, f"{mount}/") if seen.st_dev == device}
+
+
+def _open_files(pid: int, prefix: str) -> Iterator[os.stat_result]:
+    """By the name first: a file on a dead network mount would never answer."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if str(link.readlink()).startswith(prefix):
+                    yield link.stat()
 
 
 def _read(pid: int, name: str) -> bytes | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from zoneinfo import ZoneInfo
 
 from apscheduler.triggers.cron import CronTrigger
 
@@ -18,17 +19,18 @@ from supervisor.config import Mode, Profile
 _BACK = timedelta(days=2)
 """More than a day and the longest change of clocks: every mode has begun within it."""
 
-_DOUBLED = timedelta(hours=2)
-"""Past the hour that comes twice, so that a start inside it counts once."""
+_TICK = timedelta(microseconds=1)
 
 
 def current(modes: Mapping[str, Mode], now: datetime) -> tuple[str | None, str | None, datetime | None]:
     """(mode now, mode next, when that begins). `now` is aware. All None without modes; one mode has no next. Times are UTC."""
     if not modes:
         return None, None, None
-    spans = {name: _span(mode, now) for name, mode in modes.items()}
+    # The missing hour can make two begin at once: the one that is written later then counts, here and below.
+    latest_first = sorted(modes, key=lambda name: modes[name].start, reverse=True)
+    spans = {name: _span(modes[name], now) for name in latest_first}
     present = max(spans, key=lambda name: spans[name][0])
-    others = spans.keys() - {present}
+    others = [name for name in spans if name != present]
     if not others:
         return present, None, None
     following = min(others, key=lambda name: spans[name][1])
@@ -37,17 +39,23 @@ def current(modes: Mapping[str, Mode], now: datetime) -> tuple[str | None, str |
 
 def _span(mode: Mode, now: datetime) -> tuple[datetime, datetime]:
     """The last start at or before `now` and the first after it."""
+    zone = ZoneInfo(mode.timezone) if mode.timezone else None
     start = mode.start
-    trigger = CronTrigger(hour=start.hour, minute=start.minute, second=start.second, timezone=mode.timezone)
-    last = following = _next(trigger, now - _BACK)
+    # Asked in the zone itself, the trigger gives a start in the doubled hour twice and may skip one at midnight:
+    # it is asked for times on the wall, which know no change of clocks.
+    trigger = CronTrigger(hour=start.hour, minute=start.minute, second=start.second, timezone=UTC)
+    wall: datetime = now.astimezone(zone).replace(tzinfo=UTC) - _BACK
+    last = following = _moment(wall, zone)
     while following <= now:
-        last, following = following, _next(trigger, following + _DOUBLED)
+        wall = trigger.get_next_fire_time(None, wall + _TICK)  # a daily trigger never runs out
+        last, following = following, _moment(wall, zone)
     return last, following
 
 
-def _next(trigger: CronTrigger, now: datetime) -> datetime:
-    fire: datetime = trigger.get_next_fire_time(None, now)  # a daily trigger never runs out
-    return fire.astimezone(UTC)  # times in a doubled or missing hour compare rightly in UTC alone
+def _moment(wall: datetime, zone: ZoneInfo | None) -> datetime:
+    """When a clock on the wall first shows this, or would if it were not set forward. No zone is the host's."""
+    # By the timestamp: in the host's missing hour `astimezone` takes the offset that comes after it.
+    return datetime.fromtimestamp(wall.replace(tzinfo=zone).timestamp(), UTC)
 
 
 # Warming
@@ -55,29 +63,34 @@ def _next(trigger: CronTrigger, now: datetime) -> datetime:
 
 def next_warming(profiles: Mapping[str, Profile], now: datetime) -> datetime | None:
     """When, after `now`, the next profile is to be warm."""
-    times = [_next(_cron(line), now) for line in _lines(profiles.values())]
-    return min(times, default=None)
+    return min((_after(line, now) for line in _lines(profiles.values())), default=None)
 
 
 def due(profiles: Mapping[str, Profile], since: datetime, now: datetime) -> list[str]:
     """The profiles whose time to be warm came after `since`, up to `now`."""
-    moment = since + timedelta(microseconds=1)
-    return [
-        name
-        for name, profile in profiles.items()
-        if any(_next(_cron(line), moment) <= now for line in profile.warm)
-    ]
+    return [name for name, p in profiles.items() if any(_after(line, since) <= now for line in p.warm)]
 
 
 def _lines(profiles: Iterable[Profile]) -> set[str]:
     return {line for profile in profiles for line in profile.warm}
 
 
+def _after(line: str, now: datetime) -> datetime:
+    """The first moment after `now` that a line of cron names, on this host's clock."""
+    wall: datetime = now.astimezone().replace(tzinfo=UTC)
+    moment = now
+    while moment <= now:
+        wall = _cron(line).get_next_fire_time(None, wall + _TICK)
+        moment = _moment(wall, None)
+    return moment
+
+
 @cache
 def _cron(line: str) -> CronTrigger:
-    """A trigger in the host's time zone. Weekdays are named: APScheduler counts from Monday, cron from Sunday."""
+    """A trigger on the wall. Weekdays are named: APScheduler counts from Monday, cron from Sunday."""
     minute, hour, day, month, weekday = line.split()
-    return CronTrigger(minute=minute, hour=hour, day=day, month=month, day_of_week=_weekdays(weekday))
+    fields = {"minute": minute, "hour": hour, "day": day, "month": month}
+    return CronTrigger(**fields, day_of_week=_weekdays(weekday), timezone=UTC)
 
 
 def _weekdays(field: str) -> str:

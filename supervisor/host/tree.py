@@ -24,6 +24,7 @@ from pathlib import Path
 
 from supervisor.host import cgroup, procfs
 from supervisor.host.procfs import Stat
+from supervisor.host.sharedmemory import SharedMemory
 
 MARK = "LLMD_INCARNATION"
 """The variable in every engine's environment that names its incarnation."""
@@ -58,6 +59,7 @@ class Tree:
         self._code: int | None = None
         self._held: dict[int, int] = {}
         self._missed = False
+        self._memory = SharedMemory()
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -74,7 +76,10 @@ class Tree:
         """Live processes proven ours. Reads all of /proc: milliseconds, so call it in a thread."""
         with self._lock:
             self._survey()
-            return self._live()
+            live = self._live()
+            # Again and again: when the tree is to be killed, whoever mapped a file may be dead already.
+            self._memory.note(live)
+            return live
 
     def terminate(self) -> None:
         """SIGTERM to the leader; nothing where it is gone."""
@@ -93,7 +98,7 @@ class Tree:
         return self._code
 
     async def kill(self, deadline: float = 5.0) -> frozenset[int]:
-        """SIGKILL the tree until nobody is left and remove its cgroup.
+        """SIGKILL the tree until nobody is left; remove its cgroup and the shared memory it leaves behind.
 
         Returns the pids that are still there after `deadline` seconds: processes stuck in a driver.
         """
@@ -197,8 +202,10 @@ class Tree:
             time.sleep(pause)
             pause = min(2 * pause, 0.1)
         left = self.members()
-        if not left and self._group is not None:
-            cgroup.remove(self._group)
+        if not left:
+            self._memory.sweep()
+            if self._group is not None:
+                cgroup.remove(self._group)
         return left
 
     def _strike(self) -> bool:
@@ -209,6 +216,7 @@ class Tree:
         """
         with self._lock:
             if self._group is not None:
+                self._memory.note(self._fenced())
                 cgroup.kill(self._group)
             stopped: set[int] = set()
             for _ in range(_ROUNDS):
@@ -218,6 +226,7 @@ class Tree:
                     break
                 self._signal(fresh, signal.SIGSTOP)
                 stopped |= fresh
+            self._memory.note(stopped)
             self._signal(stopped, signal.SIGKILL)
             return bool(stopped) or self._missed
 

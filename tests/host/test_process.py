@@ -296,6 +296,8 @@ async def test_a_group_is_entered_before_exec_and_gone_after_the_kill(nursery: N
 async def test_a_group_that_is_not_the_incarnations_is_left_alone(nursery: Nursery, group: Path) -> None:
     inside = await nursery.start(SLEEP, group)
     tree = await nursery.start(SLEEP)
+    # exec lets its caller go on a moment before the new environment can be read.
+    await until(lambda: procfs.environ(tree.identity.pid) is not None)
     with contextlib.closing(remains(replace(tree.identity, cgroup=str(group)))) as wrong:
         assert wrong.members() == {tree.identity.pid}
         assert await wrong.kill() == frozenset()

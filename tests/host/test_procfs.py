@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -65,6 +66,20 @@ input()
         child.stdin.write(b"\n")
         child.stdin.flush()
     assert procfs.environ(child.pid) is None
+
+
+def test_inodes_mapped_open_and_deleted(tmp_path: Path) -> None:
+    mapped, opened, deleted, closed = (tmp_path / name for name in ("mapped", "opened", "deleted", "closed"))
+    for path in (mapped, opened, deleted, closed):
+        path.write_bytes(b"x" * 4096)
+    numbers = {path: path.stat().st_ino for path in (mapped, opened, deleted, closed)}
+    with mapped.open("r+b") as file:
+        memory = mmap.mmap(file.fileno(), 4096)
+    with memory, opened.open("rb"), deleted.open("rb"):
+        deleted.unlink()
+        assert procfs.inodes(os.getpid(), tmp_path) >= {numbers[path] for path in (mapped, opened, deleted)}
+        assert numbers[closed] not in procfs.inodes(os.getpid(), tmp_path)
+    assert not procfs.inodes(os.getpid(), tmp_path) & set(numbers.values())
 
 
 def test_boot_id_is_a_uuid() -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime, time
+import time as clock
+from collections.abc import Iterator
+from datetime import UTC, datetime, time, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -50,6 +53,74 @@ def test_a_start_in_the_doubled_hour_counts_once(now: str) -> None:
     modes = {"day": DAY, "night": Mode(start=time(2, 30), timezone=BERLIN)}
     assert current(modes, utc("2026-10-25T00:29")) == ("day", "night", utc("2026-10-25T00:30"))
     assert current(modes, utc(now)) == ("night", "day", utc("2026-10-25T05:00"))
+
+
+CHANGES = {
+    "Berlin forward at 2": ("Europe/Berlin", "2026-03-29"),
+    "Berlin back at 3": ("Europe/Berlin", "2026-10-25"),
+    "Havana forward at 0": ("America/Havana", "2026-03-08"),
+    "Havana back at 1": ("America/Havana", "2026-11-01"),
+    "Lord Howe back at 2 by half an hour": ("Australia/Lord_Howe", "2026-04-05"),
+    "Lord Howe forward at 2 by half an hour": ("Australia/Lord_Howe", "2026-10-04"),
+}
+
+
+@pytest.mark.parametrize("start", ["00:00", "00:30", "02:15"])
+@pytest.mark.parametrize(("zone", "day"), CHANGES.values(), ids=CHANGES)
+def test_a_walk_over_a_change_of_clocks(zone: str, day: str, start: str) -> None:
+    """From noon to noon, minute by minute: a mode begins when it was said to and no other time, and once."""
+    night = Mode(start=time.fromisoformat(start), timezone=zone)
+    modes = {"night": night, "day": Mode(start=time(12), timezone=zone)}
+    noon = datetime.fromisoformat(day).replace(hour=12, tzinfo=ZoneInfo(zone))
+    now, end = (noon - timedelta(days=1)).astimezone(UTC), noon.astimezone(UTC)
+    present, following, when = current(modes, now)
+    began = []
+    while now < end:
+        now += timedelta(minutes=1)
+        due = now == when
+        if due:
+            began.append((following, now.astimezone(ZoneInfo(zone))))
+        before, expected = present, following if due else present
+        present, following, when = current(modes, now)
+        assert present == expected, f"{before} turned {present} at {now}"
+    (first, at), *rest = began
+    assert first == "night"
+    assert (at.date(), at.fold) == (noon.date(), 0)
+    assert at.time() >= night.start
+    assert rest == [("day", noon)]
+
+
+@pytest.fixture
+def host_zone(zone: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", zone)
+        clock.tzset()
+        yield
+    clock.tzset()
+
+
+@pytest.mark.usefixtures("host_zone")
+@pytest.mark.parametrize(
+    ("zone", "start", "when"),
+    [
+        ("Europe/Berlin", "02:30", "2026-03-29T01:30"),
+        ("Europe/Berlin", "02:30", "2026-10-25T00:30"),
+        ("America/Havana", "00:00", "2026-03-08T05:00"),
+        ("America/Havana", "00:00", "2026-11-01T04:00"),
+        ("America/Havana", "00:30", "2026-11-01T04:30"),
+    ],
+)
+def test_the_hosts_zone_changes_its_clocks_too(start: str, when: str) -> None:
+    modes = {"day": Mode(start=time(12)), "night": Mode(start=time.fromisoformat(start))}
+    assert current(modes, utc(when) - timedelta(seconds=1)) == ("day", "night", utc(when))
+    assert current(modes, utc(when))[:2] == ("night", "day")
+
+
+def test_of_two_that_the_missing_hour_throws_together_the_later_counts() -> None:
+    early, late = Mode(start=time(2, 30), timezone=BERLIN), Mode(start=time(3, 30), timezone=BERLIN)
+    for modes in ({"early": early, "late": late, "day": DAY}, {"late": late, "early": early, "day": DAY}):
+        assert current(modes, utc("2026-03-29T01:29")) == ("day", "late", utc("2026-03-29T01:30"))
+        assert current(modes, utc("2026-03-29T01:30")) == ("late", "day", utc("2026-03-29T04:00"))
 
 
 def test_zones_may_differ() -> None:
