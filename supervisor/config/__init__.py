@@ -18,6 +18,7 @@ from supervisor.config.models import (
     Profile,
     Restarts,
     Routing,
+    Scheduling,
     Server,
     Task,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "Profile",
     "Restarts",
     "Routing",
+    "Scheduling",
     "Server",
     "Task",
     "load",

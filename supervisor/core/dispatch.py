@@ -76,7 +76,7 @@ def grant(fleet: Fleet, waiter: Waiter, engine: Engine, reason: str) -> None:
     engine.rate.hit(fleet.now, waiter.weight)
     granted = Granted(engine.name, incarnation, ask.source, ask.tokens, output, fleet.now)
     fleet.leases[waiter.lease] = granted
-    fleet.fairness.charge(ask.source, granted.prompt, granted.output)
+    fleet.fairness.charge(ask.source, granted.prompt, 0)
     fleet.order(orders.Grant(waiter.lease, engine.name, incarnation, reason))
 
 

@@ -83,7 +83,7 @@ def _(event: events.Left, fleet: Fleet) -> None:
     engine = fleet.engines[granted.profile]
     prompt = granted.prompt if event.prompt is None else event.prompt
     output = granted.output if event.output is None else event.output
-    fleet.fairness.charge(granted.source, prompt - granted.prompt, output - granted.output)
+    fleet.fairness.charge(granted.source, prompt - granted.prompt, output)
     if event.output is not None:
         engine.outputs.append(event.output)
     engine.served(fleet.now - granted.at)

@@ -30,6 +30,6 @@ class Fairness:
             self._counters[source] = max(self.counter(source), lowest)
 
     def charge(self, source: str, prompt: float, output: float) -> None:
-        """Tokens served, or expected to be; what was expected too much is charged back as negative."""
+        """Tokens served. A prompt is charged when it is sent, as estimated, and put right by a second charge."""
         cost = PROMPT * prompt + OUTPUT * output
         self._counters[source] = self.counter(source) + cost / self.weights.get(source, 1.0)

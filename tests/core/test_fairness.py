@@ -1,0 +1,107 @@
+"""Who goes first where several keys wait for one model."""
+
+from __future__ import annotations
+
+from supervisor.config import Key, Scheduling
+from supervisor.core import events
+from supervisor.core.fairness import Fairness
+from supervisor.core.routing import Ask
+from tests.core.world import World, config, profile
+
+ONE = profile("llama_0", 0, max_concurrent=1, max_queue=100)
+KEYS = {"webui": Key(env="A"), "agent": Key(env="B"), "n8n": Key(env="C", priority="batch")}
+
+
+def served(world: World, rounds: int, output: int = 100) -> list[str]:
+    """Sources in the order in which they got the one slot."""
+    order = []
+    for _ in range(rounds):
+        (lease,) = world.fleet.leases
+        order.append(world.fleet.leases[lease].source)
+        world.send(events.Left(lease, 10, output))
+    return order
+
+
+def crowded(**tables: object) -> World:
+    world = World(config(ONE, keys=KEYS, **tables))
+    world.up("llama_0")
+    return world
+
+
+def test_one_key_that_floods_leaves_the_other_its_share():
+    world = crowded()
+    for _ in range(20):
+        world.ask("llama", source="agent")
+    for _ in range(5):
+        world.ask("llama", source="webui")
+    assert served(world, 10).count("webui") == 5
+
+
+def test_a_weight_is_a_share():
+    keys = {"webui": Key(env="A", weight=3.0), "agent": Key(env="B")}
+    world = World(config(ONE, keys=keys))
+    world.up("llama_0")
+    for _ in range(40):
+        world.ask("llama", source="agent")
+        world.ask("llama", source="webui")
+    assert 28 <= served(world, 40).count("webui") <= 31
+
+
+def test_interactive_goes_before_batch_until_batch_has_aged():
+    world = crowded(scheduling=Scheduling(ageing=60.0))
+    world.ask("llama", source="webui")
+    old = world.ask("llama", source="n8n")
+    world.ask("llama", source="webui")
+    assert served(world, 2) == ["webui", "webui"]
+    world.leave(old)
+    world.ask("llama", source="webui")
+    world.ask("llama", source="n8n")
+    world.wait(61)
+    world.ask("llama", source="webui")
+    world.ask("llama", source="webui")
+    assert served(world, 2) == ["webui", "n8n"]  # aged, and served least
+
+
+def test_who_comes_back_from_idleness_has_saved_nothing_up():
+    fairness = Fairness()
+    fairness.charge("a", 1000, 1000)
+    fairness.arrive("b", {"a"})
+    assert fairness.counter("b") == fairness.counter("a")
+    fairness.charge("a", 10, 0)
+    fairness.arrive("b", {"a", "b"})  # active all the time: keeps what it is owed
+    assert fairness.counter("b") < fairness.counter("a")
+
+
+def test_an_estimate_is_put_right_by_what_was_used():
+    world = crowded()
+    lease = world.ask("llama", source="webui", tokens=400)
+    assert world.fleet.fairness.counter("webui") == 400  # by the estimate
+    world.send(events.Left(lease, 350, 10))
+    assert world.fleet.fairness.counter("webui") == 350 + 2 * 10
+
+
+def test_a_request_waits_while_its_tokens_do_not_fit_the_kv_cache():
+    world = World(config(profile("llama_0", 0, max_concurrent=8)))
+    world.up("llama_0")
+    world.send(events.Told(world.incarnation("llama_0"), kv_tokens=10_000))
+    big = [world.ask("llama", tokens=4000) for _ in range(3)]
+    assert [lease in world.granted for lease in big] == [True, True, False]  # 3 x (4000 + 512) > 10,000
+    world.leave(big[0])
+    assert big[2] in world.granted
+
+
+def test_one_request_larger_than_the_kv_cache_is_left_to_the_engine():
+    world = World(config(profile("llama_0", 0)))
+    world.up("llama_0")
+    world.send(events.Told(world.incarnation("llama_0"), kv_tokens=1000))
+    assert world.ask("llama", tokens=4000) in world.granted
+
+
+def test_replies_are_taken_to_be_as_long_as_nine_of_ten_were():
+    world = World(config(profile("llama_0", 0, max_concurrent=32)))
+    world.up("llama_0")
+    engine = world.fleet.engines["llama_0"]
+    for length in range(1, 65):
+        world.send(events.Left(world.ask("llama"), 10, length))
+    assert engine.output_for(Ask("llama")) == 58
+    assert engine.output_for(Ask("llama", max_tokens=20)) == 20

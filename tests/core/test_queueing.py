@@ -1,0 +1,74 @@
+"""Lines of waiters: who is next, how long all of them have waited, and what a failure leaves."""
+
+from __future__ import annotations
+
+import pytest
+
+from supervisor.core.queueing import Queues, Waiter
+from supervisor.core.routing import Ask, Candidate
+
+
+def waiter(lease: str, *profiles: str, source: str = "a", at: float = 0.0, **fields: float) -> Waiter:
+    candidates = tuple(Candidate(name, "") for name in profiles or ("llama_0",))
+    return Waiter(lease, Ask("llama", source), candidates, at, fields.pop("deadline", at + 290), **fields)
+
+
+def filled(*waiters: Waiter) -> Queues:
+    queues = Queues()
+    for found in waiters:
+        queues.add(found)
+    return queues
+
+
+def test_each_source_has_its_own_line_and_only_heads_compete():
+    queues = filled(waiter("1"), waiter("2"), waiter("3", source="b"))
+    assert [head.lease for head in queues.heads()] == ["1", "3"]
+    first = queues.remove("1")
+    assert first is not None
+    following = queues.following(first)
+    assert following is not None
+    assert following.lease == "2"
+
+
+def test_counts_follow_every_change():
+    queues = filled(waiter("1", "llama_0", "llama_1"), waiter("2", "llama_1"))
+    assert (queues.for_profile("llama_0"), queues.for_profile("llama_1")) == (1, 2)
+    assert (queues.hopes_for("llama_0"), queues.hopes_for("llama_1")) == (1, 1)
+    assert queues.for_model("llama") == 2
+    queues.remove("1")
+    assert (queues.for_profile("llama_0"), queues.hopes_for("llama_0"), len(queues)) == (0, 0, 1)
+    assert queues.remove("1") is None
+
+
+def test_a_failed_profile_is_given_up_and_the_last_one_ends_the_waiting():
+    queues = filled(waiter("1", "llama_0", "llama_1"))
+    (found,) = queues
+    queues.give_up(found, "llama_0")
+    assert (found.profiles, queues.hopes_for("llama_1"), "1" in queues) == (("llama_1",), 1, True)
+    queues.give_up(found, "llama_1")
+    assert "1" not in queues
+    assert queues.pressure("llama_1") is None
+
+
+def test_pressure_sums_the_waiting_of_all_and_tells_when_it_is_worth_a_swap():
+    queues = filled(waiter("1", at=0.0), waiter("2", at=10.0), waiter("3", at=20.0, source="b", weight=0.5))
+    pressure = queues.pressure("llama_0")
+    assert pressure is not None
+    assert (pressure.oldest, pressure.patience_ends, pressure.weight) == (0.0, 60.0, 2.5)
+    at = pressure.worth(100.0)
+    assert 1.0 * (at - 0) + 1.0 * (at - 10) + 0.5 * (at - 20) == pytest.approx(100.0)
+
+
+def test_deadlines_come_once_each_and_skip_who_has_left():
+    queues = filled(waiter("1", deadline=5.0), waiter("2", deadline=9.0), waiter("3", deadline=7.0))
+    queues.remove("1")
+    assert queues.next_deadline() == 7.0
+    assert [found.lease for found in queues.overdue(8.0)] == ["3"]
+    assert queues.next_deadline() == 9.0
+
+
+def test_who_changes_lines_while_waiting_is_overdue_once():
+    queues = filled(waiter("1", "llama_0", "llama_1", deadline=5.0))
+    (found,) = queues
+    queues.give_up(found, "llama_0")
+    assert [late.lease for late in queues.overdue(6.0)] == ["1"]
