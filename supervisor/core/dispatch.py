@@ -93,10 +93,19 @@ def make_way(fleet: Fleet, engine: Engine, way: Way) -> None:
 def evict(fleet: Fleet, victim: Engine, engine: Engine, *, asleep: bool) -> None:
     fleet.ageing = max(fleet.ageing, fleet.policy.worth(fleet, victim))
     if is_needed(fleet, victim):
-        fleet.count_swap(victim.devices)
+        count_swap(fleet, victim)
     why = f"{victim.name} makes room for {engine.name}{waited(fleet, engine)}"
     fleet.note("evict", victim, why, by=engine.name, busy=len(victim.leases))
     leaving.retire(fleet, victim, f"{engine.name} needs its place", asleep=asleep, patient=True)
+
+
+def count_swap(fleet: Fleet, victim: Engine) -> None:
+    """Engines in use that change places all the time serve nobody: at the limit it is held, and said."""
+    fleet.count_swap(victim.devices)
+    if fleet.swapped_too_often(victim.devices):
+        limit = fleet.config.scheduling.swaps_per_hour
+        message = f"{limit} swaps within the hour where {victim.name} is: only lost patience swaps there now"
+        fleet.note("swap_limit", victim, message, level="WARNING")
 
 
 def waited(fleet: Fleet, engine: Engine) -> str:

@@ -115,6 +115,13 @@ def test_at_the_limit_of_swaps_only_lost_patience_swaps():
     assert world.state("llama_1") is State.DRAINING
 
 
+def test_the_limit_of_swaps_is_told_when_it_is_reached():
+    world = busy(quantum=5.0, patience_interactive=10.0, swaps_per_hour=1)
+    world.ask("coder")
+    world.wait(11)
+    assert "swap_limit" in world.notes()
+
+
 def test_a_pinned_engine_stays():
     world = World(config(profile("llama_1", 1, pin=True), B))
     world.up("llama_1")
