@@ -278,6 +278,32 @@ def check(place: Place, as_json: bool) -> None:
     sys.exit(1 if problems else 0)
 
 
+@main.command("plan")
+@click.argument("profiles", nargs=-1, metavar="[PROFILE]...")
+@click.option("--gpus", metavar="CARDS", help="Plan for 2x24GiB, or 0:24GiB,1:48GiB, not for this host's.")
+@as_json
+@click.pass_obj
+def plan_(place: Place, profiles: tuple[str, ...], gpus: str | None, as_json: bool) -> None:
+    """Tell which profiles fit, alone and together, and what would make a misfit fit.
+
+    Reads the weights' headers and config.json where they are on this host, never the network, and needs no
+    daemon. NEEDS is what a profile asks of each card, in GiB, WEIGHTS and WORK what it takes of that before the
+    KV cache; work is an estimate (~) until a start has logged it. KV/1K is MiB for 1024 tokens, KV TOKENS how
+    many fit, FULL how many requests of max_model_len. Exits with 1 where a profile can never fit.
+    """
+    from supervisor.cli import plan
+
+    with _errors(as_json):
+        try:
+            cards = plan.describe(gpus) if gpus is not None else None
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--gpus") from error
+        config = place.load()
+        found = plan.gather(config, plan.chosen(config, profiles), cards)
+        _print_json(plan.as_json(found)) if as_json else plan.show(found)
+        sys.exit(0 if found.possible else 1)
+
+
 def _call(
     place: Place, ask: Callable[[Client], Coroutine[Any, Any, T]], going_on: str = "nothing was changed"
 ) -> T:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import replace
 
+from supervisor.cli.survey import read_devices
 from supervisor.config import Config, locate, warnings
 from supervisor.core.devices import Survey
 from supervisor.core.fit import check_devices, gpu_reading
 from supervisor.errors import Problem
-from supervisor.host.gpus import Gpus
-from supervisor.host.memory import read_host_memory
 
 AGAIN = "run llmd check again when they can be read"
 
 
 def examine(config: Config) -> tuple[list[Problem], list[Problem]]:
     """Problems and warnings. Reads this host's devices, for at most a few seconds."""
-    survey = asyncio.run(_survey())
+    survey = asyncio.run(read_devices())
     problems = locate(check_devices(config, survey))
     return problems, [*warnings(config), *unchecked(config, survey)]
 
@@ -35,15 +33,3 @@ def unchecked(config: Config, survey: Survey) -> Iterator[Problem]:
         if reading is not None and reading.trouble is not None:
             what = f"profiles could not be checked against GPU {gpu}: {reading.trouble}"
             yield Problem(config.path, what, AGAIN)
-
-
-async def _survey() -> Survey:
-    gpus = Gpus()
-    gpus.start(lambda survey: None)
-    try:
-        survey = await gpus.read()
-    finally:
-        gpus.close()
-    if not survey.at:  # none was finished in time
-        survey = replace(survey, trouble="the NVIDIA driver does not answer")
-    return replace(survey, readings=(*survey.readings, read_host_memory()))
