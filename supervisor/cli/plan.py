@@ -243,5 +243,5 @@ def _sets(mode: str, sets: Sequence[tuple[str, ...]]) -> Iterator[RenderableType
         yield _indented("and more")
 
 
-def _indented(text: str, style: str = "") -> RenderableType:
-    return Padding(Text(text, style), (0, 0, 0, 2))
+def _indented(text: str) -> RenderableType:
+    return Padding(Text(text), (0, 0, 0, 2), expand=False)

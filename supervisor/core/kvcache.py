@@ -98,16 +98,22 @@ def kv_cache(profile: Profile, model: Architecture, window: int, smallest: int) 
         full=stage(profile, model.layers - model.windowed),
         windowed=windowed,
         window=model.window if windowed else 0,
-        # Asynchronous scheduling, the default, keeps one batch more than there are stages.
-        in_flight=(profile.pipeline_parallel + 1) * batch(profile, window, smallest) if windowed else 0,
+        in_flight=_in_flight(profile, window, smallest) if windowed else 0,
     )
 
 
 def _default_block(profile: Profile, model: Architecture) -> int:
-    """Tokens of a block: 16, on the CPU 128 (platforms/cpu.py), 64 as most kernels for latent attention want."""
-    if model.latent:
-        return 64 if profile.device == "gpu" else 16
-    return 16 if profile.device == "gpu" else 128
+    """Tokens of a block: 16, 64 as most kernels for latent attention want, 128 on the CPU (platforms/cpu.py)."""
+    if profile.device == "cpu":
+        return 128
+    return 64 if model.latent else 16
+
+
+def _in_flight(profile: Profile, window: int, smallest: int) -> int:
+    """A batch a pipeline stage, and one more for scheduling ahead, which a CPU does not (`max_in_flight_tokens`
+    in config/vllm.py)."""
+    batches = profile.pipeline_parallel + (profile.device == "gpu")
+    return batches * batch(profile, window, smallest)
 
 
 def _blocks(tokens: int, block: int) -> int:
