@@ -79,7 +79,9 @@ def test_the_shipped_profiles_without_weights(host: Path) -> None:
     result = llmd("--config", SHIPPED, "plan", "--gpus", "2x24GiB")
     assert result.exit_code == 0
     assert max(map(len, result.stdout.splitlines())) <= 80
-    assert "weights not here; `llmd plan` can tell" in " ".join(result.stdout.split())
+    said = " ".join(result.stdout.split())
+    assert "weights not here; `llmd plan` can tell after its first start (looked in" in said
+    assert str(host / ".cache" / "huggingface") in result.stdout.replace("\n", "")
     assert "llama_1         1     18.5" in result.stdout
     assert "together, night\n  qwen_72b_dual" in result.stdout
     assert llmd("--config", SHIPPED, "plan", "--gpus", "24GiB").exit_code == 1

@@ -18,7 +18,7 @@ from supervisor.config import Config, Profile
 from supervisor.config.quantities import size
 from supervisor.core.devices import HOST, MIB, Reading, gib
 from supervisor.core.footprint import Learned, learn
-from supervisor.core.plan import MOST_SETS, Known, Mend, Outlook, Plan, Verdict, plan
+from supervisor.core.plan import MOST_SETS, NOT_HERE, Known, Mend, Outlook, Plan, Verdict, plan
 from supervisor.errors import OperatorError
 
 Json = dict[str, Any]
@@ -70,11 +70,11 @@ def chosen(config: Config, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _known(profile: Profile, config: Config) -> Known:
-    from supervisor.host.weights import locate, read_checkpoint
+    from supervisor.host.weights import locate, read_checkpoint, whereabouts
 
     directory = locate(profile, config, os.environ)
     if directory is None:
-        return Known()
+        return Known(trouble=f"{NOT_HERE} (looked in {whereabouts(profile, config, os.environ)})")
     try:
         return Known(read_checkpoint(directory), "", _learned(profile, config))
     except OperatorError as error:

@@ -41,13 +41,15 @@ class Learned:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """An estimate of what vLLM's profiling run will find beside the weights.
+    """An estimate of what vLLM's profiling run (`determine_available_memory` in v1/worker/gpu_worker.py) will find
+    beside the weights. Its numbers come from start logs that users of vLLM have published.
 
-    activations: the widest layer for one batch (residuals and the feed-forward's gate, up and product), and
-    logits of each sequence as 16-bit, 32-bit and sampled copies. It gives 0.7 GiB for a 7B model and 1.2 GiB for
-    an 8B one with batches of 8192, as vLLM's users report (issue 14270, pull request 10511).
-    graphs: 24 MiB for each captured batch size, as pull request 22897 of vLLM logs for an 8B model.
-    workspace: 0.3 GiB outside of torch, reported as 0.16 to 0.33, and FlashInfer's 394 MiB where it is asked for.
+    activations: the widest layer for one batch (residuals, and the feed-forward's gate, up and product), and
+    logits of each sequence as 16-bit, 32-bit and sampled copies. With 256 sequences that is 0.6 GiB for a 7B model
+    where 0.7 were logged, and 1.2 GiB for an 8B one with batches of 8192 where 1.26 were.
+    graphs: 24 MiB for each captured batch size of an 8B model.
+    workspace: 0.3 GiB outside of torch, logged as 0.16 to 0.33, and FlashInfer's buffer of 394 MiB (envs.py) where
+    it is asked for.
     """
 
     activations: int

@@ -33,12 +33,18 @@ def locate(profile: Profile, config: Config, environ: Mapping[str, str]) -> Path
 
     `environ` is what the engine would inherit.
     """
+    place = whereabouts(profile, config, environ)
     if profile.weights.startswith("/"):
-        directory = Path(profile.weights)
-        return directory if directory.is_dir() else None
-    home = _cache(profile, {**environ, **config.engine.env, **profile.env})
-    model = home / f"models--{profile.weights.replace('/', '--')}"
+        return place if _there(place) else None
+    model = place / f"models--{profile.weights.replace('/', '--')}"
     return _snapshot(model, profile.revision or "main")
+
+
+def whereabouts(profile: Profile, config: Config, environ: Mapping[str, str]) -> Path:
+    """Where the weights of `profile` are looked for: their own directory, or the hub's cache."""
+    if profile.weights.startswith("/"):
+        return Path(profile.weights)
+    return _cache(profile, {**environ, **config.engine.env, **profile.env})
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:
@@ -83,7 +89,7 @@ def _cache(profile: Profile, environ: Mapping[str, str]) -> Path:
 
 def _expanded(path: str, environ: Mapping[str, str]) -> Path:
     if path == "~" or path.startswith("~/"):
-        return Path(environ.get("HOME", "/root") + path[1:])
+        return Path(environ.get("HOME") or Path.home(), path[2:])
     return Path(path)
 
 
@@ -94,10 +100,15 @@ def _snapshot(model: Path, revision: str) -> Path | None:
     except (OSError, ValueError):
         commit = revision
     directory = model / "snapshots" / commit
+    return directory if _there(directory / "config.json") else None
+
+
+def _there(path: Path) -> bool:
+    """Not so where we may not look: a name too long, or a directory of another user's."""
     try:
-        return directory if (directory / "config.json").exists() else None
+        return path.exists()
     except OSError:
-        return None
+        return False
 
 
 def _safetensors(directory: Path) -> Iterator[Path]:

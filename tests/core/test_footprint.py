@@ -277,6 +277,17 @@ def test_the_estimate_of_working_memory() -> None:
     assert large.activations - found.activations == 3 * 2048 * 59392 * 2
 
 
+def test_the_estimate_beside_what_was_logged() -> None:
+    qwen_7b = {**LLAMA_8B, "hidden_size": 3584, "intermediate_size": 18944, "vocab_size": 152064}
+    many = ("--max-num-seqs", "256")
+    seven = work(profile(*many), read_architecture(qwen_7b), 8192, CARD.total)
+    assert seven.activations / GIB == pytest.approx(0.7, rel=0.15)
+    eight = work(
+        profile(*many, "--max-num-batched-tokens", "8k"), read_architecture(LLAMA_8B), 8192, CARD.total
+    )
+    assert eight.activations / GIB == pytest.approx(1.26, rel=0.15)
+
+
 def test_the_shipped_throughput_profile() -> None:
     """llama_1: 18.5 of 24 GiB is a fraction of 0.7708, of what CUDA sees 18.13 GiB."""
     checkpoint = Checkpoint(read_architecture(LLAMA_8B), tuple(llama_tensors()))

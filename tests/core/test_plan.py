@@ -9,13 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.config import Config, Profile, load
+from supervisor.core.architecture import read_architecture
 from supervisor.core.checkpoint import Checkpoint, Tensor
 from supervisor.core.devices import GIB, HOST, MIB, Reading, Survey
 from supervisor.core.plan import NOT_HERE, Known, Outlook, Verdict, mended, outlook, plan
-from tests.core.test_footprint import BGE_M3, LLAMA_8B, llama_tensors, read_architecture
+from tests.core.test_footprint import BGE_M3, LLAMA_8B, QWEN_72B_AWQ, awq_tensors, llama_tensors
 
 LLAMA = Known(Checkpoint(read_architecture(LLAMA_8B), tuple(llama_tensors())), "")
 BGE = Known(Checkpoint(read_architecture(BGE_M3), lump=2_271_145_830), "")
+QWEN = Known(Checkpoint(read_architecture(QWEN_72B_AWQ), tuple(awq_tensors())), "")
 SHIPPED = load(Path(__file__).parents[2] / "llmd.toml")
 EMPTY = Config(path=Path("llmd.toml"))
 
@@ -185,6 +187,29 @@ def test_the_shipped_profiles_on_two_cards() -> None:
     }
     assert len(found.sets["day"]) == 9
     assert set(map(frozenset, found.sets["day"])) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "tokens"),
+    [
+        ("llama_0", LLAMA, 45_000),
+        ("llama_1", LLAMA, 18_000),
+        ("qwen_72b_dual", QWEN, 23_000),
+        ("bge_m3_1", BGE, None),
+        ("bge_reranker_1", BGE, None),
+    ],
+)
+def test_the_shipped_profiles_hold_what_their_comments_say(
+    name: str, known: Known, tokens: int | None
+) -> None:
+    """The comments reckon with more working memory than the estimate: they promise less, not more."""
+    found = outlook(SHIPPED.profiles[name], known, SHIPPED, survey(24 * GIB, 24 * GIB))
+    assert found.verdict is Verdict.FITS
+    assert found.footprint is not None
+    counted = found.footprint.tokens
+    assert counted == tokens or (
+        counted is not None and tokens is not None and tokens <= counted < 1.5 * tokens
+    )
 
 
 def test_one_card_less_is_told() -> None:
