@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "supervisor"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-LAYERS = ("cli", "daemon", "web", "driver", "host", "simulation", "core", "config", "errors")
+LAYERS = ("cli", "daemon", "web", "driver", "host", "simulation", "planning", "core", "config", "errors")
 """Top to bottom. `errors` is the lowest, though it and `config` are named in one breath."""
 
 OWNED = {"pynvml": "host/gpus.py", "apscheduler": "host/timetable.py", "tomllib": "config/"}

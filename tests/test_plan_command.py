@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from supervisor.cli import main
 from supervisor.cli.plan import describe, setting
 from supervisor.core.devices import GIB
-from tests.core.test_footprint import BGE_M3, LLAMA_8B, LOG, llama_tensors
+from tests.planning.test_footprint import BGE_M3, LLAMA_8B, LOG, llama_tensors
 from tests.standin.nvml import FakeGpus, build
 
 SHIPPED = Path(__file__).parents[1] / "llmd.toml"

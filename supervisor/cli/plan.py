@@ -17,9 +17,9 @@ from rich.text import Text
 from supervisor.config import Config, Profile
 from supervisor.config.quantities import size
 from supervisor.core.devices import HOST, MIB, Reading, gib
-from supervisor.core.footprint import Learned, learn
-from supervisor.core.plan import MOST_SETS, NOT_HERE, Known, Mend, Outlook, Plan, Verdict, plan
 from supervisor.errors import OperatorError
+from supervisor.planning.footprint import Learned, learn
+from supervisor.planning.plan import MOST_SETS, NOT_HERE, Known, Mend, Outlook, Plan, Verdict, plan
 
 Json = dict[str, Any]
 

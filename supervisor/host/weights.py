@@ -15,9 +15,9 @@ from typing import Any
 
 from supervisor.config import Config, Profile
 from supervisor.config.models import option
-from supervisor.core.architecture import read_architecture
-from supervisor.core.checkpoint import Checkpoint, Tensor
 from supervisor.errors import OperatorError
+from supervisor.planning.architecture import read_architecture
+from supervisor.planning.checkpoint import Checkpoint, Tensor
 
 HEADER_LIMIT = 100_000_000
 """Bytes of a safetensors header; longer ones are refused by the format's own library too."""

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from supervisor.config import Config, EngineDefaults, Profile
-from supervisor.core.checkpoint import Tensor
 from supervisor.errors import OperatorError
 from supervisor.host.weights import HEADER_LIMIT, locate, read_checkpoint, read_header
+from supervisor.planning.checkpoint import Tensor
 
 MODEL = {
     "model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 8, "vocab_size": 16,

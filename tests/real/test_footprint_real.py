@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from supervisor.config import Profile
-from supervisor.core.architecture import read_architecture
 from supervisor.core.devices import GIB
-from supervisor.core.kvcache import kv_cache
 from supervisor.host.weights import read_checkpoint
+from supervisor.planning.architecture import read_architecture
+from supervisor.planning.kvcache import kv_cache
 from tests.real.conftest import real_vllm
 from tests.standin.launch import Engine
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from supervisor.config import Profile
 from supervisor.config.models import option
-from supervisor.core.architecture import Architecture
-from supervisor.core.arguments import WIDTHS, batch, count, stage, width
+from supervisor.planning.architecture import Architecture
+from supervisor.planning.arguments import WIDTHS, batch, count, stage, width
 
 _KV_WIDTHS = {**WIDTHS, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "fp8_inc": 1, "int8": 1}
 

@@ -14,11 +14,11 @@ from enum import StrEnum
 
 from supervisor.config import Config, Profile
 from supervisor.config.models import option
-from supervisor.core.checkpoint import Checkpoint
 from supervisor.core.devices import HOST, MIB, Reading, Survey, gib
 from supervisor.core.fit import gpu_reading, host_reading, need
-from supervisor.core.footprint import CUDA_SHARE, Footprint, Learned, budget, footprint
-from supervisor.core.together import maximal_sets
+from supervisor.planning.checkpoint import Checkpoint
+from supervisor.planning.footprint import CUDA_SHARE, Footprint, Learned, budget, footprint
+from supervisor.planning.together import maximal_sets
 
 MOST_SETS = 100
 """Sets listed for a mode."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from supervisor.config import Profile
 from supervisor.config.models import option
-from supervisor.core.architecture import Architecture
-from supervisor.core.arguments import WIDTHS, stage, width
+from supervisor.planning.architecture import Architecture
+from supervisor.planning.arguments import WIDTHS, stage, width
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _WHOLE = re.compile(r"q_a_proj|kv_a_proj|\.(gate|router)\.weight$|norm")

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from supervisor.config import Profile
-from supervisor.core.architecture import read_architecture
-from supervisor.core.checkpoint import Checkpoint, Tensor, weights
 from supervisor.core.devices import GIB, MIB, Reading
-from supervisor.core.footprint import CUDA_SHARE, Learned, footprint, learn, work
-from supervisor.core.kvcache import KvCache, kv_cache
 from supervisor.errors import OperatorError
+from supervisor.planning.architecture import read_architecture
+from supervisor.planning.checkpoint import Checkpoint, Tensor, weights
+from supervisor.planning.footprint import CUDA_SHARE, Learned, footprint, learn, work
+from supervisor.planning.kvcache import KvCache, kv_cache
 
 CARD = Reading("gpu:0", 24 * GIB, 0, 24 * GIB, 0.0, index=0)
 

@@ -7,7 +7,7 @@ from itertools import chain, combinations, islice
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.core.together import maximal_sets
+from supervisor.planning.together import maximal_sets
 
 CARDS = ("gpu:0", "gpu:1")
 NEEDS = st.lists(st.dictionaries(st.sampled_from(CARDS), st.integers(1, 10), min_size=1), max_size=7).map(

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from supervisor.config import Profile
 from supervisor.config.models import option
-from supervisor.core.architecture import Architecture
-from supervisor.core.arguments import batch, capture_sizes, count, eager, width
-from supervisor.core.checkpoint import Checkpoint, weights
 from supervisor.core.devices import GIB, MIB, Reading
 from supervisor.core.fit import utilization
-from supervisor.core.kvcache import KvCache, kv_cache
+from supervisor.planning.architecture import Architecture
+from supervisor.planning.arguments import batch, capture_sizes, count, eager, width
+from supervisor.planning.checkpoint import Checkpoint, weights
+from supervisor.planning.kvcache import KvCache, kv_cache
 
 CUDA_SHARE = 0.98
 """CUDA's total, of which vLLM takes its share, over NVML's: vLLM's users report 23.58 and 23.69 GiB of cards of 24,

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.config import Config, Profile, load
-from supervisor.core.architecture import read_architecture
-from supervisor.core.checkpoint import Checkpoint, Tensor
 from supervisor.core.devices import GIB, HOST, MIB, Reading, Survey
-from supervisor.core.plan import NOT_HERE, Known, Outlook, Verdict, mended, outlook, plan
-from tests.core.test_footprint import BGE_M3, LLAMA_8B, QWEN_72B_AWQ, awq_tensors, llama_tensors
+from supervisor.planning.architecture import read_architecture
+from supervisor.planning.checkpoint import Checkpoint, Tensor
+from supervisor.planning.plan import NOT_HERE, Known, Outlook, Verdict, mended, outlook, plan
+from tests.planning.test_footprint import BGE_M3, LLAMA_8B, QWEN_72B_AWQ, awq_tensors, llama_tensors
 
 LLAMA = Known(Checkpoint(read_architecture(LLAMA_8B), tuple(llama_tensors())), "")
 BGE = Known(Checkpoint(read_architecture(BGE_M3), lump=2_271_145_830), "")
