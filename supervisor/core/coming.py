@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supervisor.core import orders
+from supervisor.core import learning, orders
 from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine
 from supervisor.core.fit import need, utilization
@@ -32,10 +32,7 @@ def wake(fleet: Fleet, engine: Engine) -> None:
 def serve(fleet: Fleet, engine: Engine) -> None:
     """It answered: note how long it took, let the idle clock run, tell who asked."""
     took = None if engine.loading_since is None else fleet.now - engine.loading_since
-    if engine.asleep:
-        engine.wake_seconds = took
-    elif took is not None:
-        engine.load_seconds = took
+    learning.came_up(fleet, engine, took)
     engine.step(Step.SERVE, fleet.now)
     engine.last_used = engine.ready_since = fleet.now
     engine.progress = engine.last_failure = engine.loading_since = None

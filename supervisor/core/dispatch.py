@@ -74,7 +74,7 @@ def grant(fleet: Fleet, waiter: Waiter, engine: Engine, reason: str) -> None:
     engine.idle_since = engine.deadline = None
     engine.last_used, engine.ageing = fleet.now, fleet.ageing
     engine.rate.hit(fleet.now, waiter.weight)
-    granted = Granted(engine.name, incarnation, ask.source, ask.tokens, output, fleet.now)
+    granted = Granted(engine.name, incarnation, ask.source, ask.tokens, output, fleet.now, ask.letters)
     fleet.leases[waiter.lease] = granted
     fleet.fairness.charge(ask.source, granted.prompt, 0)
     fleet.order(orders.Grant(waiter.lease, engine.name, incarnation, reason))

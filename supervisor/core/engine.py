@@ -9,6 +9,7 @@ from supervisor.config import Profile
 from supervisor.core.devices import HOST
 from supervisor.core.eviction import Rate
 from supervisor.core.failures import Failure
+from supervisor.core.learned import Learned
 from supervisor.core.ledger import Claim
 from supervisor.core.lifecycle import COMING, HOLDING, LEAVING, RESTLESS, State, Step, advance
 from supervisor.core.progress import Progress
@@ -40,6 +41,7 @@ class Granted:
     prompt: int
     output: int
     at: float
+    letters: int | None = None
 
 
 @dataclass(slots=True)
@@ -77,8 +79,6 @@ class Engine:
     """Seconds that a request holds its lease, a moving mean."""
     outputs: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     kv_tokens: int | None = None
-    weights: int | None = None
-    """Bytes, from its log."""
     rung: int | None = None
     """Requests at a time after it ran out of memory while serving; None: what the profile says."""
     squeezed: str | None = None
@@ -91,13 +91,11 @@ class Engine:
     """Its memory was seen to have come back after it fell asleep."""
     sleep_broken: bool = False
     """Sleeping failed or gave nothing back; it is stopped instead from now on."""
-    wake_seconds: float | None = None
     start_tickets: list[str] = field(default_factory=list)
     stop_tickets: list[str] = field(default_factory=list)
 
     progress: Progress | None = None
     loading_since: float | None = None
-    load_seconds: float | None = None
     was_loading: bool = False
     """The stop began before it was ready: vLLM then swallows the first SIGTERM."""
     retired: bool = False
@@ -116,9 +114,27 @@ class Engine:
     failures: list[float] = field(default_factory=list)
     starts: int = 0
 
+    learned: Learned = field(default_factory=Learned)
+    formerly: Learned | None = None
+    """What was learned under the version of vLLM before the present one."""
+    kept: Learned = field(default_factory=Learned)
+    """What of it was last ordered to be remembered."""
+    drifted: bool = False
+    """It was said that the present version is far off the one before."""
+
     @property
     def name(self) -> str:
         return self.profile.name
+
+    @property
+    def expected(self) -> Learned:
+        """What to expect of it: as measured with its version, else with the one before."""
+        return self.learned if self.formerly is None else self.learned.or_else(self.formerly)
+
+    @property
+    def weights(self) -> int | None:
+        """Bytes, from its log."""
+        return self.expected.weights
 
     @property
     def residue(self) -> dict[str, int]:
@@ -170,14 +186,19 @@ class Engine:
     @property
     def eta(self) -> float:
         """Seconds that a cold start is expected to take."""
-        return FIRST_GUESS_LOAD if self.load_seconds is None else self.load_seconds
+        return FIRST_GUESS_LOAD if self.expected.start is None else self.expected.start
 
     @property
     def way_back(self) -> float:
         """Seconds to be ready again: from sleep where it would sleep or does, else from cold."""
-        if self.asleep or self.profile.sleep:
-            return FIRST_GUESS_WAKE if self.wake_seconds is None else self.wake_seconds
-        return self.eta
+        if self.asleep == 2:
+            return self.eta if self.expected.reload is None else self.expected.reload
+        return self.wake_seconds if self.asleep or self.profile.sleep else self.eta
+
+    @property
+    def wake_seconds(self) -> float:
+        """From level 1."""
+        return FIRST_GUESS_WAKE if self.expected.wake is None else self.expected.wake
 
     @property
     def expected_service(self) -> float:

@@ -69,11 +69,13 @@ class Progressed:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What the engine's log said of itself: bytes of its weights, tokens that its KV cache holds."""
+    """What the engine said of itself: in its log the bytes of its weights and the tokens that its KV cache holds,
+    asked for it the version of its vLLM."""
 
     incarnation: str
     weights: int | None = None
     kv_tokens: int | None = None
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from supervisor.core import (
     coming,
     dispatch,
     events,
+    learning,
     leaving,
     lending,
     neighbours,
@@ -45,8 +46,9 @@ def _(event: events.Arrived, fleet: Fleet) -> None:
         fleet.refuse(event.lease, NotAvailable("llmd is shutting down", retry_after=10))
         return
     try:
-        found = candidates(event.ask, fleet.config, fleet.available) or candidates(
-            event.ask, fleet.config, calendar.soon(fleet, event.patience)
+        ask = learning.estimate(fleet, event.ask)
+        found = candidates(ask, fleet.config, fleet.available) or candidates(
+            ask, fleet.config, calendar.soon(fleet, event.patience)
         )
     except LlmdError as error:
         fleet.refuse(event.lease, error)
@@ -57,7 +59,7 @@ def _(event: events.Arrived, fleet: Fleet) -> None:
     batch, policy = fleet.is_batch(event.ask.source), fleet.config.scheduling
     waiter = Waiter(
         event.lease,
-        event.ask,
+        ask,
         found,
         fleet.now,
         fleet.now + event.patience,
@@ -86,6 +88,8 @@ def _(event: events.Left, fleet: Fleet) -> None:
     fleet.fairness.charge(granted.source, prompt - granted.prompt, output)
     if event.output is not None:
         engine.outputs.append(event.output)
+    if event.prompt is not None:
+        learning.counted(fleet, granted, event.prompt)
     engine.served(fleet.now - granted.at)
     if engine.incarnation == granted.incarnation:
         engine.leases.pop(event.lease, None)
@@ -102,6 +106,7 @@ def _(event: events.DevicesRead, fleet: Fleet) -> None:
     fleet.ledger.take(event.survey, event.ours, fleet.claims())
     neighbours.notice(fleet)
     for engine in fleet.engines.values():
+        learning.looked_at(fleet, engine)
         if engine.state is State.RESERVED:
             coming.spawn_if_still_fits(fleet, engine)
         elif engine.state is State.SETTLING:
@@ -116,7 +121,10 @@ def _(event: events.DevicesRead, fleet: Fleet) -> None:
 @on.register
 def _(event: events.Told, fleet: Fleet) -> None:
     if engine := fleet.current(event.incarnation):
-        engine.weights = event.weights or engine.weights
+        if event.weights:
+            learning.weighed(fleet, engine, event.weights)
+        if event.version:
+            learning.told_version(fleet, engine, event.version)
         engine.kv_tokens = event.kv_tokens or engine.kv_tokens
 
 

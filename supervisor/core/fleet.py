@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING
 
 from supervisor.config import Config
@@ -13,6 +13,7 @@ from supervisor.core import orders
 from supervisor.core.devices import Reading
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fairness import Fairness
+from supervisor.core.learned import Learned
 from supervisor.core.ledger import Claim, Ledger
 from supervisor.core.lifecycle import LIVE, State
 from supervisor.core.orders import Order
@@ -52,6 +53,8 @@ class Fleet:
     """Makes a name that no incarnation ever had."""
     policy: Policy = field(default_factory=Thrifty)
     rng: random.Random = field(default_factory=lambda: random.Random(0))
+    learned: InitVar[Mapping[str, Learned] | None] = None
+    """Profile -> what earlier daemons learned of it."""
     engines: dict[str, Engine] = field(init=False)
     ledger: Ledger = field(init=False)
     queues: Queues = field(default_factory=Queues)
@@ -76,10 +79,17 @@ class Fleet:
     orders: list[Order] = field(default_factory=list)
     """What this event has led to so far."""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, learned: Mapping[str, Learned] | None) -> None:
         self.engines = {name: Engine(profile) for name, profile in self.config.profiles.items()}
         self.ledger = Ledger(self.config.memory)
         self.fairness = Fairness({source: key.weight for source, key in self.config.keys.items()})
+        self.recall(learned or {})
+
+    def recall(self, learned: Mapping[str, Learned]) -> None:
+        """Take up what was learned earlier; before the first event."""
+        for name, known in learned.items():
+            if engine := self.engines.get(name):
+                engine.learned = engine.kept = known
 
     def next_deadline(self) -> float | None:
         """When a Ticked is due, monotonic seconds; None while nothing is awaited."""

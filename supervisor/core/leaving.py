@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supervisor.core import orders, restarts
+from supervisor.core import learning, orders, restarts
 from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine
 from supervisor.core.failures import Failure
@@ -99,8 +99,10 @@ def settle_asleep(fleet: Fleet, engine: Engine) -> None:
         ):
             return
     engine.settled, engine.deadline = True, wakes_or_stops(fleet, engine)
-    engine.reserved |= {device: held for device, held in fallen.items() if held is not None}
-    residue = sum(held or 0 for held in fallen.values())
+    kept = {device: held for device, held in fallen.items() if held is not None}
+    engine.reserved |= kept
+    residue = sum(kept.values())
+    learning.fell_asleep(fleet, engine, kept)
     fleet.note("engine_asleep", engine, f"{engine.name} sleeps at level {engine.asleep}", residue=residue)
 
 

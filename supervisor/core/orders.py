@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from supervisor.core.learned import Learned
 from supervisor.errors import LlmdError
 
 
@@ -94,6 +95,14 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Remember:
+    """Keep what was learned of a profile for the next daemon."""
+
+    profile: str
+    learned: Learned
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """A decision worth a log line."""
 
@@ -104,4 +113,18 @@ class Note:
     facts: Mapping[str, object] = field(default_factory=dict)
 
 
-Order = Spawn | Terminate | Kill | Sleep | Wake | Prove | Forget | Survey | Grant | Refuse | Answer | Note
+Order = (
+    Spawn
+    | Terminate
+    | Kill
+    | Sleep
+    | Wake
+    | Prove
+    | Forget
+    | Survey
+    | Grant
+    | Refuse
+    | Answer
+    | Remember
+    | Note
+)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from supervisor.core import eviction, leaving
+from supervisor.core import eviction, learning, leaving
 from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine
 from supervisor.core.fleet import Fleet
@@ -140,7 +140,7 @@ def sleeping(fleet: Fleet, engine: Engine, claims: Claims) -> dict[str, Claim]:
     level = leaving.sleep_level(fleet, engine, claims)
     if not level:
         return {}
-    held = {d: Claim(engine.name, fleet.config.memory.residue, None) for d in engine.devices if d != HOST}
+    held = {d: Claim(engine.name, left, None) for d, left in learning.usual_residue(fleet, engine).items()}
     if level == 1:
         held[HOST] = Claim(engine.name, engine.host_need, 0)
     return held

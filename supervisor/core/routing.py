@@ -16,13 +16,15 @@ from supervisor.errors import ModelNotFound, WrongTask
 @dataclass(frozen=True, slots=True)
 class Ask:
     """A request as routing sees it. `tokens`: estimated prompt tokens. `tasks`: what could answer the route.
-    `max_tokens`: the most it wants written, None where it did not say."""
+    `max_tokens`: the most it wants written, None where it did not say. `letters`: of its text, None where it is not
+    text alone, so that its tokens cannot be told from them."""
 
     model: str
     source: str = "default"
     tokens: int = 0
     tasks: frozenset[str] = frozenset()
     max_tokens: int | None = None
+    letters: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

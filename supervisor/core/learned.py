@@ -1,0 +1,181 @@
+"""What a profile's engines have shown of themselves, to expect from the next one instead of guessing. Pure.
+
+Sizes are bytes, durations seconds; None, or a device that is missing, is what was never measured. One record holds
+for one profile with one set of arguments under one version of vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from supervisor.core.devices import MIB, gib
+
+NEWEST = 0.5
+"""Share of the newest measurement in a moving mean: the first start after a boot reads from a cold disk."""
+
+FADE = 0.99
+"""What a request still counts for, among those that teach tokens, when the next one has come."""
+
+USUAL = ((1000, 250), (8000, 2000))
+"""(letters, tokens) that stand for what is usual, four letters a token, until enough was counted."""
+
+USUAL_WEIGHT = 0.1
+"""What one of them counts for against a request that was counted."""
+
+NOTABLE = 0.05
+DRIFT = 0.25
+DRIFT_SECONDS = 10.0
+DRIFT_BYTES = 512 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A prompt's tokens as a straight line over its letters, by least squares, older requests fading.
+
+    A ratio would not do: the chat template costs every prompt the same tokens. Counts scatter with the square root
+    of their size, so each request weighs one over its tokens. The fields are the weighted sums.
+    """
+
+    seen: int = 0
+    weight: float = 0.0
+    letters: float = 0.0
+    tokens: float = 0.0
+    squares: float = 0.0
+    products: float = 0.0
+
+    def count(self, letters: int, tokens: int) -> Tokens:
+        """With one more request, whose prompt of `letters` was counted."""
+        return replace(self._and(letters, tokens, FADE, 1.0), seen=self.seen + 1)
+
+    def expect(self, letters: int) -> int:
+        """Tokens that a prompt of `letters` is likely to have."""
+        per_letter, fixed = self.line()
+        return max(0, round(fixed + per_letter * letters))
+
+    def line(self) -> tuple[float, float]:
+        """(tokens a letter, tokens that every prompt has)."""
+        known = self
+        for letters, tokens in USUAL:
+            known = known._and(letters, tokens, 1.0, USUAL_WEIGHT)
+        x, y = known.letters / known.weight, known.tokens / known.weight
+        spread = known.squares / known.weight - x * x
+        per_letter = max(0.0, (known.products / known.weight - x * y) / spread)
+        return per_letter, y - per_letter * x
+
+    def _and(self, letters: int, tokens: int, fade: float, weight: float) -> Tokens:
+        weight /= max(tokens, 1)
+        return replace(
+            self,
+            weight=fade * self.weight + weight,
+            letters=fade * self.letters + weight * letters,
+            tokens=fade * self.tokens + weight * tokens,
+            squares=fade * self.squares + weight * letters * letters,
+            products=fade * self.products + weight * letters * tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    version: str | None = None
+    """Of vLLM."""
+    start: float | None = None
+    """From the spawn to the first answer, a moving mean."""
+    wake: float | None = None
+    """From level 1, a moving mean."""
+    reload: float | None = None
+    """From level 2, whose weights are loaded again, a moving mean."""
+    weights: int | None = None
+    peak: Mapping[str, int] = field(default_factory=dict)
+    """Device -> the most that an engine was seen to hold there."""
+    residue: Mapping[str, int] = field(default_factory=dict)
+    """GPU -> the most that was left there by one asleep."""
+    tokens: Tokens = Tokens()
+
+    def started(self, seconds: float) -> Learned:
+        return replace(self, start=_mean(self.start, seconds))
+
+    def woke(self, level: int, seconds: float) -> Learned:
+        if level == 1:
+            return replace(self, wake=_mean(self.wake, seconds))
+        return replace(self, reload=_mean(self.reload, seconds))
+
+    def grew(self, measured: Mapping[str, int]) -> Learned:
+        peak = _highest(self.peak, measured)
+        return self if peak == self.peak else replace(self, peak=peak)
+
+    def slept(self, residue: Mapping[str, int]) -> Learned:
+        return replace(self, residue=_highest(self.residue, residue))
+
+    def weighed(self, weights: int) -> Learned:
+        return replace(self, weights=weights)
+
+    def counted(self, letters: int, tokens: int) -> Learned:
+        return replace(self, tokens=self.tokens.count(letters, tokens))
+
+    def of_version(self, version: str) -> Learned:
+        """The record of another version begins anew, but for the tokens, which are the model's."""
+        return Learned(version=version, tokens=self.tokens)
+
+    def or_else(self, other: Learned) -> Learned:
+        """Where this one knows nothing, what `other` knows."""
+        return Learned(
+            self.version,
+            other.start if self.start is None else self.start,
+            other.wake if self.wake is None else self.wake,
+            other.reload if self.reload is None else self.reload,
+            other.weights if self.weights is None else self.weights,
+            {**other.peak, **self.peak},
+            {**other.residue, **self.residue},
+            self.tokens,
+        )
+
+    def figures(self) -> dict[str, float]:
+        """All that was measured, under names for people; tokens aside."""
+        single = {"start": self.start, "wake": self.wake, "reload": self.reload, "weights": self.weights}
+        known: dict[str, float] = {name: value for name, value in single.items() if value is not None}
+        return (
+            known | {f"peak on {d}": s for d, s in self.peak.items()}
+            | {f"residue on {d}": s for d, s in self.residue.items()}
+        )  # fmt: skip
+
+
+def _mean(before: float | None, newest: float) -> float:
+    return newest if before is None else (1 - NEWEST) * before + NEWEST * newest
+
+
+def _highest(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
+    return {**before, **{device: max(size, before.get(device, 0)) for device, size in now.items()}}
+
+
+def notable(before: Learned, after: Learned) -> bool:
+    """Whether `after` is worth keeping beside `before`: a figure is new, or moved by a twentieth."""
+    old, new = before.figures(), after.figures()
+    moved = any(_moved(old[name], value) for name, value in new.items() if name in old)
+    taught = after.tokens.seen >= max(1, min(2 * before.tokens.seen, before.tokens.seen + 256))
+    return before.version != after.version or old.keys() != new.keys() or moved or taught
+
+
+def _moved(before: float, after: float) -> bool:
+    return abs(after - before) > NOTABLE * before
+
+
+def drift(before: Learned, after: Learned) -> tuple[str, ...]:
+    """Where a version is far off the one before it, both numbers in words. Its record may still be incomplete."""
+    return (*_slower(before, after), *_larger(before, after))
+
+
+def _slower(before: Learned, after: Learned) -> Iterator[str]:
+    if before.start and after.start and _far(before.start, after.start, DRIFT_SECONDS):
+        yield f"it starts in {after.start:.0f} s, it took {before.start:.0f} s"
+
+
+def _larger(before: Learned, after: Learned) -> Iterator[str]:
+    for device, was in before.peak.items():
+        now = after.peak.get(device)
+        if now is not None and _far(was, now, DRIFT_BYTES):
+            yield f"it takes {gib(now)} of {device}, it took {gib(was)}"
+
+
+def _far(before: float, after: float, least: float) -> bool:
+    return abs(after - before) > max(DRIFT * before, least)

@@ -1,0 +1,92 @@
+"""Where the fleet learns from what happens, and what it makes of that: a record to keep, a warning, an estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from supervisor.core import orders
+from supervisor.core.devices import HOST
+from supervisor.core.engine import Engine, Granted
+from supervisor.core.fleet import Fleet
+from supervisor.core.learned import Learned, drift, notable
+from supervisor.core.lifecycle import State
+from supervisor.core.routing import Ask
+
+SERVING = frozenset({State.READY, State.DRAINING})
+"""Loaded and awake: what it holds now is what it needs."""
+
+
+def learn(fleet: Fleet, engine: Engine, learned: Learned) -> None:
+    """Take in a new record; have it kept where it differs enough from the one that was kept last."""
+    engine.learned = learned
+    if notable(engine.kept, learned):
+        engine.kept = learned
+        fleet.order(orders.Remember(engine.name, learned))
+
+
+def came_up(fleet: Fleet, engine: Engine, seconds: float | None) -> None:
+    """It answers after a start or a wake; None where that began under an earlier daemon."""
+    if seconds is not None:
+        known = engine.learned
+        learn(fleet, engine, known.woke(engine.asleep, seconds) if engine.asleep else known.started(seconds))
+
+
+def fell_asleep(fleet: Fleet, engine: Engine, residue: Mapping[str, int]) -> None:
+    learn(fleet, engine, engine.learned.slept(residue))
+
+
+def weighed(fleet: Fleet, engine: Engine, weights: int) -> None:
+    learn(fleet, engine, engine.learned.weighed(weights))
+
+
+def told_version(fleet: Fleet, engine: Engine, version: str) -> None:
+    """A version that was not seen before begins a record of its own; the one before is what it is held against."""
+    known = engine.learned
+    if known.version is None:
+        learn(fleet, engine, replace(known, version=version))
+    elif known.version != version:
+        engine.formerly, engine.drifted = known, False
+        learn(fleet, engine, known.of_version(version))
+
+
+def looked_at(fleet: Fleet, engine: Engine) -> None:
+    """A reading was taken: the most that it ever held, and whether that is far off the version before."""
+    if engine.state in SERVING:
+        held = {device: engine.measured[device] for device in engine.devices if engine.measured.get(device)}
+        learn(fleet, engine, engine.learned.grew(held))
+        warn_of_drift(fleet, engine)
+
+
+def warn_of_drift(fleet: Fleet, engine: Engine) -> None:
+    """Once for each change of version."""
+    before, after = engine.formerly, engine.learned
+    if before is None or engine.drifted or not (words := drift(before, after)):
+        return
+    engine.drifted = True
+    message = f"{engine.name} differs under vLLM {after.version} from {before.version}: {'; '.join(words)}"
+    fleet.note(
+        "drift", engine, message, level="WARNING", before=before.figures(), after=after.figures()
+    )  # fmt: skip
+
+
+def counted(fleet: Fleet, granted: Granted, tokens: int) -> None:
+    """The engine told how many tokens a prompt had."""
+    if granted.letters is not None and tokens > 0:
+        engine = fleet.engines[granted.profile]
+        learn(fleet, engine, engine.learned.counted(granted.letters, tokens))
+
+
+def estimate(fleet: Fleet, ask: Ask) -> Ask:
+    """With the tokens that its letters come to with its model, as far as that was seen."""
+    named = (e for e in fleet.engines.values() if ask.model in (e.name, e.profile.model))
+    best = max((engine.learned.tokens for engine in named), key=lambda tokens: tokens.seen, default=None)
+    if ask.letters is None or best is None or not best.seen:
+        return ask
+    return replace(ask, tokens=best.expect(ask.letters))
+
+
+def usual_residue(fleet: Fleet, engine: Engine) -> dict[str, int]:
+    """Bytes that it would leave on each GPU asleep: as measured, else as configured."""
+    cards = (device for device in engine.devices if device != HOST)
+    return {card: engine.expected.residue.get(card, fleet.config.memory.residue) for card in cards}
