@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -17,7 +18,8 @@ LONGEST_RETRY = 60
 
 _LETTERS_PER_TOKEN = 4
 _LOG_LINES = 12
-_NOT_TEXT = frozenset({"type", "role", "image_url", "input_audio", "audio_url", "video_url", "file"})
+_MEDIA = frozenset({"image_url", "input_audio", "audio_url", "video_url", "file"})
+_NOT_TEXT = _MEDIA | {"type", "role"}
 
 
 class _Body(msgspec.Struct):
@@ -27,7 +29,8 @@ class _Body(msgspec.Struct):
     input: Any = None
     query: Any = None
     documents: Any = None
-    tools: Any = None
+    tools: msgspec.Raw = msgspec.Raw()
+    """As written: templates show them as JSON, keys and all."""
 
 
 _decoder = msgspec.json.Decoder(_Body)
@@ -37,22 +40,47 @@ def read_ask(body: bytes, source: str, tasks: frozenset[str]) -> Ask:
     """The ask in a request's JSON; its tokens are a guess from the letters. Raises BadRequest."""
     try:
         read = _decoder.decode(body)
-        letters = _letters([read.messages, read.prompt, read.input, read.query, read.documents, read.tools])
+        text = _text_of(read)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"the body is not the JSON expected here: {error}") from None
     except RecursionError:
         raise BadRequest("the body is nested too deeply") from None
-    return Ask(read.model, source, letters // _LETTERS_PER_TOKEN, tasks)
+    tokens = text.letters // _LETTERS_PER_TOKEN + text.ids
+    return Ask(read.model, source, tokens, tasks, letters=text.letters if text.alone else None)
 
 
-def _letters(value: object) -> int:
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, list):
-        return sum(map(_letters, value))
-    if isinstance(value, dict):
-        return sum(_letters(part) for key, part in value.items() if key not in _NOT_TEXT)
-    return 0 if value is None else _LETTERS_PER_TOKEN  # prompts may be token ids
+def _text_of(body: _Body) -> _Text:
+    text, query = _Text(), _Text()
+    for part in (body.messages, body.prompt, body.input, body.documents):
+        text.add(part)
+    query.add(body.query)  # a reranker reads it once more with each document
+    text.letters += query.letters * max(1, len(body.documents) if isinstance(body.documents, list) else 1)
+    text.letters += len(bytes(body.tools))
+    return text
+
+
+@dataclass(slots=True)
+class _Text:
+    """Letters and token ids of a request's parts; `alone` where there is nothing else that becomes tokens."""
+
+    letters: int = 0
+    ids: int = 0
+    alone: bool = True
+
+    def add(self, value: object) -> None:
+        if isinstance(value, str):
+            self.letters += len(value)
+        elif isinstance(value, list):
+            for part in value:
+                self.add(part)
+        elif isinstance(value, dict):
+            self.alone &= _MEDIA.isdisjoint(value)
+            for key, part in value.items():
+                if key not in _NOT_TEXT:
+                    self.add(part)
+        elif value is not None:  # prompts may be token ids
+            self.ids += 1
+            self.alone = False
 
 
 def error_body(error: LlmdError) -> dict[str, Any]:

@@ -46,6 +46,31 @@ def test_images_are_no_text() -> None:
     assert ask_tokens(messages=[{"role": "user", "content": [image]}]) == 0
 
 
+def ask_letters(**body: Any) -> int | None:
+    return read_ask(json.dumps({"model": "llama", **body}).encode(), "webui", TASKS).letters
+
+
+def test_letters_are_those_of_all_text_and_of_tools_as_written() -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": "x" * 90}]}]
+    assert ask_letters(messages=messages) == 90
+    assert ask_letters(messages=messages, tools=[{"strict": True}]) == 90 + len('[{"strict": true}]')
+
+
+def test_a_reranker_reads_its_query_with_each_document() -> None:
+    assert ask_letters(query="x" * 10, documents=["y" * 50] * 3) == 3 * (10 + 50)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},
+        {"prompt": [1, 2, 3]},
+    ],
+)
+def test_what_is_not_text_alone_has_no_letters_to_learn_from(body: dict[str, Any]) -> None:
+    assert ask_letters(**body) is None
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b"{}", b'{"model": 3}', b'{"model": null}', b'\xff\xfe{"model"', b"[" * 100_000, DEEP],
