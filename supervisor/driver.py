@@ -26,12 +26,15 @@ from supervisor.core.routing import Ask
 from supervisor.core.status import Stray, describe
 from supervisor.errors import EngineFailed, LlmdError, ModelNotFound
 from supervisor.host import cgroup, process, procfs
+from supervisor.host.almanac import Almanac
+from supervisor.host.chronicle import Chronicle
 from supervisor.host.gpus import Gpus
 from supervisor.host.incarnation import Incarnation
 from supervisor.host.journal import Journal, Record
 from supervisor.host.logbook import log
 from supervisor.host.memory import read_host_memory
 from supervisor.host.modekeeper import ModeKeeper
+from supervisor.host.scribe import Scribe
 from supervisor.host.usage import measure
 
 
@@ -43,6 +46,9 @@ class Lease:
     reason: str
     queued: float
     _engine: Incarnation
+    prompt: int | None = None
+    output: int | None = None
+    """Tokens that the engine counted."""
 
     @property
     def incarnation(self) -> str:
@@ -55,6 +61,9 @@ class Lease:
     def log_tail(self) -> tuple[str, ...]:
         return self._engine.tail()
 
+    def spent(self, prompt: int | None, output: int | None) -> None:
+        self.prompt, self.output = prompt, output
+
 
 class Driver:
     def __init__(self, config: Config, journal: Journal, gpus: Gpus) -> None:
@@ -64,6 +73,9 @@ class Driver:
         self.started_at = time.monotonic()
         self.fleet = Fleet(config, name_incarnation=lambda: secrets.token_hex(4), rng=random.Random())
         self.modes = ModeKeeper(config, self.post)
+        self.scribe = Scribe()
+        self.almanac = Almanac(config.server.state_dir / "learned.db")
+        self.chronicle = Chronicle(config.server.state_dir / "decisions.jsonl")
         self.running: dict[str, Incarnation] = {}
         self.strays: list[Stray] = []
         self._borrowers: dict[str, int] = {}
@@ -78,7 +90,10 @@ class Driver:
         """What the daemon adds to `status`: listening addresses, mode, warnings."""
 
     async def open(self) -> None:
-        """Read the devices once, so that the first decision rests on facts; then keep reading."""
+        """Recall what was learned, read the devices once, so that the first decision rests on facts; then keep
+        reading."""
+        arguments = {name: command.fingerprint(p, self.config) for name, p in self.config.profiles.items()}
+        self.fleet.recall(await self.scribe.ask(lambda: self.almanac.recall(arguments)))
         self.gpus.start(lambda survey: self._later(self._report(survey)))
         await self._report(await self.gpus.read())
 
@@ -198,12 +213,26 @@ class Driver:
             waiting.set_result(order.message)
 
     @_obey.register
+    def _(self, order: orders.Remember) -> None:
+        arguments = command.fingerprint(self.config.profiles[order.profile], self.config)
+        self.scribe.write(lambda: self.almanac.keep(order.profile, arguments, order.learned))
+
+    @_obey.register
     def _(self, order: orders.Note) -> None:
         if order.event == "engine_ready":
             self._on_ready(self.fleet.engines[order.profile or ""].incarnation or "")
         if order.event == "adoption_failed":
             self._let_go(order)
         log(order.event, order.level, profile=order.profile, message=order.message, **order.facts)
+        entry = self._entry(order)
+        self.scribe.write(lambda: self.chronicle.write(entry))
+
+    def _entry(self, note: orders.Note) -> dict[str, Any]:
+        """A decision as the journal has it."""
+        profile = self.config.profiles.get(note.profile or "")
+        head = {"event": note.event, "level": note.level, "profile": note.profile}
+        model = {"model": profile.model} if profile else {}
+        return {**head, **model, "message": note.message, **note.facts}
 
     def _on_ready(self, incarnation: str) -> None:
         if engine := self.running.get(incarnation):
@@ -314,7 +343,7 @@ class Driver:
     @asynccontextmanager
     async def lease(self, ask: Ask, patience: float | None = None) -> AsyncIterator[Lease]:
         """The right to use an engine for `ask`, waited for at most `patience` seconds. Raises LlmdError."""
-        name, began = secrets.token_hex(8), time.monotonic()
+        name, began, lease = secrets.token_hex(8), time.monotonic(), None
         waiting: asyncio.Future[orders.Grant] = asyncio.get_running_loop().create_future()
         self._leases[name] = waiting
         self.post(events.Arrived(name, ask, self.config.server.max_wait if patience is None else patience))
@@ -323,11 +352,12 @@ class Driver:
             engine = self.running.get(grant.incarnation)
             if engine is None:
                 raise EngineFailed(f"{grant.profile} ended just now", retry_after=5)
-            yield Lease(grant.profile, grant.reason, time.monotonic() - began, engine)
+            lease = Lease(grant.profile, grant.reason, time.monotonic() - began, engine)
+            yield lease
         finally:
             del self._leases[name]
             if name in self.fleet.leases or name in self.fleet.queues:
-                self.post(events.Left(name))
+                self.post(events.Left(name, lease.prompt, lease.output) if lease else events.Left(name))
 
     async def start(self, profile: str) -> str:
         return await self._ask(profile, lambda ticket: events.StartAsked(ticket, profile))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,19 @@ POOLING: Mapping[str, tuple[str, ...]] = {
     "embed": ("--runner", "pooling", "--convert", "embed"),
     "rerank": ("--runner", "pooling"),
 }
+
+
+_SHAPING = (
+    "weights", "revision", "task", "device", "gpus", "max_model_len", "gpu_memory_utilization", "vram", "memory",
+    "max_concurrent", "sleep", "args",
+)  # fmt: skip
+"""What of a profile decides how its engine loads and what it takes."""
+
+
+def fingerprint(profile: Profile, config: Config) -> str:
+    """The same as long as what was measured with these arguments holds for the next engine too."""
+    shape = [profile.command or config.engine.command, *(getattr(profile, name) for name in _SHAPING)]
+    return hashlib.sha256(repr(shape).encode()).hexdigest()[:16]
 
 
 def served_names(profile: Profile) -> tuple[str, ...]:

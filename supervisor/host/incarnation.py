@@ -122,6 +122,7 @@ class Incarnation:
             await self._until_ready()
         finally:
             progress.cancel()
+        await self._tell_version()
         self.post(events.ProbePassed(self.name))
 
     async def _report_progress(self, offset: int) -> None:
@@ -138,6 +139,11 @@ class Incarnation:
                     )
                     return
             await asyncio.sleep(READY_PAUSE)
+
+    async def _tell_version(self) -> None:
+        """Before it counts as ready: how long the start took belongs to the version that took it."""
+        version = await probe.version(self.socket, self.record.key)
+        self.post(events.Told(self.name, version=version))
 
     async def _watch_health(self) -> None:
         failed = 0
@@ -166,6 +172,7 @@ class Incarnation:
         except probe.ProbeFailed as error:
             self.post(events.AdoptionFailed(self.name, error.message))
             return
+        await self._tell_version()
         self.watch(loading=False)
         self.post(events.ProbePassed(self.name))
 

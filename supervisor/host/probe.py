@@ -20,6 +20,7 @@ _REPLY_LIMIT = 1 << 20
 """Bytes of a reply that are read: a thing on the socket that is no engine may send without end."""
 
 _MODELS_TIMEOUT = 5.0
+_LONGEST_VERSION = 100
 
 
 class ProbeFailed(EngineFailed):
@@ -72,6 +73,16 @@ async def models(socket: Path, key: str) -> list[str]:
         return [str(entry["id"]) for entry in json.loads(body)["data"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ProbeFailed(f"{socket} answered {reply.status}, but not as an engine does") from error
+
+
+async def version(socket: Path, key: str) -> str | None:
+    """vLLM's own, such as "0.32.0"; None where it is not told."""
+    try:
+        async with _session(socket, key, _MODELS_TIMEOUT) as session, session.get("/version") as reply:
+            told = json.loads(await _body(reply))["version"]
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, TypeError):
+        return None
+    return told[:_LONGEST_VERSION] if isinstance(told, str) and told else None
 
 
 def listener(socket: Path) -> int | None:

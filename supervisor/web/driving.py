@@ -24,6 +24,9 @@ class Lease(Protocol):
     @property
     def session(self) -> aiohttp.ClientSession: ...
     def log_tail(self) -> tuple[str, ...]: ...
+    def spent(self, prompt: int | None, output: int | None) -> None:
+        """The tokens that the engine counted, where it told."""
+        ...
 
 
 class Driver(Protocol):

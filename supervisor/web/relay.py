@@ -118,7 +118,7 @@ async def _answer(
     try:
         await response.prepare(request)
         broken = await _copy(first, upstream, response, passing)
-        _count(passing, record)
+        _count(passing, lease, record)
         if broken is None:
             await response.write_eof()
         else:
@@ -153,9 +153,10 @@ async def _cut(
         request.transport.close()  # what is written still goes out; the chunk that ends an answer does not
 
 
-def _count(passing: Passing, record: Record) -> None:
+def _count(passing: Passing, lease: Lease, record: Record) -> None:
     usage = passing.usage()
     record.prompt, record.completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    lease.spent(record.prompt, record.completion)
 
 
 def _failed(lease: Lease, what: str) -> EngineFailed:
