@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import singledispatchmethod
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from supervisor.core.fleet import Fleet
 from supervisor.core.orders import Order
 from supervisor.core.routing import Ask
 from supervisor.core.status import Stray, describe
+from supervisor.core.why import explain, profiles_called
 from supervisor.errors import EngineFailed, LlmdError, ModelNotFound
 from supervisor.host import cgroup, process, procfs
 from supervisor.host.almanac import Almanac
@@ -106,6 +108,12 @@ class Driver:
         for engine in list(self.running.values()):
             await engine.close()
         self.gpus.close()
+        await self.scribe.ask(self._close_books)
+        await self.scribe.close()
+
+    def _close_books(self) -> None:
+        self.almanac.close()
+        self.chronicle.close()
 
     # Facts in, orders out
 
@@ -435,6 +443,24 @@ class Driver:
         """All that is known now, as JSON."""
         pids = {name: engine.pid for name, engine in self.running.items()}
         body = describe(self.fleet, pids, self.strays, self.log_path, time.monotonic())
+        body["disk_trouble"] = self._disk_trouble()
         uptime = time.monotonic() - self.started_at
         body["daemon"] = {"pid": os.getpid(), "uptime_s": round(uptime, 1), **self.announce()}
         return body
+
+    def _disk_trouble(self) -> list[str]:
+        """What is not kept, in words; serving goes on without it."""
+        found = [trouble for trouble in (self.almanac.trouble, self.chronicle.trouble) if trouble]
+        if self.scribe.dropped:
+            found.append(f"{self.scribe.dropped} entries were given up: the disk does not keep up")
+        return found
+
+    def why(self, name: str) -> dict[str, Any]:
+        """Why a profile, or every profile of a model, is as it is. Raises ModelNotFound."""
+        return explain(self.fleet, name)
+
+    async def decisions(self, name: str | None, since: float | None, limit: int) -> list[dict[str, Any]]:
+        """The newest decisions about a profile or a model, oldest first. `since`: seconds back."""
+        names = frozenset() if name is None else frozenset({name, *profiles_called(name, self.config)})
+        after = None if since is None else datetime.now(UTC) - timedelta(seconds=since)
+        return await self.scribe.ask(lambda: self.chronicle.read(names=names, since=after, limit=limit))

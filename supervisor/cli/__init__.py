@@ -254,6 +254,37 @@ def logs(place: Place, profile: str, follow: bool, lines: int) -> None:
 
 
 @main.command()
+@click.argument("model", required=False)
+@click.option("--history", is_flag=True, help="What was decided before, of MODEL or of all.")
+@click.option("--since", "seconds", type=Duration(), help="History of this long alone, such as 1h.")
+@click.option(
+    "-n", "limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Decisions."
+)
+@as_json
+@click.pass_obj
+def why(
+    place: Place, model: str | None, history: bool, seconds: float | None, limit: int, as_json: bool
+) -> None:
+    """Tell why MODEL, or a profile, is (not) loaded, what it needs and who holds that."""
+    if not history and (model is None or seconds is not None):
+        raise click.UsageError("name a model, or ask for --history")
+    with _errors(as_json):
+        if history:
+            answer = _call(place, lambda client: client.decisions(model, seconds, limit))
+        else:
+            answer = _call(place, lambda client: client.why(model or ""))
+        if as_json:
+            _print_json(answer)
+            return
+        from rich.console import Console
+
+        from supervisor.cli import reasons
+
+        console = Console(highlight=False)
+        reasons.show_history(answer["decisions"], console) if history else reasons.show(answer, console)
+
+
+@main.command()
 @as_json
 @click.pass_obj
 def check(place: Place, as_json: bool) -> None:

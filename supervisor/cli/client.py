@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import aiohttp
 from yarl import URL
@@ -48,6 +48,16 @@ class Client:
 
     async def status(self) -> dict[str, Any]:
         return await self._json("GET", "/status", INSTANT)
+
+    async def why(self, name: str) -> dict[str, Any]:
+        return await self._json("GET", f"/why/{quote(name, safe='')}", INSTANT)
+
+    async def decisions(self, name: str | None, since: float | None, limit: int) -> dict[str, Any]:
+        """The newest about a model or profile, oldest first. `since`: seconds back."""
+        query: dict[str, str | float] = {"limit": limit}
+        query |= {"model": name} if name is not None else {}
+        query |= {"since": since} if since is not None else {}
+        return await self._json("GET", f"/decisions?{urlencode(query)}", INSTANT)
 
     async def start(self, profile: str) -> str:
         """Waits until the engine is ready, however long it loads."""

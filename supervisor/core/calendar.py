@@ -92,7 +92,7 @@ def _clear_out(fleet: Fleet, drain: float) -> None:
     for waiter in fleet.queues:
         if not fleet.available.intersection(waiter.profiles):
             fleet.queues.remove(waiter.lease)
-            fleet.refuse(waiter.lease, closed(fleet, waiter.ask.model))
+            fleet.refuse(waiter.lease, closed(fleet, waiter.ask.model), waiter.ask)
 
 
 def _want(fleet: Fleet, profiles: tuple[str, ...]) -> None:

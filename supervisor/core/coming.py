@@ -76,7 +76,16 @@ def spawn_if_still_fits(fleet: Fleet, engine: Engine) -> None:
     fleet.order(
         orders.Spawn(engine.name, engine.incarnation or "", engine.devices, indices, share, engine.slots)
     )
-    fleet.note("engine_starting", engine, f"{engine.name} starts", reserved=dict(engine.reserved))
+    free = {device: fleet.reading(device).free for device in engine.devices}
+    fleet.note(
+        "engine_starting",
+        engine,
+        f"{engine.name} starts",
+        reserved=dict(engine.reserved),
+        free=free,
+        waiting=fleet.queues.for_profile(engine.name),
+        expected_s=round(engine.eta, 1),
+    )
 
 
 def rest(fleet: Fleet, engine: Engine) -> None:

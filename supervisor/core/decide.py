@@ -37,7 +37,7 @@ def look_at_deadlines(fleet: Fleet) -> None:
     lending.expire(fleet)
     for waiter in fleet.queues.overdue(fleet.now):
         fleet.queues.remove(waiter.lease)
-        fleet.refuse(waiter.lease, placement.too_late(fleet, waiter))
+        fleet.refuse(waiter.lease, placement.too_late(fleet, waiter), waiter.ask)
 
 
 def deadline_of(fleet: Fleet, engine: Engine) -> None:

@@ -58,7 +58,7 @@ def place(fleet: Fleet, waiter: Waiter) -> bool:
     choice = placement.choose(fleet, waiter)
     if isinstance(choice, LlmdError):
         fleet.queues.remove(waiter.lease)
-        fleet.refuse(waiter.lease, choice)
+        fleet.refuse(waiter.lease, choice, waiter.ask)
         return True
     if isinstance(choice, Blocked):
         fleet.look_again(choice.until)
@@ -95,7 +95,16 @@ def evict(fleet: Fleet, victim: Engine, engine: Engine, *, asleep: bool) -> None
     if is_needed(fleet, victim):
         count_swap(fleet, victim)
     why = f"{victim.name} makes room for {engine.name}{waited(fleet, engine)}"
-    fleet.note("evict", victim, why, by=engine.name, busy=len(victim.leases))
+    fleet.note(
+        "evict",
+        victim,
+        why,
+        by=engine.name,
+        busy=len(victim.leases),
+        idle_s=victim.idle_seconds(fleet.now),
+        worth=round(fleet.policy.worth(fleet, victim), 6),
+        waiting=fleet.queues.for_profile(engine.name),
+    )
     leaving.retire(fleet, victim, f"{engine.name} needs its place", asleep=asleep, patient=True)
 
 

@@ -111,6 +111,8 @@ class Engine:
     last_failure: Failure | None = None
     last_reason: str | None = None
     """The restart policy's words."""
+    left_because: str | None = None
+    """Why it was last taken down."""
     failures: list[float] = field(default_factory=list)
     starts: int = 0
 
@@ -203,6 +205,10 @@ class Engine:
     @property
     def expected_service(self) -> float:
         return FIRST_GUESS_SERVICE if self.service is None else self.service
+
+    def idle_seconds(self, now: float) -> float | None:
+        """Since its last request ended; None while it has some, or never came up."""
+        return None if self.leases or self.idle_since is None else round(now - self.idle_since, 1)
 
     def served(self, seconds: float) -> None:
         """A request was over after `seconds`."""

@@ -54,7 +54,7 @@ def _(event: events.Arrived, fleet: Fleet) -> None:
         fleet.refuse(event.lease, error)
         return
     if not found:
-        fleet.refuse(event.lease, calendar.closed(fleet, event.ask.model))
+        fleet.refuse(event.lease, calendar.closed(fleet, ask.model), ask)
         return
     batch, policy = fleet.is_batch(event.ask.source), fleet.config.scheduling
     waiter = Waiter(
@@ -74,7 +74,7 @@ def _(event: events.Arrived, fleet: Fleet) -> None:
         dispatch.place(fleet, waiter)
         if event.lease in fleet.queues:
             fleet.queues.remove(event.lease)
-            fleet.refuse(event.lease, dispatch.overloaded(fleet, waiter, ahead))
+            fleet.refuse(event.lease, dispatch.overloaded(fleet, waiter, ahead), ask)
 
 
 @on.register

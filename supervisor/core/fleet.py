@@ -19,13 +19,17 @@ from supervisor.core.lifecycle import LIVE, State
 from supervisor.core.orders import Order
 from supervisor.core.policy import Policy, Thrifty
 from supervisor.core.queueing import Queues
-from supervisor.errors import LlmdError
+from supervisor.core.routing import Ask
+from supervisor.errors import ClientError, LlmdError
 
 if TYPE_CHECKING:
     from supervisor.core.calendar import Transition
     from supervisor.core.lending import Loan
 
 HOUR = 3600.0
+
+REFUSALS_APART = 10.0
+"""Seconds between two notes of one model's refusals for one reason."""
 
 LONG = 60.0
 """Seconds after which to ask again where nothing can be foreseen."""
@@ -64,6 +68,8 @@ class Fleet:
     """The worth of the dearest engine evicted so far: what is not asked for any more falls behind it."""
     swaps: dict[str, deque[float]] = field(default_factory=dict)
     """Device -> when engines that were busy or waited for were evicted there, in the last hour."""
+    refusals: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
+    """(model, error code) -> when one was noted last, and how many were refused since."""
     reconsider: float | None = None
     """When somebody who waits may get what nobody would give up before."""
     mode: Mode = field(default_factory=Mode)
@@ -181,8 +187,21 @@ class Fleet:
     def order(self, order: Order) -> None:
         self.orders.append(order)
 
-    def refuse(self, lease: str, error: LlmdError) -> None:
+    def refuse(self, lease: str, error: LlmdError, ask: Ask | None = None) -> None:
+        """`ask` where the refusal is a decision to be journalled; what a client did wrong is none."""
         self.order(orders.Refuse(lease, error))
+        if ask is not None and not isinstance(error, ClientError):
+            self._note_refusal(ask, error)
+
+    def _note_refusal(self, ask: Ask, error: LlmdError) -> None:
+        """The first of its kind in a while, with how many were like it: a flood would wash out all other notes."""
+        last, untold = self.refusals.get((ask.model, error.code), (-REFUSALS_APART, 0))
+        if self.now - last < REFUSALS_APART:
+            self.refusals[ask.model, error.code] = last, untold + 1
+            return
+        self.refusals[ask.model, error.code] = self.now, 0
+        facts = {"model": ask.model, "source": ask.source, "tokens": ask.tokens, "like_it_before": untold}
+        self.order(orders.Note("refuse", None, error.message.split("\n")[0], "INFO", facts))
 
     def note(self, event: str, engine: Engine, message: str, *, level: str = "INFO", **facts: object) -> None:
         self.order(orders.Note(event, engine.name, message, level, facts))

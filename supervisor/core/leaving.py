@@ -35,6 +35,8 @@ def retire(
     """
     at_once = drain == 0
     engine.retired, engine.going_to_sleep = True, asleep
+    if engine.claims():
+        engine.left_because = why
     if engine.state is State.RESERVED:
         engine.step(Step.RELEASE, fleet.now)
         engine.clear()
@@ -43,10 +45,11 @@ def retire(
         engine.step(Step.DRAIN, fleet.now)
         if not patient:
             engine.deadline = fleet.now + (fleet.config.server.drain if drain is None else drain)
-        fleet.note("engine_draining", engine, f"{engine.name} drains: {why}")
+        fleet.note("engine_draining", engine, f"{engine.name} drains: {why}", busy=len(engine.leases))
     elif engine.state is State.DRAINING and at_once:
         engine.deadline = fleet.now
     elif engine.state in (State.STARTING, State.ADOPTING, State.SLEEPING, State.WAKING):
+        fleet.note("engine_stopping", engine, f"{engine.name} stops while {engine.state}: {why}")
         terminate(fleet, engine)
     go_on_draining(fleet, engine)
 
@@ -202,7 +205,7 @@ def tell_waiters(fleet: Fleet, engine: Engine, failure: Failure) -> None:
             fleet.queues.give_up(waiter, engine.name)
             if not waiter.profiles:
                 told = "\n".join((message, *failure.tail))
-                fleet.refuse(waiter.lease, NotAvailable(told, retry_after=30))
+                fleet.refuse(waiter.lease, NotAvailable(told, retry_after=30), waiter.ask)
 
 
 def settle(fleet: Fleet, engine: Engine) -> None:
@@ -258,7 +261,8 @@ def follow_up(fleet: Fleet, engine: Engine, failure: Failure) -> None:
         engine.deadline = fleet.now + verdict.delay
     else:
         engine.wanted = False
-    fleet.note("engine_restart_policy", engine, verdict.reason, level="WARNING")
+    inputs = {"kind": failure.kind.value, "failures": len(engine.failures), "delay_s": verdict.delay}
+    fleet.note("engine_restart_policy", engine, verdict.reason, level="WARNING", **inputs)
 
 
 def answer_stopped(fleet: Fleet, engine: Engine) -> None:

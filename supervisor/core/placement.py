@@ -85,7 +85,7 @@ def _at_the_cost_of(
     pressure = fleet.queues.pressure(engine.name)
     free_from = {other.name: fleet.policy.free_from(fleet, other, engine, pressure) for other in others}
     open_now = [other for other in others if free_from[other.name] <= fleet.now]
-    way = _cheapest(fleet, engine, open_now)
+    way = cheapest(fleet, engine, open_now)
     if way is not None:
         return way
     ours = bool(others) and _fits(fleet, engine, others, sleep=False)
@@ -94,7 +94,7 @@ def _at_the_cost_of(
     return Blocked(f"{verdict}{said}", ours=ours, until=min(later, default=None) if ours else None)
 
 
-def _cheapest(fleet: Fleet, engine: Engine, others: Sequence[Engine]) -> Way | None:
+def cheapest(fleet: Fleet, engine: Engine, others: Sequence[Engine]) -> Way | None:
     """Who costs least: asleep if that frees enough, else stopped."""
     victims = [eviction.Victim(e.name, fleet.policy.worth(fleet, e), e.last_used) for e in others]
     for sleep in (True, False) if any(e.profile.sleep for e in others) else (False,):

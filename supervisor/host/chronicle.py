@@ -55,7 +55,9 @@ class Chronicle:
         for entry in self._newest_first():
             if len(found) == limit:
                 break
-            if since is not None and entry["at"] < stamp(since):  # later ones may stand before: clocks are set
+            if since is not None and entry["at"] < stamp(
+                since
+            ):  # later ones may stand before: clocks are set
                 continue
             if not names or names & {entry.get("profile"), entry.get("model"), entry.get("by")}:
                 found.append(entry)
@@ -67,22 +69,23 @@ class Chronicle:
             self._file = None
 
     def _append(self, line: bytes) -> None:
-        if self._file is not None and self._size + len(line) > self._half:
+        file = self._opened()
+        if self._size and self._size + len(line) > self._half:
             self.close()
             self.path.replace(self.older)
+            file = self._opened()
+        written = os.write(file, line)
+        self._size += written
+        if written < len(line):  # the disk is full now: whoever opens the file next mends its end
+            self.close()
+
+    def _opened(self) -> int:
         if self._file is None:
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
             self._size = os.fstat(self._file).st_size
-            if self._is_torn():
-                line = b"\n" + line
-        written = os.write(self._file, line)
-        self._size += written
-        if written < len(line):  # the disk is full now: whoever opens the file next sees that its end is torn
-            self.close()
-
-    def _is_torn(self) -> bool:
-        assert self._file is not None
-        return self._size > 0 and os.pread(self._file, 1, self._size - 1) != b"\n"
+            if self._size and os.pread(self._file, 1, self._size - 1) != b"\n":
+                self._size += os.write(self._file, b"\n")
+        return self._file
 
     def _newest_first(self) -> Iterator[Entry]:
         for path in (self.path, self.older):

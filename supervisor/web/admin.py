@@ -39,6 +39,8 @@ _SO_PEERGROUPS = 59
 LONGEST = 366 * 86400.0
 """Seconds that a mode may be forced for."""
 
+_MOST_DECISIONS = 100_000
+
 _LOOK_AGAIN = 0.25
 _MODE = 0o660
 _TAIL = 1 << 20
@@ -67,6 +69,8 @@ class AdminServer:
     def _app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard])
         app.router.add_get("/status", self._status)
+        app.router.add_get("/why/{name:.+}", self._why)
+        app.router.add_get("/decisions", self._decisions)
         app.router.add_post("/mode/{name}", self._set_mode)
         app.router.add_get("/mode/{name}/plan", self._plan_mode)
         app.router.add_post("/loans", self._lend)
@@ -99,14 +103,20 @@ class AdminServer:
     async def _status(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(self._driver.status())
 
+    async def _why(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response(self._driver.why(request.match_info["name"]))
+
+    async def _decisions(self, request: web.Request) -> web.StreamResponse:
+        """`model`: a model or profile; `since`: seconds back; `limit`: the newest so many."""
+        query = request.query
+        limit, since = query.get("limit", "100"), _seconds(request, "since")
+        if not limit.isdecimal() or not 0 < int(limit[:9]) <= _MOST_DECISIONS:
+            raise BadRequest(f"limit={limit!r} is not 1 to {_MOST_DECISIONS}", param="limit")
+        found = await self._driver.decisions(query.get("model"), since, int(limit))
+        return web.json_response({"decisions": found})
+
     async def _set_mode(self, request: web.Request) -> web.StreamResponse:
-        given = request.query.get("seconds")
-        try:
-            seconds = None if given is None else float(given)
-        except ValueError:
-            seconds = -1.0
-        if seconds is not None and not 0 < seconds < LONGEST:
-            raise BadRequest(f"seconds={given!r} is no number of seconds", param="seconds")
+        seconds = _seconds(request, "seconds")
         return web.json_response(
             {"message": await self._driver.set_mode(request.match_info["name"], seconds)}
         )
@@ -156,6 +166,20 @@ class AdminServer:
         with contextlib.suppress(ConnectionResetError):  # the reader has seen enough
             await _send_log(response, path, int(lines), request.query.get("follow") == "1")
         return response
+
+
+def _seconds(request: web.Request, name: str) -> float | None:
+    """A duration in the query; None where it is absent. Raises BadRequest."""
+    given = request.query.get(name)
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < LONGEST:
+        raise BadRequest(f"{name}={given!r} is no number of seconds", param=name)
+    return seconds
 
 
 def profile_named(name: str, config: Config) -> str:

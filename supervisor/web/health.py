@@ -9,11 +9,11 @@ _FAILING = frozenset({"backoff", "impossible"})
 
 
 def health(status: Mapping[str, Any]) -> dict[str, Any]:
-    """Degraded: an engine that will not start, a GPU in trouble, a process that no engine owns."""
+    """Degraded: an engine that will not start, a GPU in trouble, a process that no engine owns, a disk that fails."""
     engines = status["engines"]
     failing = any(engine["state"] in _FAILING for engine in engines)
     trouble = any(device["trouble"] or device["quarantined"] for device in status["devices"])
-    degraded = failing or trouble or bool(status["strays"])
+    degraded = failing or trouble or bool(status["strays"]) or bool(status.get("disk_trouble"))
     models = {engine["profile"]: _model(engine) for engine in engines}
     return {"status": "degraded" if degraded else "healthy", "models": models}
 

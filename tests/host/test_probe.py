@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from supervisor.host.probe import ProbeFailed, health, listener, models, tiny_request
+from supervisor.host import probe
+from supervisor.host.probe import ProbeFailed, health, listener, models, tiny_request, version
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -169,3 +170,23 @@ def test_a_socket_that_does_not_accept(tmp_path: Path) -> None:
     with sockets.socket(sockets.AF_UNIX) as bound:
         bound.bind(str(tmp_path / "s"))
         assert listener(tmp_path / "s") is None
+
+
+async def test_the_version(engine: Engine) -> None:
+    engine.answers["/version"] = (200, {"version": "0.32.0"})
+    assert await version(engine.socket, "right") == "0.32.0"
+
+
+@pytest.mark.parametrize(
+    "answer", [(404, {}), (200, []), (200, {"version": 3}), (200, {"version": ""}), hang, flood]
+)
+async def test_a_version_that_is_not_told(
+    engine: Engine, answer: Handler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "_MODELS_TIMEOUT", 0.2)
+    engine.answers["/version"] = answer
+    assert await version(engine.socket, "right") is None
+
+
+async def test_the_version_of_nobody(tmp_path: Path) -> None:
+    assert await version(tmp_path / "sock", "right") is None

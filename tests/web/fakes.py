@@ -22,9 +22,13 @@ class FakeLease:
     session: aiohttp.ClientSession
     reason: str = "the only profile"
     queued: float = 0.25
+    counted: list[tuple[int | None, int | None]] = field(default_factory=list)
 
     def log_tail(self) -> tuple[str, ...]:
         return ("CUDA out of memory",)
+
+    def spent(self, prompt: int | None, output: int | None) -> None:
+        self.counted.append((prompt, output))
 
 
 @dataclass
@@ -35,6 +39,8 @@ class FakeDriver:
     refusal: LlmdError | None = None
     held: int = 0
     calls: list[tuple[str, str, bool]] = field(default_factory=list)
+    counted: list[tuple[int | None, int | None]] = field(default_factory=list)
+    asked: list[tuple[str | None, float | None, int]] = field(default_factory=list)
     started_at: float = field(default_factory=time.monotonic)
 
     @asynccontextmanager
@@ -48,7 +54,7 @@ class FakeDriver:
             async with aiohttp.ClientSession(
                 connector=connector, headers={"Authorization": "Bearer engine"}
             ) as session:
-                yield FakeLease(profile, session)
+                yield FakeLease(profile, session, counted=self.counted)
         finally:
             self.held -= 1
 
@@ -61,6 +67,15 @@ class FakeDriver:
     async def stop(self, profile: str, *, at_once: bool = False) -> str:
         self.calls.append(("stop", profile, at_once))
         return f"{profile} has stopped"
+
+    def why(self, name: str) -> dict[str, Any]:
+        if self.refusal is not None:
+            raise self.refusal
+        return {"name": name}
+
+    async def decisions(self, name: str | None, since: float | None, limit: int) -> list[dict[str, Any]]:
+        self.asked.append((name, since, limit))
+        return [{"message": "made room"}]
 
     def status(self) -> dict[str, Any]:
         engines = [

@@ -15,7 +15,7 @@ import pytest
 from fakes import FakeDriver
 
 from supervisor.config import Config, Profile, Server
-from supervisor.errors import EngineFailed
+from supervisor.errors import EngineFailed, ModelNotFound
 from supervisor.web.admin import AdminServer, may_administer
 
 
@@ -104,3 +104,28 @@ def test_who_may_administer(tmp_path: Path) -> None:
     assert not may_administer(nobody, [nobody, seen.st_gid + 1], seen)
     path.chmod(0o600)
     assert not may_administer(nobody, [seen.st_gid], path.stat())
+
+
+async def test_why(driver: FakeDriver, client: aiohttp.ClientSession) -> None:
+    async with client.get("/why/llama_0") as answer:
+        assert (await answer.json()) == {"name": "llama_0"}
+    driver.refusal = ModelNotFound("there are: llama")
+    async with client.get("/why/gpt") as answer:
+        assert (answer.status, (await answer.json())["error"]["message"]) == (404, "there are: llama")
+
+
+async def test_decisions(driver: FakeDriver, client: aiohttp.ClientSession) -> None:
+    async with client.get("/decisions") as answer:
+        assert (await answer.json()) == {"decisions": [{"message": "made room"}]}
+    async with client.get("/decisions?model=llama&since=3600&limit=7") as answer:
+        assert answer.status == 200
+    assert driver.asked == [(None, None, 100), ("llama", 3600.0, 7)]
+
+
+@pytest.mark.parametrize(
+    "query", ["since=-1", "since=soon", "since=nan", "limit=0", "limit=x", "limit=999999"]
+)
+async def test_what_decisions_are_not_asked_for_like(client: aiohttp.ClientSession, query: str) -> None:
+    async with client.get(f"/decisions?{query}") as answer:
+        assert answer.status == 400
+        assert query.split("=")[0] in (await answer.json())["error"]["message"]
