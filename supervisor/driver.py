@@ -50,7 +50,10 @@ class Lease:
     _engine: Incarnation
     prompt: int | None = None
     output: int | None = None
-    """Tokens that the engine counted."""
+
+    def used(self, prompt: int | None, output: int | None) -> None:
+        """Note the tokens that the engine counted; None where it did not tell."""
+        self.prompt, self.output = prompt, output
 
     @property
     def incarnation(self) -> str:
@@ -62,9 +65,6 @@ class Lease:
 
     def log_tail(self) -> tuple[str, ...]:
         return self._engine.tail()
-
-    def spent(self, prompt: int | None, output: int | None) -> None:
-        self.prompt, self.output = prompt, output
 
 
 class Driver:
@@ -365,7 +365,7 @@ class Driver:
         finally:
             del self._leases[name]
             if name in self.fleet.leases or name in self.fleet.queues:
-                self.post(events.Left(name, lease.prompt, lease.output) if lease else events.Left(name))
+                self.post(events.Left(name, *(lease.prompt, lease.output) if lease else ()))
 
     async def start(self, profile: str) -> str:
         return await self._ask(profile, lambda ticket: events.StartAsked(ticket, profile))

@@ -156,7 +156,7 @@ async def _cut(
 def _count(passing: Passing, lease: Lease, record: Record) -> None:
     usage = passing.usage()
     record.prompt, record.completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    lease.spent(record.prompt, record.completion)
+    lease.used(record.prompt, record.completion)
 
 
 def _failed(lease: Lease, what: str) -> EngineFailed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from supervisor.config import Key, Scheduling
 from supervisor.core import events, orders
+from supervisor.core.learned import Learned
 from supervisor.core.lifecycle import State
 from supervisor.core.routing import Ask
 from tests.core.world import World, config, profile
@@ -18,7 +19,7 @@ def busy(**policy: object) -> World:
     world = World(config(A, B, scheduling=Scheduling.model_validate(policy), keys=BATCH))
     world.up("llama_1")
     for engine in world.fleet.engines.values():
-        engine.load_seconds = 10.0
+        engine.learned = Learned(start=10.0)
     world.ask("llama")
     return world
 
@@ -86,7 +87,7 @@ def test_many_waiters_swap_sooner_than_one():
 def test_lost_patience_swaps_whatever_it_costs():
     world = busy(quantum=5.0, patience_interactive=60.0)
     for engine in world.fleet.engines.values():
-        engine.load_seconds = 1000.0
+        engine.learned = Learned(start=1000.0)
     world.ask("coder")
     world.wait(59)
     assert world.state("llama_1") is State.READY
@@ -97,7 +98,7 @@ def test_lost_patience_swaps_whatever_it_costs():
 def test_batch_is_more_patient():
     world = busy(quantum=5.0)
     for engine in world.fleet.engines.values():
-        engine.load_seconds = 1000.0
+        engine.learned = Learned(start=1000.0)
     world.send(events.Arrived("b", Ask("coder", "n8n"), 600))
     world.wait(299)
     assert world.state("llama_1") is State.READY

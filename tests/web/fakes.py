@@ -22,13 +22,15 @@ class FakeLease:
     session: aiohttp.ClientSession
     reason: str = "the only profile"
     queued: float = 0.25
-    counted: list[tuple[int | None, int | None]] = field(default_factory=list)
+
+    prompt: int | None = None
+    output: int | None = None
+
+    def used(self, prompt: int | None, output: int | None) -> None:
+        self.prompt, self.output = prompt, output
 
     def log_tail(self) -> tuple[str, ...]:
         return ("CUDA out of memory",)
-
-    def spent(self, prompt: int | None, output: int | None) -> None:
-        self.counted.append((prompt, output))
 
 
 @dataclass
@@ -38,8 +40,8 @@ class FakeDriver:
     log: Path = Path("/nowhere")
     refusal: LlmdError | None = None
     held: int = 0
+    leases: list[FakeLease] = field(default_factory=list)
     calls: list[tuple[str, str, bool]] = field(default_factory=list)
-    counted: list[tuple[int | None, int | None]] = field(default_factory=list)
     asked: list[tuple[str | None, float | None, int]] = field(default_factory=list)
     started_at: float = field(default_factory=time.monotonic)
 
@@ -54,7 +56,8 @@ class FakeDriver:
             async with aiohttp.ClientSession(
                 connector=connector, headers={"Authorization": "Bearer engine"}
             ) as session:
-                yield FakeLease(profile, session, counted=self.counted)
+                self.leases.append(FakeLease(profile, session))
+                yield self.leases[-1]
         finally:
             self.held -= 1
 

@@ -149,6 +149,17 @@ async def test_keys_and_privileges_stay_here(world: World) -> None:
     assert not {"cookie", "x-vllm-priority", "x-data-parallel-rank"} & set(world.engine.headers)
 
 
+@pytest.mark.parametrize("how", ["whole", "end"])
+async def test_the_tokens_that_the_engine_counted_are_told_with_the_lease(world: World, how: str) -> None:
+    world.engine.how = how
+    world.engine.go_on.set()
+    async with world.post() as answer:
+        await answer.read()
+    await until(lambda: world.driver.held == 0)
+    (lease,) = world.driver.leases
+    assert (lease.prompt, lease.output) == (USAGE["prompt_tokens"], USAGE["completion_tokens"])
+
+
 async def test_a_stream_comes_piece_by_piece(world: World) -> None:
     world.engine.how = "end"
     async with world.post() as answer:
