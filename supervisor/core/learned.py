@@ -20,7 +20,7 @@ FADE = 0.99
 USUAL = ((1000, 250), (8000, 2000))
 """(letters, tokens) that stand for what is usual, four letters a token, until enough was counted."""
 
-USUAL_WEIGHT = 0.1
+USUAL_WEIGHT = 0.01
 """What one of them counts for against a request that was counted."""
 
 NOTABLE = 0.05

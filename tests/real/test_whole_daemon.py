@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -99,6 +100,32 @@ def test_a_stream_ends_with_its_usage(api: openai.OpenAI) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert chunks[-1].choices[0].finish_reason == "length"
     assert (last.choices, last.usage.completion_tokens) == ([], 5)
+
+
+SENTENCE = "A model's engine starts when somebody asks for it and stops as soon as nobody does any more. "
+
+
+def test_after_fifty_requests_tokens_are_told_from_letters_within_15_percent(
+    llmd: Llmd, api: openai.OpenAI
+) -> None:
+    rng, missed = random.Random(5), []
+    for number in range(60):
+        text = (SENTENCE * 12)[: rng.randint(50, 1100)]
+        known = learned(llmd) if number >= 50 else None
+        messages: Any = [{"role": "user", "content": text}]
+        usage = api.chat.completions.create(model="chat", messages=messages, max_tokens=1).usage
+        assert usage
+        if known:
+            told = known["template_tokens"] + len(text) / known["letters_per_token"]
+            missed.append(abs(told - usage.prompt_tokens) / usage.prompt_tokens)
+    assert len(missed) == 10
+    assert max(missed) <= 0.15
+    assert learned(llmd)["version"]
+
+
+def learned(llmd: Llmd) -> dict[str, Any]:
+    (profile,) = json.loads(llmd.run("why", "chat", "--json").stdout)["profiles"]
+    return dict(profile["learned"])
 
 
 def test_a_prompt_beyond_the_window_is_the_clients_error(api: openai.OpenAI) -> None:
