@@ -152,12 +152,17 @@ CODES = [
     (0, ("check",)),
     (0, ("why", "tiny")),
     (0, ("why", "--history")),
+    (0, ("mode",)),
+    (0, ("plan", "--gpus", "2x24GiB")),
     (1, ("--config", "BAD", "status")),
     (1, ("start", "gone")),
     (1, ("stop", "gone")),
     (1, ("logs", "gone")),
     (1, ("why", "gone")),
     (1, ("why", "gone", "--history")),
+    (1, ("mode", "dusk")),
+    (1, ("plan", "gone")),
+    (1, ("lease", "1GiB")),  # no card here
     (1, ("--config", "BAD", "check")),
     (1, ("--config", "BAD", "serve")),
     (1, ("serve",)),  # a second one
@@ -173,6 +178,8 @@ CODES = [
     (3, (*NO_DAEMON, "stop", "tiny_0")),
     (3, (*NO_DAEMON, "logs", "tiny_0")),
     (3, (*NO_DAEMON, "why", "tiny_0")),
+    (3, (*NO_DAEMON, "mode")),
+    (3, (*NO_DAEMON, "lease", "1GiB")),
 ]
 
 
@@ -188,10 +195,10 @@ def test_exit_codes(llmd: Llmd, tmp_path: Path, code: int, words: tuple[str, ...
 
 
 def test_every_command_has_a_row_for_done_and_for_refused() -> None:
-    """But `serve`, which ends well only when told to: test_daemon shows that."""
-    for code in (0, 1):
+    """But `serve`, which ends well only when told to, and `lease`, which needs a card, are done elsewhere."""
+    for code, elsewhere in ((0, {"serve", "lease"}), (1, {"serve"})):
         rows = {word for row, words in CODES if row == code for word in words if word in COMMANDS}
-        assert rows | {"serve"} == set(COMMANDS)
+        assert rows | elsewhere == set(COMMANDS)
 
 
 def test_version(llmd: Llmd) -> None:
