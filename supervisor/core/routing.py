@@ -16,13 +16,14 @@ from supervisor.errors import ModelNotFound, WrongTask
 @dataclass(frozen=True, slots=True)
 class Ask:
     """A request as routing sees it. `tokens`: estimated prompt tokens. `tasks`: what could answer the route.
-    `max_tokens`: the most it wants written, None where it did not say."""
+    `max_tokens`: the most it wants written, None where it did not say. `stream`: token by token."""
 
     model: str
     source: str = "default"
     tokens: int = 0
     tasks: frozenset[str] = frozenset()
     max_tokens: int | None = None
+    stream: bool = False
 
 
 @dataclass(frozen=True, slots=True)
