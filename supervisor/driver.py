@@ -43,6 +43,12 @@ class Lease:
     reason: str
     queued: float
     _engine: Incarnation
+    prompt: int | None = None
+    output: int | None = None
+
+    def used(self, prompt: int | None, output: int | None) -> None:
+        """Note the tokens that the engine counted; None where it did not tell."""
+        self.prompt, self.output = prompt, output
 
     @property
     def incarnation(self) -> str:
@@ -159,6 +165,16 @@ class Driver:
                 engine.kill()
 
     @_obey.register
+    def _(self, order: orders.Sleep) -> None:
+        if engine := self.running.get(order.incarnation):
+            engine.run(engine.sleep(order.level))
+
+    @_obey.register
+    def _(self, order: orders.Wake) -> None:
+        if engine := self.running.get(order.incarnation):
+            engine.run(engine.wake(order.level))
+
+    @_obey.register
     def _(self, order: orders.Prove) -> None:
         engine = self.running[order.incarnation]
         if engine.record.ready:
@@ -225,7 +241,7 @@ class Driver:
         """Record first, then start: a daemon that dies in between leaves a record to look for."""
         profile, key = self.config.profiles[order.profile], secrets.token_hex(32)
         socket = self.journal.socket(order.incarnation)
-        argv = command.argv(profile, self.config, socket, order.utilization)
+        argv = command.argv(profile, self.config, socket, order.utilization, order.slots)
         group = cgroup.create(self.group, order.incarnation) if self.group else None
         record = Record(
             incarnation=order.incarnation,
@@ -242,6 +258,8 @@ class Driver:
             log=str(self.log_path(profile.name)),
             devices=order.devices,
             ready=False,
+            slots=order.slots,
+            max_concurrent=profile.max_concurrent,
         )
         engine = Incarnation(record, profile, self.config, self.journal, self.post)
         self.running[order.incarnation] = engine
@@ -307,14 +325,17 @@ class Driver:
         self.running[record.incarnation] = engine
         if record.pid is None and alive:
             await engine.remember(pid=identity.pid, start_time=identity.start_time, session=identity.session)
-        self.post(events.Found(record.profile, record.incarnation, record.devices, alive))
+        rung = record.rung(profile.max_concurrent)
+        self.post(
+            events.Found(record.profile, record.incarnation, record.devices, alive, record.asleep, rung)
+        )
 
     # What the web and the command line ask for
 
     @asynccontextmanager
     async def lease(self, ask: Ask, patience: float | None = None) -> AsyncIterator[Lease]:
         """The right to use an engine for `ask`, waited for at most `patience` seconds. Raises LlmdError."""
-        name, began = secrets.token_hex(8), time.monotonic()
+        name, began, lease = secrets.token_hex(8), time.monotonic(), None
         waiting: asyncio.Future[orders.Grant] = asyncio.get_running_loop().create_future()
         self._leases[name] = waiting
         self.post(events.Arrived(name, ask, self.config.server.max_wait if patience is None else patience))
@@ -323,11 +344,16 @@ class Driver:
             engine = self.running.get(grant.incarnation)
             if engine is None:
                 raise EngineFailed(f"{grant.profile} ended just now", retry_after=5)
-            yield Lease(grant.profile, grant.reason, time.monotonic() - began, engine)
+            lease = Lease(grant.profile, grant.reason, time.monotonic() - began, engine)
+            engine.in_flight += 1
+            try:
+                yield lease
+            finally:
+                engine.in_flight -= 1
         finally:
             del self._leases[name]
             if name in self.fleet.leases or name in self.fleet.queues:
-                self.post(events.Left(name))
+                self.post(events.Left(name, *(lease.prompt, lease.output) if lease else ()))
 
     async def start(self, profile: str) -> str:
         return await self._ask(profile, lambda ticket: events.StartAsked(ticket, profile))
