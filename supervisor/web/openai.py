@@ -28,6 +28,16 @@ class _Body(msgspec.Struct):
     query: Any = None
     documents: Any = None
     tools: Any = None
+    stream: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_output_tokens: Any = None
+
+    @property
+    def most(self) -> int | None:
+        """The most tokens that it wants written. What is no number is left to the engine to refuse."""
+        given = (self.max_completion_tokens, self.max_tokens, self.max_output_tokens)
+        return next((value for value in given if type(value) is int and value > 0), None)
 
 
 _decoder = msgspec.json.Decoder(_Body)
@@ -42,7 +52,7 @@ def read_ask(body: bytes, source: str, tasks: frozenset[str]) -> Ask:
         raise BadRequest(f"the body is not the JSON expected here: {error}") from None
     except RecursionError:
         raise BadRequest("the body is nested too deeply") from None
-    return Ask(read.model, source, letters // _LETTERS_PER_TOKEN, tasks)
+    return Ask(read.model, source, letters // _LETTERS_PER_TOKEN, tasks, read.most, read.stream is True)
 
 
 def _letters(value: object) -> int:

@@ -23,6 +23,12 @@ class FakeLease:
     reason: str = "the only profile"
     queued: float = 0.25
 
+    prompt: int | None = None
+    output: int | None = None
+
+    def used(self, prompt: int | None, output: int | None) -> None:
+        self.prompt, self.output = prompt, output
+
     def log_tail(self) -> tuple[str, ...]:
         return ("CUDA out of memory",)
 
@@ -34,6 +40,7 @@ class FakeDriver:
     log: Path = Path("/nowhere")
     refusal: LlmdError | None = None
     held: int = 0
+    leases: list[FakeLease] = field(default_factory=list)
     calls: list[tuple[str, str, bool]] = field(default_factory=list)
     started_at: float = field(default_factory=time.monotonic)
 
@@ -48,7 +55,8 @@ class FakeDriver:
             async with aiohttp.ClientSession(
                 connector=connector, headers={"Authorization": "Bearer engine"}
             ) as session:
-                yield FakeLease(profile, session)
+                self.leases.append(FakeLease(profile, session))
+                yield self.leases[-1]
         finally:
             self.held -= 1
 
