@@ -153,13 +153,13 @@ def test_an_engine_that_does_not_wake_is_replaced_and_its_waiter_served(install:
 
 
 def test_an_idle_engine_sleeps_first_and_is_stopped_later(install: Install) -> None:
-    llmd = install(alpha={"sleep_after": "1s", "idle_ttl": "5s"})
+    llmd = install(alpha={"sleep_after": "1s", "idle_ttl": "15s"})
     say(llmd, "alpha")
-    until(lambda: asleep(llmd, "alpha_0"), 4, llmd.text)
+    until(lambda: asleep(llmd, "alpha_0"), 10, llmd.text)
     assert used(llmd) == RESIDUE
-    assert 0 < llmd.engine("alpha_0")["ttl_left_s"] <= 5
+    assert 0 < llmd.engine("alpha_0")["ttl_left_s"] <= 15
     assert "keeps 1.50 GiB" in " ".join(llmd.run("status").stdout.split())
-    until(lambda: llmd.engine("alpha_0")["state"] == "cold", 8, llmd.text)
+    until(lambda: llmd.engine("alpha_0")["state"] == "cold", 30, llmd.text)
     assert used(llmd) == 0
 
 

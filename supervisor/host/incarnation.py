@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ READY_PAUSE = 0.25
 UNHEALTHY_AFTER = 3
 MARKER = "--- llmd starts incarnation"
 TAIL_LINES = 60
-CAUSE_LINES = 1000
-"""Of a dead engine's log: every request in flight may add a traceback after the one that tells the cause."""
+DEEP_LINES = 1000
+"""How far back a load tells its sizes, or a dead engine the cause: each request in flight may add a traceback after
+it."""
 KILL_AGAIN = 5.0
 
 Post = Callable[[Event], None]
@@ -126,7 +127,7 @@ class Incarnation:
     async def _watch_exit(self) -> None:
         assert self.tree is not None
         code = await self.tree.exited()
-        self.post(events.Exited(self.name, code, await asyncio.to_thread(self.tail, CAUSE_LINES)))
+        self.post(events.Exited(self.name, code, await asyncio.to_thread(self.tail, DEEP_LINES)))
 
     async def _watch_loading(self) -> None:
         progress = asyncio.create_task(self._report_progress(self.log.stat().st_size))
@@ -134,23 +135,22 @@ class Incarnation:
             await self._until_ready()
         finally:
             progress.cancel()
+        self._learn(await asyncio.to_thread(self.tail, DEEP_LINES))
         self.post(events.ProbePassed(self.name))
 
     async def _report_progress(self, offset: int) -> None:
         async for line in enginelog.follow(self.log, offset):
             self.post(events.Progressed(self.name, read_progress(line)))
-            self._learn(line)
 
-    def _learn(self, line: str) -> None:
-        """What the log tells of the engine's size goes to the core, and with the next record to later daemons."""
-        facts = read_facts(line)
+    def _learn(self, lines: Iterable[str]) -> None:
+        """What the log told of the engine's size goes to the core, and with the next record to later daemons."""
+        facts = {name: value for line in lines for name, value in read_facts(line).items()}
         weights, tokens = facts.get("weights_gib"), facts.get("kv_cache_tokens")
         if isinstance(weights, float):  # of one rank; the others' are alike
             self.record = replace(self.record, weights=int(weights * GIB) * max(1, len(self.profile.gpus)))
         if isinstance(tokens, float):
             self.record = replace(self.record, kv_tokens=int(tokens))
-        if weights is not None or tokens is not None:
-            self._tell()
+        self._tell()
 
     def _tell(self) -> None:
         self.post(events.Told(self.name, self.record.weights, self.record.kv_tokens))
