@@ -171,6 +171,8 @@ def test_a_restarted_daemon_finds_a_sleeping_engine_and_wakes_it_when_asked(
     healthy = say(llmd, "alpha")
     until(lambda: asleep(llmd, "alpha_0"), 5, llmd.text)
     before = llmd.engine("alpha_0")
+    record = json.loads((llmd.home / "state" / "engines" / before["incarnation"] / "record.json").read_text())
+    assert (record["asleep"], record["kv_tokens"]) == (before["asleep"], 52352)
     llmd.kill()
     llmd.start()
     until(lambda: asleep(llmd, "alpha_0"), 5, llmd.text)
@@ -213,7 +215,7 @@ def test_an_engine_that_ran_out_of_memory_serving_comes_back_for_half_as_many(in
     assert failed.value.status_code in (500, 502)
     until(lambda: llmd.engine("alpha_0")["state"] == "ready", 10, llmd.text)
     eased = llmd.engine("alpha_0")
-    assert (eased["slots"], eased["rung"], eased["starts"]) == (2, 2, 2)
+    assert (eased["slots"], eased["rung"], eased["starts"]) == (2, 2, 2), llmd.text()
     words = psutil.Process(eased["pid"]).cmdline()
     assert words[words.index("--max-num-seqs") + 1] == "2"
     assert "it is started again for 2 requests at a time" in llmd.log.read_text()

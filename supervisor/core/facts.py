@@ -178,11 +178,9 @@ def _(event: events.Exited, fleet: Fleet) -> None:
     engine = fleet.current(event.incarnation)
     if engine is None or engine.state not in LIVE:
         return
-    failure = engine.failure
-    if failure is None and engine.state is not State.STOPPING:
-        ready = engine.state not in (State.STARTING, State.ADOPTING)
-        failure = classify(event.code, event.tail, was_ready=ready)
-    leaving.ended(fleet, engine, failure)
+    leaving.ended(
+        fleet, engine, leaving.cause(engine, classify(event.code, event.tail, was_ready=engine.proven))
+    )
 
 
 @on.register

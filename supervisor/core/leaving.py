@@ -170,6 +170,17 @@ def remember_before(fleet: Fleet, engine: Engine) -> None:
             engine.before[device] = (found.used, measured, found.unattributed)
 
 
+def cause(engine: Engine, told: Failure) -> Failure | None:
+    """Why it ended, None where it was stopped in order. `told`: what its exit and log say.
+
+    An engine that ran out of memory may fail its probes before it is gone: then it tells more than they do.
+    """
+    killed = engine.failure
+    if killed is None:
+        return None if engine.state is State.STOPPING else told
+    return told if told.serving and told.kind is FailureClass.OUT_OF_MEMORY else killed
+
+
 def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: bool = False) -> None:
     """The leader is gone, wanted or not. Its memory is ours until the device shows otherwise."""
     stopping, was_serving = engine.state is State.STOPPING, engine.state in AWAKE
@@ -186,7 +197,7 @@ def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: b
         engine.last_failure = failure
         engine.wanted = engine.wanted or (was_ready and not engine.retired)
         fleet.note("engine_failed", engine, str(failure), level="ERROR", log=failure.tail)
-        if was_serving and failure.kind is FailureClass.OUT_OF_MEMORY:
+        if failure.serving and failure.kind is FailureClass.OUT_OF_MEMORY and not engine.asleep:
             ease(fleet, engine)
         if not engine.proven:
             tell_waiters(fleet, engine, failure)

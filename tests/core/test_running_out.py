@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.core import orders
+from supervisor.core import events, orders
 from supervisor.core.failures import FailureClass, classify
 from supervisor.core.lifecycle import State
 from tests.core.world import World, config, profile
@@ -72,6 +72,16 @@ def test_each_time_half_as_many_down_to_one_and_soon_again() -> None:
     for _ in range(3):
         world.ask("llama")
     assert len(world.fleet.engines["llama_0"].leases) == 1
+
+
+def test_probes_that_failed_first_do_not_hide_it() -> None:
+    world = World(config(profile("llama_0", 0, max_concurrent=4)))
+    world.up("llama_0")
+    dying = world.incarnation("llama_0")
+    world.alive.discard(dying)
+    world.send(events.Unhealthy(dying, "3 health probes in a row failed"))
+    world.send(events.Exited(dying, 0, (f"{HEAD}torch.OutOfMemoryError: {OOM}",)))
+    assert world.fleet.engines["llama_0"].rung == 2
 
 
 def test_it_is_kept_through_a_stop() -> None:

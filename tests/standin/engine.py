@@ -10,6 +10,7 @@ It imitates vLLM 0.32 as llmd sees it, and tests/real/test_contract.py runs the 
   unlinked.
 - SIGTERM: once ready it aborts what runs and exits 0; the first one while loading is swallowed.
 - the start log, recorded from the real thing; HTTP bodies, errors, SSE, VLLM_API_KEY on /v1 (answers.py).
+- sleep mode, after vLLM's source and documentation alone: nothing here was seen on hardware (slumber.py).
 - the memory of each card it may see, and the refusal to start where too little is free (vram.py).
 Text, vectors and scores mean nothing, and a token is a word. STANDIN_* in the environment makes it slow or
 bad: knobs.py lists how. GET /standin tells what it was asked. No process of it lives longer than LIFETIME.
