@@ -182,6 +182,16 @@ class Driver:
                 engine.kill()
 
     @_obey.register
+    def _(self, order: orders.Sleep) -> None:
+        if engine := self.running.get(order.incarnation):
+            engine.run(engine.sleep(order.level))
+
+    @_obey.register
+    def _(self, order: orders.Wake) -> None:
+        if engine := self.running.get(order.incarnation):
+            engine.run(engine.wake(order.level))
+
+    @_obey.register
     def _(self, order: orders.Prove) -> None:
         engine = self.running[order.incarnation]
         if engine.record.ready:
@@ -262,7 +272,7 @@ class Driver:
         """Record first, then start: a daemon that dies in between leaves a record to look for."""
         profile, key = self.config.profiles[order.profile], secrets.token_hex(32)
         socket = self.journal.socket(order.incarnation)
-        argv = command.argv(profile, self.config, socket, order.utilization)
+        argv = command.argv(profile, self.config, socket, order.utilization, order.slots)
         group = cgroup.create(self.group, order.incarnation) if self.group else None
         record = Record(
             incarnation=order.incarnation,
@@ -279,6 +289,8 @@ class Driver:
             log=str(self.log_path(profile.name)),
             devices=order.devices,
             ready=False,
+            slots=order.slots,
+            max_concurrent=profile.max_concurrent,
         )
         engine = Incarnation(record, profile, self.config, self.journal, self.post)
         self.running[order.incarnation] = engine
@@ -344,7 +356,10 @@ class Driver:
         self.running[record.incarnation] = engine
         if record.pid is None and alive:
             await engine.remember(pid=identity.pid, start_time=identity.start_time, session=identity.session)
-        self.post(events.Found(record.profile, record.incarnation, record.devices, alive))
+        rung = record.rung(profile.max_concurrent)
+        self.post(
+            events.Found(record.profile, record.incarnation, record.devices, alive, record.asleep, rung)
+        )
 
     # What the web and the command line ask for
 
@@ -361,7 +376,11 @@ class Driver:
             if engine is None:
                 raise EngineFailed(f"{grant.profile} ended just now", retry_after=5)
             lease = Lease(grant.profile, grant.reason, time.monotonic() - began, engine)
-            yield lease
+            engine.in_flight += 1
+            try:
+                yield lease
+            finally:
+                engine.in_flight -= 1
         finally:
             del self._leases[name]
             if name in self.fleet.leases or name in self.fleet.queues:

@@ -13,6 +13,7 @@
     ├── Overloaded               503  every place is taken, come back          fault "llmd"
     ├── NotAvailable             503  cannot be ready: memory, mode, give-up   fault "llmd"
     ├── EngineFailed             502  the engine died or would not start       fault "engine"
+    │   └── EngineSilent         504  the engine let a time limit pass
     ├── InternalError            500  a bug in llmd; its log has the traceback  fault "llmd"
     └── OperatorError            what a person at the command line can mend    fault "operator"
         ├── ConfigError          llmd.toml or a profile is wrong
@@ -112,6 +113,11 @@ class EngineFailed(LlmdError):
     def __init__(self, message: str, *, log: Sequence[str] = (), retry_after: float | None = None) -> None:
         super().__init__(message, retry_after=retry_after)
         self.log = tuple(log)
+
+
+class EngineSilent(EngineFailed):
+    status = 504
+    code = "engine_timeout"
 
 
 class InternalError(LlmdError):

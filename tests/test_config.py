@@ -296,6 +296,22 @@ def test_what_is_wrong_in_the_main_file(write: Write, main: str, expected: str) 
         (LLAMA.replace("llama", "a b", 1), ":1: model: 'a b' is no model name; "),
         (LLAMA + "device = 'cpu'\nmemory = 1\n", ":3: a profile for the CPU has no GPUs; "),
         (LLAMA + "memory = '1 GiB'\n", ":4: memory is for the CPU; write vram = "),
+        (
+            LLAMA.replace("gpus = [0]", "device = 'cpu'") + "memory = 1\nsleep = true\n",
+            ":5: vLLM cannot sleep on the CPU; leave sleep out",
+        ),
+        (
+            LLAMA + "sleep_after = '5m'\n",
+            ":4: an engine that may not sleep has no sleep_after; write sleep = true",
+        ),
+        (
+            LLAMA + "args = ['--enable-sleep-mode']\n",
+            ":4: --enable-sleep-mode is llmd's to pass; write sleep = true in the profile",
+        ),
+        (
+            LLAMA + "args = ['--max-num-seqs=8']\n",
+            ":4: --max-num-seqs is llmd's to pass; write max_concurrent",
+        ),
         (LLAMA + "vram = '0 GiB'\n", ":4: vram is nothing; "),
         (
             LLAMA + "vram = '9 GiB'\ngpu_memory_utilization = 0.5\n",

@@ -145,7 +145,7 @@ def _models(engines: list[Json]) -> Table:
             Text(str(engine.get("model"))),
             _state(engine),
             span(engine.get("ttl_left_s")),
-            f"{engine.get('in_flight') or 0}/{engine.get('max_concurrent') or '-'}",
+            f"{engine.get('in_flight') or 0}/{engine.get('slots') or engine.get('max_concurrent') or '-'}",
             str(engine.get("queued") or 0),
         )
     return table
@@ -157,6 +157,8 @@ def _state(engine: Json) -> Text:
     if state in {"starting", "waking"} and engine.get("stage"):
         percent = f" {engine['percent']:.0f} %" if engine.get("percent") is not None else ""
         text.append(f"{percent}, {engine['stage']}")
+    elif residue := sum((engine.get("residue") or {}).values()):
+        text.append(f", keeps {gib(residue)}")
     elif engine.get("available") is False:
         text.append(", not now", "dim")
     return text

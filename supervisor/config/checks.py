@@ -26,6 +26,8 @@ OWNED = {
     ("--served-model-name",): "write model = ... in the profile",
     ("--gpu-memory-utilization",): "write gpu_memory_utilization = ... or vram = ... in the profile",
     ("--max-model-len",): "write max_model_len = ... in the profile",
+    ("--max-num-seqs",): "write max_concurrent = ... in the profile",
+    ("--enable-sleep-mode",): "write sleep = true in the profile",
     ("--tensor-parallel-size", "-tp"): "leave it out, layers are split over as many GPUs as gpus names",
     ("--runner",): "write task = ... in the profile",
     ("--convert",): "write task = ... in the profile",
@@ -137,6 +139,7 @@ def _identity(profile: Profile, config: Config) -> Iterator[Finding]:
 def _profile(profile: Profile) -> Iterator[Finding]:
     yield from _devices(profile)
     yield from _memory(profile)
+    yield from _sleep(profile)
     yield from _flags(profile)
 
 
@@ -166,6 +169,13 @@ def _memory(profile: Profile) -> Iterator[Finding]:
         yield ("memory",), "memory is for the CPU", 'write vram = "8 GiB"'
     if profile.vram == 0:
         yield ("vram",), "vram is nothing", 'write what the engine may take, such as "21 GiB"'
+
+
+def _sleep(profile: Profile) -> Iterator[Finding]:
+    if profile.sleep and profile.device == "cpu":
+        yield ("sleep",), "vLLM cannot sleep on the CPU", "leave sleep out"
+    if profile.sleep_after is not None and not profile.sleep:
+        yield ("sleep_after",), "an engine that may not sleep has no sleep_after", "write sleep = true"
 
 
 def _flags(profile: Profile) -> Iterator[Finding]:

@@ -151,6 +151,18 @@ class EngineDefaults(Frozen):
     stop_grace: Seconds = 15.0
     settle_timeout: Seconds = 60.0
     health_interval: Seconds = 5.0
+    sleep_timeout: Seconds = 60.0
+    """For the answer to /sleep; its memory then has settle_timeout to come back."""
+    wake_timeout: Seconds = 600.0
+    """From asleep to the first answer; level 2 reads its weights again meanwhile."""
+    stall_timeout: Seconds = 120.0
+    """Healthy, with requests in flight, and no token for so long: it hangs, and is replaced."""
+    first_token_timeout: Seconds = 300.0
+    """Until the first byte of a streamed answer."""
+    token_timeout: Seconds = 120.0
+    """Between two pieces of an answer."""
+    answer_timeout: Seconds = 1800.0
+    """Until an answer that is not streamed: nothing of it comes before its last token is made."""
     log_size: Bytes = 64 * MIB
     """Of an engine's log and the part kept of it before, together. 100 MB/s take a tenth more at most."""
 

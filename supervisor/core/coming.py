@@ -9,6 +9,9 @@ from supervisor.core.fit import need, utilization
 from supervisor.core.fleet import Fleet, taken
 from supervisor.core.lifecycle import State, Step
 
+WAKE_SLACK = 5.0
+"""Seconds after which the shell, which keeps the same limit, is taken to have nothing more to say."""
+
 
 def bring_up(fleet: Fleet, engine: Engine) -> None:
     """Start what is cold, wake what sleeps."""
@@ -24,7 +27,7 @@ def wake(fleet: Fleet, engine: Engine) -> None:
     cards = [device for device in engine.devices if device != HOST]
     engine.reserved = {device: need(engine.profile, fleet.reading(device)) for device in cards}
     engine.loading_since, engine.settled, engine.retired = fleet.now, False, False
-    engine.deadline = fleet.now + fleet.config.engine.start_timeout
+    engine.deadline = fleet.now + fleet.config.engine.wake_timeout + WAKE_SLACK
     fleet.order(orders.Wake(engine.incarnation or "", engine.asleep))
     fleet.note("engine_waking", engine, f"{engine.name} wakes from level {engine.asleep}")
 
@@ -36,7 +39,8 @@ def serve(fleet: Fleet, engine: Engine) -> None:
     engine.step(Step.SERVE, fleet.now)
     engine.last_used = engine.ready_since = fleet.now
     engine.progress = engine.last_failure = engine.loading_since = None
-    engine.asleep, engine.wanted, engine.patient = 0, False, False
+    engine.asleep, engine.slept_at, engine.wanted = 0, None, False
+    engine.patient, engine.proven = False, True
     rest(fleet, engine)
     fleet.note("engine_ready", engine, f"{engine.name} is ready", seconds=took)
     fleet.order(orders.Survey())

@@ -33,16 +33,24 @@ def served_names(profile: Profile) -> tuple[str, ...]:
     return tuple(dict.fromkeys((profile.model, profile.name)))
 
 
-def argv(profile: Profile, config: Config, socket: Path, utilization: float) -> tuple[str, ...]:
-    """The `vllm serve` command. The profile's own `args` come last, so that they win where both are set."""
+def argv(
+    profile: Profile, config: Config, socket: Path, utilization: float, slots: int | None = None
+) -> tuple[str, ...]:
+    """The `vllm serve` command, for `slots` requests at a time (None: as many as the profile says).
+
+    The profile's own `args` come last, so that they win where both are set.
+    """
+    seats = profile.max_concurrent if slots is None else slots
     words: list[str] = [*(profile.command or config.engine.command), profile.weights]
     words += ["--uds", str(socket), "--served-model-name", *served_names(profile)]
-    words += ["--gpu-memory-utilization", f"{utilization:g}", "--max-num-seqs", str(profile.max_concurrent)]
+    words += ["--gpu-memory-utilization", f"{utilization:g}", "--max-num-seqs", str(seats)]
     words += POOLING[profile.task]
     if profile.max_model_len is not None:
         words += ["--max-model-len", str(profile.max_model_len)]
     if profile.tensor_parallel > 1:
         words += ["--tensor-parallel-size", str(profile.tensor_parallel)]
+    if profile.sleep:
+        words.append("--enable-sleep-mode")
     if profile.revision is not None:
         words += ["--revision", profile.revision]
     return (*words, "--disable-fastapi-docs", *profile.args)
@@ -67,12 +75,15 @@ def environment(
         if name not in secrets and not name.startswith(("NOTIFY_", "WATCHDOG_", "LISTEN_", "PYTHONPATH"))
     }
     cards = ",".join(map(str, indices))
+    # Opens routes that change the engine for everyone, outside its key: they stay behind its private socket.
+    sleep = {"VLLM_SERVER_DEV_MODE": "1"} if profile.sleep else {}
     return {
         **kept,
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "300",
         **config.engine.env,
         **profile.env,
+        **sleep,
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": cards,
         "VLLM_API_KEY": key,

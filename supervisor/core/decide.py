@@ -42,7 +42,9 @@ def look_at_deadlines(fleet: Fleet) -> None:
 
 def deadline_of(fleet: Fleet, engine: Engine) -> None:
     engine.deadline = None
-    if engine.state in (State.STARTING, State.ADOPTING, State.WAKING):
+    if engine.state is State.WAKING:
+        leaving.wake_failed(fleet, engine, f"not within {fleet.config.engine.wake_timeout:g} s")
+    elif engine.state in (State.STARTING, State.ADOPTING):
         minutes = fleet.config.engine.start_timeout / 60
         stage = engine.progress.stage if engine.progress else "before its first stage"
         text = f"no progress for {minutes:g} min while loading ({stage})"

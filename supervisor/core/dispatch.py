@@ -70,7 +70,7 @@ def place(fleet: Fleet, waiter: Waiter) -> bool:
 def grant(fleet: Fleet, waiter: Waiter, engine: Engine, reason: str) -> None:
     ask, incarnation = waiter.ask, engine.incarnation or ""
     output = engine.output_for(ask)
-    engine.leases[waiter.lease] = ask.tokens + output
+    engine.leases[waiter.lease] = engine.tokens_for(ask)
     engine.idle_since = engine.deadline = None
     engine.last_used, engine.ageing = fleet.now, fleet.ageing
     engine.rate.hit(fleet.now, waiter.weight)

@@ -87,6 +87,8 @@ class Engine:
     going_to_sleep: bool = False
     asleep: int = 0
     """Sleep level, 0 while awake."""
+    slept_at: float | None = None
+    """When it answered that it sleeps: what it holds is told by readings taken from then on."""
     settled: bool = False
     """Its memory was seen to have come back after it fell asleep."""
     sleep_broken: bool = False
@@ -106,6 +108,8 @@ class Engine:
     """When the last process of the tree was gone."""
     survivors: tuple[int, ...] = ()
 
+    proven: bool = False
+    """This incarnation has served: its end is a crash, no failed start."""
     failure: Failure | None = None
     """Why this incarnation ended; decides what follows settling."""
     last_failure: Failure | None = None
@@ -166,7 +170,9 @@ class Engine:
         return sum(self.leases.values()) + self.tokens_for(ask) <= self.kv_tokens
 
     def tokens_for(self, ask: Ask) -> int:
-        return ask.tokens + self.output_for(ask)
+        """Tokens that it may come to hold in the KV cache; vLLM clamps them to the context."""
+        wanted = ask.tokens + self.output_for(ask)
+        return wanted if self.profile.max_model_len is None else min(wanted, self.profile.max_model_len)
 
     def output_for(self, ask: Ask) -> int:
         """Tokens that a reply may have: what nine of ten had, no more than asked for; none when pooling."""
@@ -244,8 +250,8 @@ class Engine:
         self.before.clear()
         self.progress = self.loading_since = self.idle_since = None
         self.terminated, self.gone_at, self.survivors = 0, None, ()
-        self.was_loading = self.retired = self.going_to_sleep = self.settled = False
-        self.asleep, self.kv_tokens, self.squeezed = 0, None, None
+        self.was_loading = self.retired = self.going_to_sleep = self.settled = self.proven = False
+        self.asleep, self.slept_at, self.kv_tokens, self.squeezed = 0, None, None, None
 
     def __repr__(self) -> str:
         return f"<{self.name} {self.state} {self.incarnation or '-'} {len(self.leases)} in flight>"

@@ -80,7 +80,8 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Slept:
-    """The engine answered that it sleeps; whether its memory came back is for the devices to show."""
+    """The engine answered that it sleeps, now or when it was found; whether its memory came back is for the
+    devices to show."""
 
     incarnation: str
 
@@ -138,12 +139,17 @@ class Unkillable:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An engine of an earlier daemon, proven ours. `alive`: its leader runs; else only leftovers may."""
+    """An engine of an earlier daemon, proven ours. `alive`: its leader runs; else only leftovers may.
+
+    `asleep`: the level at which it may sleep, 0 where it was never put to sleep. `rung`: as the engine's.
+    """
 
     profile: str
     incarnation: str
     devices: tuple[str, ...]
     alive: bool
+    asleep: int = 0
+    rung: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,7 +130,11 @@ def _(event: events.Told, fleet: Fleet) -> None:
 
 @on.register
 def _(event: events.Slept, fleet: Fleet) -> None:
-    if fleet.current(event.incarnation):
+    engine = fleet.current(event.incarnation)
+    if engine and engine.state is State.ADOPTING:
+        leaving.lie_down(fleet, engine, engine.asleep)
+    if engine and engine.state is State.SLEEPING:
+        engine.slept_at = fleet.now
         fleet.order(orders.Survey())
 
 
@@ -144,8 +148,8 @@ def _(event: events.SleepFailed, fleet: Fleet) -> None:
 @on.register
 def _(event: events.WakeFailed, fleet: Fleet) -> None:
     engine = fleet.current(event.incarnation)
-    if engine and engine.state is State.WAKING:
-        leaving.fail(fleet, engine, Failure(FailureClass.TRANSIENT, f"did not wake: {event.reason}"))
+    if engine and engine.state in (State.WAKING, State.ADOPTING):
+        leaving.wake_failed(fleet, engine, event.reason)
 
 
 @on.register
@@ -182,11 +186,9 @@ def _(event: events.Exited, fleet: Fleet) -> None:
     engine = fleet.current(event.incarnation)
     if engine is None or engine.state not in LIVE:
         return
-    failure = engine.failure
-    if failure is None and engine.state is not State.STOPPING:
-        ready = engine.state not in (State.STARTING, State.ADOPTING)
-        failure = classify(event.code, event.tail, was_ready=ready)
-    leaving.ended(fleet, engine, failure)
+    leaving.ended(
+        fleet, engine, leaving.cause(engine, classify(event.code, event.tail, was_ready=engine.proven))
+    )
 
 
 @on.register
@@ -208,6 +210,7 @@ def _(event: events.Found, fleet: Fleet) -> None:
     engine = fleet.engines[event.profile]
     engine.step(Step.ADOPT, fleet.now)
     engine.incarnation, engine.devices = event.incarnation, event.devices
+    engine.asleep, engine.rung = event.asleep, event.rung
     fleet.ledger.unlearn_foreign(event.devices)
     engine.reserved = {
         device: need(engine.profile, reading)

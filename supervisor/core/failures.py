@@ -26,6 +26,8 @@ class Failure:
     message: str
     tail: tuple[str, ...] = ()
     """The last lines of the engine's log, as shown with the message."""
+    serving: bool = False
+    """It had been ready: what it failed at was no start."""
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}"
@@ -36,6 +38,7 @@ _SIGNS: tuple[tuple[FailureClass, re.Pattern[str]], ...] = tuple(
     for kind, pattern in (
         (FailureClass.GPU_SICK, r"Xid|GPU is lost|uncorrectable ECC|cudaErrorECC|device-side assert"),
         (FailureClass.CONTENTION, r"Free memory on device .* is less than desired GPU memory utilization"),
+        (FailureClass.CONTENTION, r"Available memory on node \d+ \("),
         (FailureClass.CONTENTION, r"Address already in use|EADDRINUSE"),
         (FailureClass.IMPOSSIBLE, r"No available memory for the cache blocks"),
         (FailureClass.IMPOSSIBLE, r"To serve at least one request with the model's max seq len"),
@@ -50,6 +53,13 @@ _SIGNS: tuple[tuple[FailureClass, re.Pattern[str]], ...] = tuple(
     )
 )
 
+_RAN_OUT = re.compile(
+    r"\((?:EngineCore|Worker)\w* pid=\d+\) ERROR [\d-]+ [\d:]+ \[\w+\.py:\d+\] "
+    r"(?:torch\.(?:cuda\.)?OutOfMemoryError: |RuntimeError: Worker failed with error ')?CUDA out of memory\. "
+)
+"""The last line of a traceback that the engine core or its worker logged, from its very beginning: vLLM puts this
+prefix before each line of each process, so that no request can write one."""
+
 SHOWN_LINES = 8
 
 
@@ -58,7 +68,8 @@ def classify(code: int | None, tail: Sequence[str], *, was_ready: bool) -> Failu
 
     `code`: exit status, negative for a signal, None where unknown (an adopted engine). vLLM exits 0 when
     its engine core dies, so 0 is a crash like any other. Text only counts while the engine loads: later
-    the log may hold whatever a request contained.
+    the log may hold whatever a request contained, and only the engine core's own account of having run out
+    of memory is believed.
     """
     shown = tuple(tail[-SHOWN_LINES:])
     if not was_ready:
@@ -68,8 +79,11 @@ def classify(code: int | None, tail: Sequence[str], *, was_ready: bool) -> Failu
                 return Failure(kind, _trim(line), shown)
         if code == 2:
             return Failure(FailureClass.IMPOSSIBLE, "vllm refused its command line (exit 2)", shown)
-    doing = "while serving" if was_ready else "while loading"
-    return Failure(FailureClass.TRANSIENT, f"{_how(code)} {doing}", shown)
+        return Failure(FailureClass.TRANSIENT, f"{_how(code)} while loading", shown)
+    for line in tail:
+        if _RAN_OUT.match(line):
+            return Failure(FailureClass.OUT_OF_MEMORY, _trim(line), shown, serving=True)
+    return Failure(FailureClass.TRANSIENT, f"{_how(code)} while serving", shown, serving=True)
 
 
 def _how(code: int | None) -> str:

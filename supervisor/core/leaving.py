@@ -5,7 +5,7 @@ from __future__ import annotations
 from supervisor.core import learning, orders, restarts
 from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine
-from supervisor.core.failures import Failure
+from supervisor.core.failures import Failure, FailureClass
 from supervisor.core.fleet import Fleet, taken
 from supervisor.core.ledger import Claims
 from supervisor.core.lifecycle import PROFILING, State, Step
@@ -81,21 +81,28 @@ def sleep_level(fleet: Fleet, engine: Engine, claims: Claims) -> int:
 def fall_asleep(fleet: Fleet, engine: Engine, level: int) -> None:
     """Its memory stays promised to it until the devices show that it came back; its weights' place is taken now."""
     remember_before(fleet, engine)
+    lie_down(fleet, engine, level)
+    fleet.order(orders.Sleep(engine.incarnation or "", level))
+
+
+def lie_down(fleet: Fleet, engine: Engine, level: int) -> None:
+    limits = fleet.config.engine
     engine.step(Step.SLEEP, fleet.now)
-    engine.asleep, engine.settled = level, False
+    engine.asleep, engine.settled, engine.slept_at, engine.proven = level, False, None, True
     if level == 1:
         engine.reserved[HOST] = engine.host_need
-    engine.deadline = fleet.now + fleet.config.engine.settle_timeout
-    fleet.order(orders.Sleep(engine.incarnation or "", level))
+    engine.deadline = fleet.now + limits.sleep_timeout + limits.settle_timeout
 
 
 def settle_asleep(fleet: Fleet, engine: Engine) -> None:
     """Over once the devices show that most of the memory came back: an answer of 200 proves nothing."""
+    if engine.slept_at is None:
+        return
     cards = [device for device in engine.devices if device != HOST]
     fallen = {device: engine.measured.get(device) for device in cards}
     for device, now_held in fallen.items():
         reading = fleet.ledger.reading(device)
-        if reading is None or reading.trouble or now_held is None or reading.at < engine.since:
+        if reading is None or reading.trouble or now_held is None or reading.at < engine.slept_at:
             return
         if now_held > min(
             engine.reserved[device] / 2, engine.before.get(device, (0, engine.reserved[device], 0))[1] / 2
@@ -120,6 +127,12 @@ def sleep_failed(fleet: Fleet, engine: Engine, reason: str) -> None:
     engine.sleep_broken = True
     fleet.note("sleep_failed", engine, f"{engine.name} did not fall asleep: {reason}", level="WARNING")
     terminate(fleet, engine)
+
+
+def wake_failed(fleet: Fleet, engine: Engine, reason: str) -> None:
+    """Replace it by a fresh start, which those who wait for it await; the next one is not put to sleep."""
+    engine.sleep_broken = engine.proven = True
+    fail(fleet, engine, Failure(FailureClass.TRANSIENT, f"did not wake: {reason}"))
 
 
 def would_disturb(fleet: Fleet, engine: Engine) -> bool:
@@ -162,10 +175,21 @@ def remember_before(fleet: Fleet, engine: Engine) -> None:
             engine.before[device] = (found.used, measured, found.unattributed)
 
 
+def cause(engine: Engine, told: Failure) -> Failure | None:
+    """Why it ended, None where it was stopped in order. `told`: what its exit and log say.
+
+    An engine that ran out of memory may fail its probes before it is gone: then it tells more than they do.
+    """
+    killed = engine.failure
+    if killed is None:
+        return None if engine.state is State.STOPPING else told
+    return told if told.serving and told.kind is FailureClass.OUT_OF_MEMORY else killed
+
+
 def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: bool = False) -> None:
     """The leader is gone, wanted or not. Its memory is ours until the device shows otherwise."""
-    stopping = engine.state is State.STOPPING
-    was_ready = engine.state in (State.READY, State.DRAINING) or (stopping and not engine.was_loading)
+    stopping, was_serving = engine.state is State.STOPPING, engine.state in AWAKE
+    was_ready = was_serving or (stopping and not engine.was_loading and not engine.asleep)
     if not stopping:
         remember_before(fleet, engine)
     engine.step(Step.EXIT, fleet.now)
@@ -178,10 +202,19 @@ def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: b
         engine.last_failure = failure
         engine.wanted = engine.wanted or (was_ready and not engine.retired)
         fleet.note("engine_failed", engine, str(failure), level="ERROR", log=failure.tail)
-        if not was_ready:
+        if failure.serving and failure.kind is FailureClass.OUT_OF_MEMORY and not engine.asleep:
+            ease(fleet, engine)
+        if not engine.proven:
             tell_waiters(fleet, engine, failure)
     if tree_gone:
         tree_is_gone(fleet, engine)
+
+
+def ease(fleet: Fleet, engine: Engine) -> None:
+    """It ran out of memory while serving: from now on half as many requests at a time, until its profile changes."""
+    before, engine.rung = engine.slots, max(1, engine.slots // 2)
+    why = f"{engine.name} ran out of memory serving; it is started again for {engine.rung} requests at a time"
+    fleet.note("engine_eased", engine, why, level="WARNING", slots=engine.rung, before=before)
 
 
 def tree_is_gone(fleet: Fleet, engine: Engine) -> None:

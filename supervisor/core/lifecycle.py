@@ -100,7 +100,7 @@ _TABLE: dict[Step, dict[State, State]] = {
         State.ADOPTING: State.READY,
     },
     Step.DRAIN: {State.READY: State.DRAINING},
-    Step.SLEEP: {State.DRAINING: State.SLEEPING},
+    Step.SLEEP: {State.DRAINING: State.SLEEPING, State.ADOPTING: State.SLEEPING},
     Step.WAKE: {State.SLEEPING: State.WAKING},
     Step.STOP: dict.fromkeys(LIVE - {State.STOPPING}, State.STOPPING),
     Step.EXIT: dict.fromkeys(LIVE, State.SETTLING),

@@ -32,7 +32,7 @@ def decide(policy: Restarts, failures: Sequence[float], failure: Failure, rng: r
     if recent >= policy.give_up_after:
         minutes = policy.within / 60
         return Verdict(None, f"failed {recent} times in {minutes:g} min, given up: {failure.message}")
-    if failure.kind is FailureClass.OUT_OF_MEMORY:
+    if failure.kind is FailureClass.OUT_OF_MEMORY and not failure.serving:
         return Verdict(policy.max_delay, f"{failure.message}; next try in {policy.max_delay:.0f} s at most")
     base = min(policy.first_delay * 2 ** (len(failures) - 1), policy.max_delay)
     delay = base * (1 - policy.jitter * rng.random())

@@ -17,7 +17,7 @@ from supervisor.errors import ModelNotFound, WrongTask
 class Ask:
     """A request as routing sees it. `tokens`: estimated prompt tokens. `tasks`: what could answer the route.
     `max_tokens`: the most it wants written, None where it did not say. `letters`: of its text, None where it is not
-    text alone, so that its tokens cannot be told from them."""
+    text alone, so that its tokens cannot be told from them. `stream`: token by token."""
 
     model: str
     source: str = "default"
@@ -25,6 +25,7 @@ class Ask:
     tasks: frozenset[str] = frozenset()
     max_tokens: int | None = None
     letters: int | None = None
+    stream: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,8 @@ def _device(fleet: Fleet, reading: Reading, now: float) -> dict[str, Any]:
 
 
 def _engine(fleet: Fleet, engine: Engine, pid: int | None, log: Path, now: float) -> dict[str, Any]:
-    idle = engine.state is State.READY and not engine.leases and engine.deadline is not None
+    resting = engine.settled if engine.state is State.SLEEPING else engine.state is State.READY
+    idle = resting and not engine.leases and engine.deadline is not None
     return {
         "profile": engine.name,
         "model": engine.profile.model,
@@ -77,6 +78,10 @@ def _engine(fleet: Fleet, engine: Engine, pid: int | None, log: Path, now: float
         "incarnation": engine.incarnation,
         "in_flight": len(engine.leases),
         "max_concurrent": engine.profile.max_concurrent,
+        "slots": engine.slots,
+        "rung": engine.rung,
+        "asleep": engine.asleep,
+        "residue": {d: s for d, s in engine.residue.items() if d != HOST and engine.settled},
         "queued": fleet.queues.for_profile(engine.name),
         "ttl_left_s": round((engine.deadline or now) - now, 1) if idle else None,
         "since_s": round(now - engine.since, 1),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,21 @@ import aiohttp
 
 from supervisor.config import Config, Profile
 from supervisor.core import events
+from supervisor.core.devices import GIB
 from supervisor.core.events import Event
-from supervisor.core.progress import read_progress
-from supervisor.host import enginelog, probe
+from supervisor.core.progress import read_facts, read_progress
+from supervisor.host import enginelog, probe, slumber, stall
 from supervisor.host.journal import Journal, Record
+from supervisor.host.logbook import log
 from supervisor.host.process import Tree
 
 READY_PAUSE = 0.25
 UNHEALTHY_AFTER = 3
 MARKER = "--- llmd starts incarnation"
 TAIL_LINES = 60
+DEEP_LINES = 1000
+"""How far back a load tells its sizes, or a dead engine the cause: each request in flight may add a traceback after
+it."""
 KILL_AGAIN = 5.0
 
 Post = Callable[[Event], None]
@@ -43,7 +48,11 @@ class Incarnation:
     session: aiohttp.ClientSession | None = None
     doomed: bool = False
     """Ordered killed, perhaps before there was a tree to kill."""
+    in_flight: int = 0
+    """Requests that hold a lease on it."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _guards: list[asyncio.Task[None]] = field(default_factory=list)
+    """What watches it while it serves."""
 
     @property
     def name(self) -> str:
@@ -61,9 +70,9 @@ class Incarnation:
     def log(self) -> Path:
         return Path(self.record.log)
 
-    def tail(self) -> tuple[str, ...]:
+    def tail(self, count: int = TAIL_LINES) -> tuple[str, ...]:
         """The last lines that this incarnation wrote, none of an earlier one's."""
-        lines = enginelog.tail(self.log, TAIL_LINES)
+        lines = enginelog.tail(self.log, count, max_bytes=max(64 << 10, count << 8))
         starts = [number for number, line in enumerate(lines) if line.startswith(MARKER)]
         return tuple(lines[starts[-1] + 1 :] if starts else lines)
 
@@ -98,7 +107,10 @@ class Incarnation:
             self._spawn(self._watch_loading())
 
     def watch_health(self) -> None:
-        self._spawn(self._watch_health())
+        """From now on, and anew after each sleep: health, and whether it still computes."""
+        for guard in self._guards:
+            guard.cancel()
+        self._guards = [self._spawn(self._watch_health()), self._spawn(self._watch_stall())]
 
     def kill(self) -> None:
         self._spawn(self._kill())
@@ -106,15 +118,16 @@ class Incarnation:
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         self._spawn(work)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _watch_exit(self) -> None:
         assert self.tree is not None
         code = await self.tree.exited()
-        self.post(events.Exited(self.name, code, await asyncio.to_thread(self.tail)))
+        self.post(events.Exited(self.name, code, await asyncio.to_thread(self.tail, DEEP_LINES)))
 
     async def _watch_loading(self) -> None:
         progress = asyncio.create_task(self._report_progress(self.log.stat().st_size))
@@ -122,12 +135,26 @@ class Incarnation:
             await self._until_ready()
         finally:
             progress.cancel()
+        self._learn(await asyncio.to_thread(self.tail, DEEP_LINES))
         await self._tell_version()
         self.post(events.ProbePassed(self.name))
 
     async def _report_progress(self, offset: int) -> None:
         async for line in enginelog.follow(self.log, offset):
             self.post(events.Progressed(self.name, read_progress(line)))
+
+    def _learn(self, lines: Iterable[str]) -> None:
+        """What the log told of the engine's size goes to the core, and with the next record to later daemons."""
+        facts = {name: value for line in lines for name, value in read_facts(line).items()}
+        weights, tokens = facts.get("weights_gib"), facts.get("kv_cache_tokens")
+        if isinstance(weights, float):  # of one rank; the others' are alike
+            self.record = replace(self.record, weights=int(weights * GIB) * max(1, len(self.profile.gpus)))
+        if isinstance(tokens, float):
+            self.record = replace(self.record, kv_tokens=int(tokens))
+        self._tell()
+
+    def _tell(self) -> None:
+        self.post(events.Told(self.name, self.record.weights, self.record.kv_tokens))
 
     async def _until_ready(self) -> None:
         """Ready is `/health` and one real request: an engine may be healthy and die of its first request."""
@@ -152,6 +179,18 @@ class Incarnation:
             failed = 0 if await probe.health(self.socket, self.record.key) else failed + 1
         self.post(events.Unhealthy(self.name, f"{failed} health probes in a row failed"))
 
+    async def _watch_stall(self) -> None:
+        limits = self.config.engine
+        pulse = stall.Pulse(self.socket, self.record.key, self.profile.task, self.record.models[0])
+        await stall.until_hung(
+            pulse,
+            lambda: self.in_flight > 0,
+            limits.stall_timeout,
+            min(limits.health_interval, limits.stall_timeout / 8),
+        )
+        why = f"healthy, but no token in {limits.stall_timeout:g} s with {self.in_flight} requests in flight"
+        self.post(events.Unhealthy(self.name, why))
+
     async def _kill(self) -> None:
         assert self.tree is not None
         while survivors := await self.tree.kill():
@@ -174,7 +213,51 @@ class Incarnation:
             return
         await self._tell_version()
         self.watch(loading=False)
+        self._tell()
+        if self.record.asleep:
+            await self._look_whether_asleep()
+        else:
+            self.post(events.ProbePassed(self.name))
+
+    # Sleep
+
+    async def sleep(self, level: int) -> None:
+        """Recorded first: a daemon that dies meanwhile leaves no engine that sleeps and is taken for awake."""
+        try:
+            await self.remember(asleep=level)
+            await slumber.fall_asleep(self.socket, self.record.key, level, self.config.engine.sleep_timeout)
+        except (probe.ProbeFailed, OSError) as error:
+            self.post(events.SleepFailed(self.name, str(error)))
+        else:
+            self.post(events.Slept(self.name))
+
+    async def wake(self, level: int) -> None:
+        """Also where a wake was broken off: until it has served, an engine at level 2 may lack its weights."""
+        try:
+            async with asyncio.timeout(self.config.engine.wake_timeout) as limit:
+                await slumber.wake_up(self.socket, self.record.key, level, self.config.engine.wake_timeout)
+                await self._until_ready()
+        except (probe.ProbeFailed, TimeoutError) as error:
+            late = f"not within {self.config.engine.wake_timeout:g} s"
+            self.post(events.WakeFailed(self.name, late if limit.expired() else str(error)))
+            return
+        try:
+            await self.remember(asleep=0)
+        except OSError as error:  # a later daemon wakes it once more
+            log("record_not_written", "ERROR", profile=self.profile.name, message=str(error))
         self.post(events.ProbePassed(self.name))
+
+    async def _look_whether_asleep(self) -> None:
+        """An engine of an earlier daemon, which did not see the end of its sleep or its waking."""
+        try:
+            asleep = await slumber.is_sleeping(self.socket, self.record.key, self.config.engine.sleep_timeout)
+        except probe.ProbeFailed as error:
+            self.post(events.WakeFailed(self.name, error.message))
+            return
+        if asleep:
+            self.post(events.Slept(self.name))
+        else:
+            await self.wake(self.record.asleep)
 
     # Ends
 

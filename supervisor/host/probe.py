@@ -30,7 +30,7 @@ class ProbeFailed(EngineFailed):
 async def health(socket: Path, key: str, timeout: float = 2.0) -> bool:
     """True on 200. vLLM refuses the connection while loading and answers 503 when its core is dead."""
     try:
-        async with _session(socket, key, timeout) as session, session.get("/health") as reply:
+        async with connected(socket, key, timeout) as session, session.get("/health") as reply:
             return reply.status == 200
     except (aiohttp.ClientError, OSError, TimeoutError):
         return False
@@ -63,8 +63,8 @@ async def tiny_request(socket: Path, key: str, task: str, model: str, timeout: f
 async def models(socket: Path, key: str) -> list[str]:
     """The names served to this key. Raises ProbeFailed where the key is not the engine's, or it is no engine."""
     try:
-        async with _session(socket, key, _MODELS_TIMEOUT) as session, session.get("/v1/models") as reply:
-            body = await _body(reply)
+        async with connected(socket, key, _MODELS_TIMEOUT) as session, session.get("/v1/models") as reply:
+            body = await read(reply)
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise ProbeFailed(f"{socket} does not answer: {error or type(error).__name__}") from error
     if reply.status == 401:
@@ -78,8 +78,8 @@ async def models(socket: Path, key: str) -> list[str]:
 async def version(socket: Path, key: str) -> str | None:
     """vLLM's own, such as "0.32.0"; None where it is not told."""
     try:
-        async with _session(socket, key, _MODELS_TIMEOUT) as session, session.get("/version") as reply:
-            told = json.loads(await _body(reply))["version"]
+        async with connected(socket, key, _MODELS_TIMEOUT) as session, session.get("/version") as reply:
+            told = json.loads(await read(reply))["version"]
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, TypeError):
         return None
     return told[:_LONGEST_VERSION] if isinstance(told, str) and told else None
@@ -109,8 +109,8 @@ async def _post(
     socket: Path, key: str, path: str, body: Mapping[str, Any], timeout: float
 ) -> tuple[int, str]:
     try:
-        async with _session(socket, key, timeout) as session, session.post(path, json=body) as reply:
-            words = await _body(reply)
+        async with connected(socket, key, timeout) as session, session.post(path, json=body) as reply:
+            words = await read(reply)
             return reply.status, words.decode(errors="replace")
     except TimeoutError as error:
         raise ProbeFailed(f"no answer to a first request on {path} within {timeout:g} s") from error
@@ -118,7 +118,8 @@ async def _post(
         raise ProbeFailed(f"the engine broke off a first request on {path}: {error}") from error
 
 
-async def _body(reply: aiohttp.ClientResponse) -> bytes:
+async def read(reply: aiohttp.ClientResponse) -> bytes:
+    """A reply's body, no more than a sane one has."""
     body = bytearray()
     async for chunk in reply.content.iter_any():
         body += chunk
@@ -128,7 +129,8 @@ async def _body(reply: aiohttp.ClientResponse) -> bytes:
 
 
 @asynccontextmanager
-async def _session(socket: Path, key: str, timeout: float) -> AsyncIterator[aiohttp.ClientSession]:
+async def connected(socket: Path, key: str, timeout: float) -> AsyncIterator[aiohttp.ClientSession]:
+    """A session of `timeout` seconds, presenting the key. Raises TimeoutError."""
     async with (
         asyncio.timeout(timeout),
         aiohttp.ClientSession(

@@ -31,6 +31,16 @@ class _Body(msgspec.Struct):
     documents: Any = None
     tools: msgspec.Raw = msgspec.Raw()
     """As written: templates show them as JSON, keys and all."""
+    stream: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_output_tokens: Any = None
+
+    @property
+    def most(self) -> int | None:
+        """The most tokens that it wants written. What is no number is left to the engine to refuse."""
+        given = (self.max_completion_tokens, self.max_tokens, self.max_output_tokens)
+        return next((value for value in given if type(value) is int and value > 0), None)
 
 
 _decoder = msgspec.json.Decoder(_Body)
@@ -45,8 +55,15 @@ def read_ask(body: bytes, source: str, tasks: frozenset[str]) -> Ask:
         raise BadRequest(f"the body is not the JSON expected here: {error}") from None
     except RecursionError:
         raise BadRequest("the body is nested too deeply") from None
-    tokens = text.letters // _LETTERS_PER_TOKEN + text.ids
-    return Ask(read.model, source, tokens, tasks, letters=text.letters if text.alone else None)
+    return Ask(
+        read.model,
+        source,
+        text.letters // _LETTERS_PER_TOKEN + text.ids,
+        tasks,
+        read.most,
+        text.letters if text.alone else None,
+        read.stream is True,
+    )
 
 
 def _text_of(body: _Body) -> _Text:

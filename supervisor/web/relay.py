@@ -6,6 +6,7 @@ frame, where it is a stream of events, and its connection is cut.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
@@ -15,9 +16,10 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
-from supervisor.errors import EngineFailed
+from supervisor.errors import EngineFailed, EngineSilent
 from supervisor.web.driving import Lease
 from supervisor.web.openai import error_body
+from supervisor.web.patience import Reader
 from supervisor.web.record import Record
 
 _HOP = frozenset(
@@ -90,57 +92,86 @@ class Passing:
         return {}
 
 
-async def relay(request: web.Request, body: bytes, lease: Lease, record: Record) -> web.StreamResponse:
-    """Raises EngineFailed as long as nothing was sent; later the connection is cut."""
+async def relay(
+    request: web.Request, body: bytes, lease: Lease, record: Record, *, patience: float, between: float
+) -> web.StreamResponse:
+    """Give the answer's first byte `patience` seconds, each further piece `between`.
+
+    Raises EngineFailed as long as nothing was sent; later the connection is cut. What was sent to an engine is
+    never sent again: it may have been carried out.
+    """
     try:
-        async with lease.session.post(
-            f"http://engine{request.path}",
-            data=body,
-            headers=_to_engine(request.headers, record),
-            timeout=_NO_LIMIT,
-            allow_redirects=False,
-        ) as upstream:
+        async with (
+            asyncio.timeout(patience) as limit,
+            lease.session.post(
+                f"http://engine{request.path}",
+                data=body,
+                headers=_to_engine(request.headers, record),
+                timeout=_NO_LIMIT,
+                allow_redirects=False,
+            ) as upstream,
+        ):
             first = await upstream.content.readany()
+            limit.reschedule(None)
             if upstream.status in (401, 403):  # our key, not the client's
                 raise _failed(lease, "did not accept llmd's key")
-            return await _answer(request, upstream, first, lease, record)
+            return await _answer(request, upstream, first, lease, record, between)
     except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+        if limit.expired():
+            raise _silent(lease, f"did not begin to answer within {patience:g} s") from error
         raise _failed(lease, f"did not answer ({type(error).__name__})") from error
 
 
 async def _answer(
-    request: web.Request, upstream: aiohttp.ClientResponse, first: bytes, lease: Lease, record: Record
+    request: web.Request,
+    upstream: aiohttp.ClientResponse,
+    first: bytes,
+    lease: Lease,
+    record: Record,
+    between: float,
 ) -> web.StreamResponse:
     record.first, record.status = time.monotonic(), upstream.status
     response = web.StreamResponse(status=upstream.status, headers=_to_client(upstream, record))
     response.content_length = upstream.content_length
     passing = Passing(upstream.content_type == "text/event-stream")
+    reader = Reader(upstream.content, between)
     try:
         await response.prepare(request)
-        broken = await _copy(first, upstream, response, passing)
-        _count(passing, lease, record)
+        broken = await _copy(first, upstream, reader, response, passing, lease)
         if broken is None:
             await response.write_eof()
         else:
-            await _cut(request, response, passing, _failed(lease, broken), record)
+            await _cut(request, response, passing, broken, record)
     except ConnectionResetError:  # the client left between two writes
         record.status = 499
+    finally:
+        reader.close()
+        _count(passing, lease, record)
     return response
 
 
 async def _copy(
-    chunk: bytes, upstream: aiohttp.ClientResponse, response: web.StreamResponse, passing: Passing
-) -> str | None:
+    chunk: bytes,
+    upstream: aiohttp.ClientResponse,
+    reader: Reader,
+    response: web.StreamResponse,
+    passing: Passing,
+    lease: Lease,
+) -> EngineFailed | None:
     """Until the end, or what went wrong on the engine's side. Raises ConnectionResetError for the client's."""
     while chunk:
         await response.write(passing.pass_on(chunk))
         if passing.failed:
-            return "broke off with an error"
+            return _failed(lease, "broke off with an error")
         try:
-            chunk = await upstream.content.readany()
+            chunk = await reader.read()
+        except TimeoutError:
+            return _silent(lease, "fell silent in the middle of its answer")
         except (aiohttp.ClientError, OSError):
-            return "died in the middle of its answer"
-    return None if upstream.status >= 400 or passing.ended() else "ended its answer too early"
+            return _failed(lease, "died in the middle of its answer")
+    if upstream.status >= 400 or passing.ended():
+        return None
+    return _failed(lease, "ended its answer too early")
 
 
 async def _cut(
@@ -161,6 +192,10 @@ def _count(passing: Passing, lease: Lease, record: Record) -> None:
 
 def _failed(lease: Lease, what: str) -> EngineFailed:
     return EngineFailed(f"the engine of {lease.profile} {what}", log=lease.log_tail(), retry_after=5)
+
+
+def _silent(lease: Lease, what: str) -> EngineSilent:
+    return EngineSilent(f"the engine of {lease.profile} {what}", log=lease.log_tail(), retry_after=5)
 
 
 def _to_engine(headers: Mapping[str, str], record: Record) -> CIMultiDict[str]:

@@ -26,6 +26,7 @@ from supervisor.web.driving import Driver
 from supervisor.web.health import health
 from supervisor.web.metrics import Metrics
 from supervisor.web.openai import error_body, error_headers, model_entries, read_ask
+from supervisor.web.patience import before_the_answer
 from supervisor.web.protocol import check_head
 from supervisor.web.record import RECORD, Record
 from supervisor.web.relay import relay
@@ -101,7 +102,9 @@ class Router:
         record.model = ask.model[:200]
         async with self._driver.lease(ask) as lease:
             record.profile, record.queued = lease.profile, lease.queued
-            return await relay(request, body, lease, record)
+            limits = self._driver.config.engine
+            first = before_the_answer(ask, limits)
+            return await relay(request, body, lease, record, patience=first, between=limits.token_timeout)
 
     def _source(self, request: web.Request) -> str:
         if any(len(request.headers.getall(name, [])) > 1 for name in ("Authorization", "x-api-key")):

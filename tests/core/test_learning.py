@@ -86,6 +86,7 @@ def test_sleep_teaches_residue_and_wake_and_the_ledger_counts_on_it():
     world.wait(60)
     assert world.state("llama_0") is State.SLEEPING
     world.held[world.incarnation("llama_0")] = {"GPU-0": int(1.2 * GIB)}
+    world.send(events.Slept(world.incarnation("llama_0")))
     world.wait(6)
     assert known(world).residue == {"GPU-0": int(1.2 * GIB)}
     world.ask("llama")

@@ -208,6 +208,7 @@ def test_asleep_and_what_was_learned():
     world = loaded(profile("llama_0", 0, sleep=True, sleep_after=60.0), up="llama_0")
     world.wait(60)
     world.held[world.incarnation("llama_0")] = {"GPU-0": GIB}
+    world.send(events.Slept(world.incarnation("llama_0")))
     world.wait(6)
     found = why(world)
     assert (found["state"], found["why"]) == ("sleeping", "it sleeps at level 1: idle")

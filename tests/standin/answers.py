@@ -133,6 +133,7 @@ class Completion:
 
     def __init__(self, model: str, prompt: int, *, chat: bool, request_id: str | None) -> None:
         self.chat, self.prompt, self.made = chat, prompt, 0
+        self.garbage = False
         prefix = "chatcmpl" if chat else "cmpl"
         self.head: Json = {
             "id": f"{prefix}-{request_id or fresh_id()}",
@@ -150,7 +151,7 @@ class Completion:
 
     def next_token(self, finish: str | None = None) -> Json:
         """The chunk of the last token tells why the answer ends."""
-        text = token(self.made)
+        text = "!" if self.garbage else token(self.made)
         self.made += 1
         answer: Json = {"delta": {"content": text}} if self.chat else {"text": text}
         return self._chunk(answer | {"finish_reason": finish})
@@ -164,7 +165,7 @@ class Completion:
 
     def whole(self, length: int, finish: str) -> Json:
         self.made = length
-        text = "".join(map(token, range(length)))
+        text = "!" * length if self.garbage else "".join(map(token, range(length)))
         answer: Json = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
         choice = {"index": 0, **answer, "logprobs": None, "finish_reason": finish, "stop_reason": None}
         return self._frame("") | {"choices": [choice], "usage": usage(self.prompt, length)}

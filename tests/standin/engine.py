@@ -10,6 +10,7 @@ It imitates vLLM 0.32 as llmd sees it, and tests/real/test_contract.py runs the 
   unlinked.
 - SIGTERM: once ready it aborts what runs and exits 0; the first one while loading is swallowed.
 - the start log, recorded from the real thing; HTTP bodies, errors, SSE, VLLM_API_KEY on /v1 (answers.py).
+- sleep mode, after vLLM's source and documentation alone: nothing here was seen on hardware (slumber.py).
 - the memory of each card it may see, and the refusal to start where too little is free (vram.py).
 Text, vectors and scores mean nothing, and a token is a word. STANDIN_* in the environment makes it slow or
 bad: knobs.py lists how. GET /standin tells what it was asked. No process of it lives longer than LIFETIME.
@@ -32,10 +33,6 @@ import vram
 from knobs import Flags, Knobs
 
 LIFETIME = 900  # seconds: a test that forgets an engine leaves nothing for good
-OOM = (
-    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.64 GiB "
-    "of which 1.21 GiB is free. Including non-PyTorch memory, this process has 22.43 GiB memory in use."
-)
 
 
 def main() -> None:
@@ -138,7 +135,9 @@ def run_core(flags: Flags, knobs: Knobs, tell: int) -> None:
 
 def load(flags: Flags, knobs: Knobs, tell: int) -> None:
     cards = vram.visible(flags.tensor_parallel)
-    lines, _ = startlog.split(flags.task, cuda=bool(cards))
+    if flags.sleep_mode and not cards:
+        fail("ValueError: Sleep mode is not supported on current platform.")
+    lines, _ = startlog.split(flags.task, cuda=bool(cards), weights=knobs.weights)
     pause = knobs.load_seconds / len(lines)
     for line in lines:
         startlog.say(line)
@@ -159,7 +158,7 @@ def refuse(flags: Flags, knobs: Knobs, cards: list[vram.Card]) -> None:
 
 def take_memory(flags: Flags, knobs: Knobs, cards: list[vram.Card], tell: int) -> None:
     if knobs.oom:
-        fail(OOM)
+        fail(startlog.OOM)
     if flags.tensor_parallel == 1:
         grow(flags, knobs, cards)
         return
@@ -225,6 +224,7 @@ def serve(flags: Flags, knobs: Knobs, listener: socket.socket, core: int, loaded
     # Imported here, while EngineCore loads: that one stays small.
     from aiohttp import web
     from server import Server, state
+    from slumber import Slumber
 
     if not os.read(loaded, 1):
         _, status = os.waitpid(core, 0)
@@ -240,6 +240,7 @@ def serve(flags: Flags, knobs: Knobs, listener: socket.socket, core: int, loaded
             core_alive=lambda: not dead.is_set(),
             core_stopped=lambda: any(state(pid) == "T" for pid in family),
             kill_core=lambda: os.kill(core, signal.SIGKILL),
+            slumber=Slumber(flags, knobs, holders(flags, core)),
         )
         watch = os.pidfd_open(core)
         loop.add_reader(watch, lambda: (dead.set(), loop.remove_reader(watch)))
@@ -265,6 +266,12 @@ def serve(flags: Flags, knobs: Knobs, listener: socket.socket, core: int, loaded
     )
     end_children()
     return code
+
+
+def holders(flags: Flags, core: int) -> list[tuple[vram.Card, int]]:
+    """Which process holds memory of which card."""
+    pids = sorted(workers(core)) or [core]
+    return list(zip(vram.visible(flags.tensor_parallel), pids, strict=False))
 
 
 def workers(core: int) -> list[int]:

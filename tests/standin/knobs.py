@@ -27,6 +27,11 @@ class Knobs:
     fork: str = ""  # "setsid": one descendant in a session of its own that ignores SIGTERM
     fork_storm: bool = False  # SIGTERM makes 20 such descendants and nothing else
     flood: int = 0  # MiB of junk in the log while loading: a long line, then binary
+    oom_at_token: int = 0  # EngineCore runs out of memory after so many tokens: its log line, then its death
+    weights: float = 14.99  # GiB, as its log says of a card
+    sleep_residue: float = 1.5  # GiB that it keeps of each card asleep
+    sleep: str = ""  # what /sleep does instead: "keeps" (200, nothing freed) | "fails" (500) | "hangs"
+    wake: str = ""  # what /wake_up does instead: "fails" (500) | "hangs"
     junk: str = ""  # what completions answer instead of HTTP: status | length | chunk | endless
 
     @classmethod
@@ -57,6 +62,7 @@ class Flags:
     tensor_parallel: int
     max_num_seqs: int
     api_key: str
+    sleep_mode: bool = False
 
     @classmethod
     def parse(cls, argv: list[str]) -> Flags:
@@ -71,6 +77,7 @@ class Flags:
         parser.add_argument("--max-num-seqs", type=int, default=256)
         parser.add_argument("--runner", choices=["auto", "generate", "pooling"], default="auto")
         parser.add_argument("--convert", default="auto")
+        parser.add_argument("--enable-sleep-mode", action="store_true")
         known, _ignored = parser.parse_known_args(argv)
         task = "chat" if known.runner != "pooling" else "embed" if known.convert == "embed" else "rerank"
         return cls(
@@ -83,6 +90,7 @@ class Flags:
             tensor_parallel=known.tensor_parallel_size,
             max_num_seqs=known.max_num_seqs,
             api_key=os.environ.get("VLLM_API_KEY", ""),
+            sleep_mode=known.enable_sleep_mode,
         )
 
 

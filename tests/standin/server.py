@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import answers
+import startlog
 from aiohttp import web
 from answers import Completion, Fault, Json
 from knobs import Flags, Knobs
+from slumber import Slumber
 
 JUNK = {
     "status": b"NOT HTTP AT ALL\r\n\r\n\x00\xff",
@@ -49,9 +51,11 @@ class Server:
         core_alive: Callable[[], bool],
         core_stopped: Callable[[], bool],
         kill_core: Callable[[], None],
+        slumber: Slumber,
     ) -> None:
         self.flags, self.knobs = flags, knobs
         self.core_alive, self.core_stopped, self.kill_core = core_alive, core_stopped, kill_core
+        self.slumber = slumber
         self.counters = Counters()
         self.ending = asyncio.Event()  # SIGTERM: what runs is aborted
         self.seats = asyncio.Semaphore(flags.max_num_seqs)
@@ -66,6 +70,8 @@ class Server:
         get("/standin", self.standin)
         get("/v1/models", self.models)
         post("/tokenize", self.tokenize)
+        if os.environ.get("VLLM_SERVER_DEV_MODE") == "1":
+            self.slumber.add_to(app)
         if self.flags.task == "chat":
             post("/v1/chat/completions", self.complete)
             post("/v1/completions", self.complete)
@@ -105,7 +111,7 @@ class Server:
         return web.json_response(answers.models(self.flags.names, self.flags.model, self.flags.window))
 
     async def standin(self, request: web.Request) -> web.Response:
-        return web.json_response(asdict(self.counters) | {"pid": os.getpid()})
+        return web.json_response(asdict(self.counters) | self.slumber.counts | {"pid": os.getpid()})
 
     async def metrics(self, request: web.Request) -> web.Response:
         counters = self.counters
@@ -130,6 +136,7 @@ class Server:
                 return await self.send_junk(request)
             chat = request.path == "/v1/chat/completions"
             completion = Completion(model, prompt, chat=chat, request_id=request.headers.get("X-Request-Id"))
+            completion.garbage = self.slumber.garbage
             length, finish = self.length(body, prompt)
             if body.get("stream"):
                 return await self.stream(request, completion, body, length, finish)
@@ -150,6 +157,7 @@ class Server:
             model, prompt = self.accept(request, body)
             if self.knobs.hang_at == "request":
                 await asyncio.Event().wait()
+            await self.slumber.awake.wait()
             async with self.seats:
                 yield body, model, prompt
             counters.finished += 1
@@ -223,6 +231,9 @@ class Server:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.knobs.stop_at_token and made == self.knobs.stop_at_token:
             await self.ending.wait()
+        if self.knobs.oom_at_token and made == self.knobs.oom_at_token:
+            startlog.fatal(startlog.OOM)
+            self.kill_core()
         if self.knobs.crash_at == f"token:{made}":
             self.kill_core()
 

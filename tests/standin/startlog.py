@@ -22,30 +22,43 @@ LOADED = (
     b"(EngineCore pid=1) INFO 11-23 09:45:24 [monitor.py:34] torch.compile took 6.42 s in total\n",
     b"(EngineCore pid=1) INFO 11-23 09:45:24 [gpu_worker.py:356] Available KV cache memory: 5.11 GiB\n",
 )
+OOM = (
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.64 GiB "
+    "of which 1.21 GiB is free. Including non-PyTorch memory, this process has 22.43 GiB memory in use."
+)
 GRAPHS = (b"\rCapturing CUDA graphs (decode, FULL):  50%|#####     | 4/8 [00:00<00:00, 20.1it/s]\n",)
 
 
-def split(task: str, *, cuda: bool) -> tuple[list[bytes], list[bytes]]:
+def split(task: str, *, cuda: bool, weights: float = 14.99) -> tuple[list[bytes], list[bytes]]:
     """The lines before and from LISTENING on. A line ends in `\\n`; other breaks are part of it."""
     recorded = re.findall(rb"[^\n]*\n", (LOGS / f"{task}.log").read_bytes())
-    everything = list(for_cuda(recorded)) if cuda else recorded
+    everything = list(for_cuda(recorded, weights)) if cuda else recorded
     at = next(n for n, line in enumerate(everything) if LISTENING in line)
     return everything[:at], everything[at:]
 
 
-def for_cuda(recorded: list[bytes]) -> Iterator[bytes]:
+def for_cuda(recorded: list[bytes], weights: float) -> Iterator[bytes]:
     for line in recorded:
         if b"init engine" in line:
             yield from GRAPHS
         yield line.replace(b"CPU KV cache size", b"GPU KV cache size")
         if b"Loading weights took" in line:
-            yield from LOADED
+            yield from (line.replace(b"14.99", b"%.2f" % weights) for line in LOADED)
 
 
 def say(text: bytes | str) -> None:
     """Past every buffer, as one write: several processes share the file."""
     line = text if isinstance(text, bytes) else text.encode()
     os.write(1, re.sub(rb"pid=\d+\)", b"pid=%d)" % os.getpid(), line))
+
+
+def fatal(message: str) -> None:
+    """What EngineCore logs when it dies while serving; each request in flight then adds a traceback of its own."""
+    head = f"(EngineCore pid={os.getpid()}) ERROR 11-23 09:50:24 [core.py:1310] "
+    say(
+        f"{head}EngineCore encountered a fatal error.\r\n{head}Traceback (most recent call last):\r\n{head}{message}\n"
+    )
+    say("(APIServer pid=1) ERROR 11-23 09:50:24 [serving.py:1202] EngineDeadError\n" * 80)
 
 
 def failure(message: str) -> None:

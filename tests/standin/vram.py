@@ -35,9 +35,9 @@ class Card:
         if refuse or free < need:
             raise refusal(self.rank, free, self.total, utilization)
 
-    def hold(self, size: float) -> None:
-        """Hold `size` bytes of this card by this process, which holds no other card."""
-        file = self.directory / "held.d" / str(os.getpid())
+    def hold(self, size: float, pid: int | None = None) -> None:
+        """Hold `size` bytes of this card by this process (or `pid`), which holds no other card."""
+        file = self.directory / "held.d" / str(pid or os.getpid())
         draft = file.with_name(f"draft.{file.name}")
         draft.write_text(f"{self.index} {int(size)}\n")
         draft.rename(file)

@@ -27,6 +27,22 @@ def test_an_ask_names_model_source_and_tasks() -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "most", "stream"),
+    [
+        ({}, None, False),
+        ({"max_tokens": 7}, 7, False),
+        ({"max_tokens": 7, "max_completion_tokens": 5, "stream": True}, 5, True),
+        ({"max_output_tokens": 9, "stream": False}, 9, False),
+        ({"max_tokens": "many", "stream": "yes"}, None, False),
+        ({"max_tokens": None, "max_completion_tokens": -1}, None, False),
+    ],
+)
+def test_what_an_ask_wants_written(body: dict[str, Any], most: int | None, stream: bool) -> None:
+    ask = read_ask(json.dumps({"model": "llama", **body}).encode(), "webui", TASKS)
+    assert (ask.max_tokens, ask.stream) == (most, stream)
+
+
+@pytest.mark.parametrize(
     "body",
     [
         {"messages": [{"role": "user", "content": "x" * 4000}]},

@@ -1,0 +1,171 @@
+"""Histories of sleep: what the core does when an engine sleeps, does not, wakes, does not, or is found asleep."""
+
+from __future__ import annotations
+
+import pytest
+
+from supervisor.config import EngineDefaults
+from supervisor.core import events, orders
+from supervisor.core.devices import GIB
+from supervisor.core.lifecycle import State
+from supervisor.core.orders import Order
+from tests.core.world import World, config, profile
+
+RESIDUE = 2 * GIB
+ALPHA = profile("alpha_0", 0, sleep=True)
+BETA = profile("beta_0", 0, sleep=True)
+CARD = "GPU-0"
+
+
+class Sleepers(World):
+    """Engines here sleep and wake as they are told, at once, unless told otherwise."""
+
+    frees = replies = wakes = True
+
+    def obey(self, order: Order) -> None:
+        if isinstance(order, orders.Sleep):
+            if self.frees:
+                self.held[order.incarnation] = {CARD: RESIDUE}
+            if self.replies:
+                self.send(events.Slept(order.incarnation))
+        elif isinstance(order, orders.Wake):
+            if self.wakes:
+                self.held[order.incarnation] = {CARD: 20 * GIB}
+                self.send(events.ProbePassed(order.incarnation))
+        else:
+            super().obey(order)
+
+    def asleep(self, name: str) -> bool:
+        return self.state(name) is State.SLEEPING and self.fleet.engines[name].settled
+
+    def sent(self, kind: type[Order]) -> list[Order]:
+        return [order for order in self.log if isinstance(order, kind)]
+
+
+def beta_after_alpha(world: Sleepers) -> str:
+    """Alpha serves once; then beta is asked for."""
+    lease = world.ask("alpha")
+    world.ready("alpha_0")
+    world.leave(lease)
+    return world.ask("beta")
+
+
+def test_one_sleeps_for_the_other_and_wakes_without_a_start() -> None:
+    world = Sleepers(config(ALPHA, BETA))
+    lease = beta_after_alpha(world)
+    assert world.asleep("alpha_0")
+    world.ready("beta_0")
+    assert world.granted[lease] == "beta_0"
+    world.leave(lease)
+    assert world.granted[world.ask("alpha")] == "alpha_0"
+    assert world.fleet.engines["alpha_0"].starts == 1
+    assert world.asleep("beta_0")
+
+
+def test_memory_shown_before_the_engine_answered_proves_no_sleep() -> None:
+    """The weights are still on their way out: a start there now would not fit."""
+    world = Sleepers(config(ALPHA, BETA))
+    world.replies = False
+    beta_after_alpha(world)
+    world.read()
+    assert world.state("alpha_0") is State.SLEEPING
+    assert not world.asleep("alpha_0")
+    assert world.state("beta_0") is State.COLD
+    world.send(events.Slept(world.incarnation("alpha_0")))
+    assert world.asleep("alpha_0")
+    assert world.state("beta_0") is State.STARTING
+
+
+@pytest.mark.parametrize("replies", [True, False])
+def test_a_sleep_that_gives_nothing_back_becomes_a_stop(replies: bool) -> None:
+    limits = EngineDefaults(sleep_timeout=20.0, settle_timeout=10.0)
+    world = Sleepers(config(ALPHA, BETA, engine=limits))
+    world.frees, world.replies = False, replies
+    beta_after_alpha(world)
+    world.wait(29)
+    assert world.state("alpha_0") is State.SLEEPING
+    world.wait(2)
+    assert world.state("alpha_0") is State.COLD
+    assert world.state("beta_0") is State.STARTING
+    assert any(note.event == "sleep_failed" for note in world.sent(orders.Note))
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_an_engine_that_does_not_wake_is_started_afresh_for_its_waiter(told: bool) -> None:
+    world = Sleepers(config(ALPHA, BETA))
+    world.leave(beta_after_alpha(world))
+    world.ready("beta_0")
+    world.wakes = False
+    lease = world.ask("alpha", patience=900)
+    assert world.state("alpha_0") is State.WAKING
+    if told:
+        world.send(events.WakeFailed(world.incarnation("alpha_0"), "500"))
+    else:
+        world.wait(world.fleet.config.engine.wake_timeout + 10)
+    assert lease not in world.refused
+    world.wait(15)
+    world.ready("alpha_0")
+    assert world.granted[lease] == "alpha_0"
+    assert world.fleet.engines["alpha_0"].starts == 2
+    world.leave(lease)
+    world.ask("beta")
+    assert world.state("alpha_0") is State.COLD, "it was put to sleep again"
+
+
+def test_one_that_dies_in_its_sleep_is_not_brought_back_unasked() -> None:
+    world = Sleepers(config(ALPHA, BETA))
+    beta_after_alpha(world)
+    world.crash("alpha_0", code=-9)
+    assert world.state("alpha_0") is State.BACKOFF
+    world.wait(60)
+    assert world.state("alpha_0") is State.COLD
+    assert world.fleet.engines["alpha_0"].starts == 1
+
+
+def found(world: Sleepers, level: int) -> str:
+    """An engine of an earlier daemon, recorded as asleep, holding a residue of its card."""
+    world.alive.add("old")
+    world.held["old"] = {CARD: RESIDUE}
+    world.read()
+    world.send(events.Found("alpha_0", "old", (CARD,), alive=True, asleep=level))
+    assert world.state("alpha_0") is State.ADOPTING
+    return "old"
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_an_engine_found_asleep_sleeps_on_and_is_woken_from_its_level(level: int) -> None:
+    world = Sleepers(config(ALPHA, BETA))
+    world.send(events.Slept(found(world, level)))
+    assert world.asleep("alpha_0")
+    assert world.fleet.engines["alpha_0"].residue[CARD] == RESIDUE
+    world.leave(world.ask("beta"))
+    world.ready("beta_0")
+    assert world.granted[world.ask("alpha")] == "alpha_0"
+    assert orders.Wake("old", level) in world.log
+    assert world.fleet.engines["alpha_0"].starts == 0
+
+
+def test_an_engine_found_asleep_that_does_not_answer_is_replaced_when_asked_for() -> None:
+    world = Sleepers(config(ALPHA))
+    world.send(events.WakeFailed(found(world, 2), "no answer to /is_sleeping in time"))
+    assert orders.Kill("old") in world.log
+    lease = world.ask("alpha")
+    world.wait(15)
+    world.ready("alpha_0")
+    assert world.granted[lease] == "alpha_0"
+
+
+def test_sleep_comes_before_the_stop_on_an_idle_engine() -> None:
+    resting = profile("alpha_0", 0, sleep=True, sleep_after=60.0, idle_ttl=600.0)
+    world = Sleepers(config(resting))
+    lease = world.ask("alpha")
+    world.ready("alpha_0")
+    world.leave(lease)
+    world.wait(59)
+    assert world.state("alpha_0") is State.READY
+    world.wait(5)
+    assert world.asleep("alpha_0")
+    world.wait(530)
+    assert world.asleep("alpha_0")
+    world.wait(10)
+    assert world.state("alpha_0") is State.COLD
