@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 
-from supervisor.config import Config
+from supervisor.config import Config, Profile
 from supervisor.core import calendar, command, decide, events, orders
 from supervisor.core.devices import Survey
 from supervisor.core.events import Event
@@ -27,7 +27,7 @@ from supervisor.core.routing import Ask
 from supervisor.core.status import Stray, describe
 from supervisor.core.why import explain, profiles_called
 from supervisor.errors import EngineFailed, LlmdError, ModelNotFound
-from supervisor.host import cgroup, process, procfs
+from supervisor.host import cgroup, pagecache, process, procfs, weights
 from supervisor.host.almanac import Almanac
 from supervisor.host.chronicle import Chronicle
 from supervisor.host.gpus import Gpus
@@ -200,6 +200,10 @@ class Driver:
             engine.watch(loading=True)
 
     @_obey.register
+    def _(self, order: orders.ReadAhead) -> None:
+        self._later(self._read_ahead(self.config.profiles[order.profile]))
+
+    @_obey.register
     def _(self, order: orders.Forget) -> None:
         if engine := self.running.pop(order.incarnation, None):
             self._later(self._forget(engine))
@@ -317,6 +321,17 @@ class Driver:
             engine.tree.terminate()
         if engine.doomed:
             engine.kill()
+
+    async def _read_ahead(self, profile: Profile) -> None:
+        found = await asyncio.to_thread(weights.locate, profile, self.config, os.environ)
+        if found is None:  # nothing downloaded yet
+            return
+        try:
+            size = await asyncio.to_thread(pagecache.warm, found)
+        except OSError as error:
+            log("read_ahead_failed", "WARNING", profile=profile.name, message=str(error))
+            return
+        log("read_ahead", profile=profile.name, bytes=size)
 
     async def _forget(self, engine: Incarnation) -> None:
         await engine.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from supervisor.core import leaving, orders, placement
+from supervisor.core import coming, leaving, orders, placement
 from supervisor.core.engine import Engine
 from supervisor.core.events import ModeChanged
 from supervisor.core.fleet import Fleet, Mode
@@ -40,8 +40,13 @@ def change(fleet: Fleet, event: ModeChanged) -> None:
     _want(fleet, mode.warm)
 
 
+AHEAD = 120.0
+"""Seconds before a mode begins in which the weights that it warms are read ahead."""
+
+
 def go_on(fleet: Fleet) -> None:
-    """Look how far a transition has come: over, or not to be had."""
+    """Look how far a transition has come: over, or not to be had; and what the next one will need."""
+    foresee(fleet)
     transition = fleet.transition
     if transition is None:
         return
@@ -51,6 +56,17 @@ def go_on(fleet: Fleet) -> None:
         _announce(fleet, "mode_ready", f"mode {fleet.mode.name} is ready")
     elif (why := _hopeless(fleet, transition, engines)) is not None:
         _roll_back(fleet, transition, why)
+
+
+def foresee(fleet: Fleet) -> None:
+    mode = fleet.mode
+    if mode.next_mode is None or mode.next_at is None or fleet.transition is not None:
+        return
+    if fleet.now < mode.next_at - AHEAD:
+        fleet.look_again(mode.next_at - AHEAD)
+        return
+    for name in fleet.config.modes[mode.next_mode].warm:
+        coming.foresee(fleet, fleet.engines[name])
 
 
 def _hopeless(fleet: Fleet, transition: Transition, engines: list[Engine]) -> str | None:

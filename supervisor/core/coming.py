@@ -7,10 +7,22 @@ from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine
 from supervisor.core.fit import need, utilization
 from supervisor.core.fleet import Fleet, taken
-from supervisor.core.lifecycle import State, Step
+from supervisor.core.lifecycle import STARTABLE, State, Step
 
 WAKE_SLACK = 5.0
 """Seconds after which the shell, which keeps the same limit, is taken to have nothing more to say."""
+
+
+FORESEEN = 600.0
+"""Seconds that what was read ahead is taken to stay in the page cache."""
+
+
+def foresee(fleet: Fleet, engine: Engine) -> None:
+    """It will start, but cannot yet: meanwhile its weights are read into the page cache, once for each wait."""
+    recent = engine.foreseen_at is not None and fleet.now - engine.foreseen_at < FORESEEN
+    if engine.state in STARTABLE and not recent:
+        engine.foreseen_at = fleet.now
+        fleet.order(orders.ReadAhead(engine.name))
 
 
 def bring_up(fleet: Fleet, engine: Engine) -> None:

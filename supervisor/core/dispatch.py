@@ -86,7 +86,9 @@ def make_way(fleet: Fleet, engine: Engine, way: Way) -> None:
         return
     for name in way.victims:
         evict(fleet, fleet.engines[name], engine, asleep=way.asleep)
-    if not way.victims:
+    if way.victims:
+        coming.foresee(fleet, engine)
+    else:
         coming.bring_up(fleet, engine)
 
 

@@ -53,6 +53,8 @@ class Engine:
     incarnation: str | None = None
     wanted: bool = False
     """Someone asked for it: an operator, or the restart after a crash while serving."""
+    foreseen_at: float | None = None
+    """When its weights were last read ahead."""
     patient: bool = False
     """It is wanted by the calendar, which waits for its place; a person is told at once that there is none."""
     since: float = 0.0

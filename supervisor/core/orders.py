@@ -60,6 +60,13 @@ class Prove:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadAhead:
+    """A start of this profile is foreseen: read its weights into the page cache."""
+
+    profile: str
+
+
+@dataclass(frozen=True, slots=True)
 class Forget:
     """This incarnation is over: remove its directory and its record."""
 
@@ -120,6 +127,7 @@ Order = (
     | Sleep
     | Wake
     | Prove
+    | ReadAhead
     | Forget
     | Survey
     | Grant

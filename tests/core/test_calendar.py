@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from supervisor.config import Mode
-from supervisor.core import calendar, events
+from supervisor.core import calendar, events, orders
 from supervisor.core.devices import GIB, Holder
 from supervisor.core.lifecycle import State
 from supervisor.errors import NotAvailable
@@ -159,6 +159,17 @@ def test_the_plan_tells_without_touching():
     assert found["stops"] == ["coder_1"]
     assert found["starts"] == [{"profile": "big_dual", "verdict": "fits", "fits": True, "seconds": 60.0}]
     assert world.state("coder_1") is State.READY
+
+
+def test_weights_are_read_ahead_of_the_mode_that_warms_them():
+    world = two_modes()
+    read = orders.ReadAhead("big_dual")
+    world.wait(3600 - calendar.AHEAD - 1)
+    assert read not in world.log
+    world.wait(2)
+    assert world.log.count(read) == 1
+    world.wait(60)
+    assert world.log.count(read) == 1
 
 
 def test_a_profile_is_warmed_when_the_calendar_says_so():

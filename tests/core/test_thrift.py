@@ -142,6 +142,14 @@ def test_retry_after_is_what_was_measured():
     assert world.refused[over].retry_after == 808.0  # type: ignore[attr-defined]
 
 
+def test_while_a_place_is_cleared_the_weights_of_who_gets_it_are_read_ahead():
+    world = busy(quantum=30.0)
+    world.ask("coder")
+    world.wait(31)
+    assert world.state("llama_1") is State.DRAINING
+    assert world.log.count(orders.ReadAhead("coder_1")) == 1
+
+
 def test_every_eviction_says_who_for_and_since_when():
     world = busy(quantum=30.0)
     world.ask("coder")
