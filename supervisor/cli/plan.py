@@ -18,7 +18,7 @@ from supervisor.config import Config, Profile
 from supervisor.config.quantities import size
 from supervisor.core.devices import HOST, MIB, Reading, gib
 from supervisor.errors import OperatorError
-from supervisor.planning.footprint import Learned, learn
+from supervisor.planning.footprint import Logged, learn
 from supervisor.planning.plan import MOST_SETS, NOT_HERE, Known, Mend, Outlook, Plan, Verdict, plan
 
 Json = dict[str, Any]
@@ -81,7 +81,7 @@ def _known(profile: Profile, config: Config) -> Known:
         return Known(trouble=error.message)
 
 
-def _learned(profile: Profile, config: Config) -> Learned | None:
+def _learned(profile: Profile, config: Config) -> Logged | None:
     """From the engine's log; one that we may not read has taught nothing."""
     from supervisor.host.enginelog import tail
 

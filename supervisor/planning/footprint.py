@@ -32,7 +32,7 @@ _ALIKE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
+class Logged:
     """What the last start of a profile logged: `weights`, and `work`, all else that is not KV cache."""
 
     weights: int
@@ -115,7 +115,7 @@ class Footprint:
 
 
 def footprint(
-    profile: Profile, checkpoint: Checkpoint, readings: Iterable[Reading], learned: Learned | None = None
+    profile: Profile, checkpoint: Checkpoint, readings: Iterable[Reading], logged: Logged | None = None
 ) -> Footprint:
     """Of `profile` on the devices of `readings`, of which there is at least one."""
     devices = tuple(readings)
@@ -123,13 +123,13 @@ def footprint(
     window = profile.max_model_len or model.positions or 2048
     smallest = min(device.total for device in devices)
     counted = weights(profile, checkpoint)
-    if learned and abs(learned.weights - counted) > counted * _ALIKE:
-        learned = None
+    if logged and abs(logged.weights - counted) > counted * _ALIKE:
+        logged = None
     return Footprint(
         budget=min(budget(profile, device) for device in devices),
-        weights=learned.weights if learned else counted,
-        work=learned.work if learned else work(profile, model, window, smallest).total,
-        learned=learned is not None,
+        weights=logged.weights if logged else counted,
+        work=logged.work if logged else work(profile, model, window, smallest).total,
+        learned=logged is not None,
         window=window,
         most=max(model.positions or _ENDLESS, window),
         kv=kv_cache(profile, model, window, smallest),
@@ -163,14 +163,14 @@ _LOADED = re.compile(r"Model loading took ([\d.]+) GiB memory")
 _ACTUAL = re.compile(r"Actual usage is ([\d.]+) GiB for consumed memory .*?([\d.]+) GiB for peak activation")
 
 
-def learn(lines: Iterable[str]) -> Learned | None:
+def learn(lines: Iterable[str]) -> Logged | None:
     """What an engine's log says of its last finished start; None without one, or on a CPU, which logs less.
 
     "consumed" is weights and all that stays beside them, "peak activation" what one batch needs on top, CUDA
     graphs included (`compile_or_warm_up_model` in v1/worker/gpu_worker.py). The largest of several ranks counts.
     """
     loaded: list[float] = []
-    found: Learned | None = None
+    found: Logged | None = None
     for line in lines:
         if "Initializing a V1 LLM engine" in line:
             loaded, found = [], None
@@ -180,5 +180,5 @@ def learn(lines: Iterable[str]) -> Learned | None:
             held = max(loaded)
             rest = max(0.0, float(match[1]) + float(match[2]) - held)
             rest = max(rest, found.work / GIB if found else 0.0)
-            found = Learned(math.ceil(held * GIB), math.ceil(rest * GIB))
+            found = Logged(math.ceil(held * GIB), math.ceil(rest * GIB))
     return found

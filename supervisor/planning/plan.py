@@ -17,7 +17,7 @@ from supervisor.config.models import option
 from supervisor.core.devices import HOST, MIB, Reading, Survey, gib
 from supervisor.core.fit import gpu_reading, host_reading, need
 from supervisor.planning.checkpoint import Checkpoint
-from supervisor.planning.footprint import CUDA_SHARE, Footprint, Learned, budget, footprint
+from supervisor.planning.footprint import CUDA_SHARE, Footprint, Logged, budget, footprint
 from supervisor.planning.together import maximal_sets
 
 MOST_SETS = 100
@@ -44,7 +44,7 @@ class Known:
 
     checkpoint: Checkpoint | None = None
     trouble: str = NOT_HERE
-    learned: Learned | None = None
+    logged: Logged | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ def _counted(profile: Profile, known: Known, devices: Sequence[Reading]) -> tupl
     if known.checkpoint is None:
         return None, known.trouble
     try:
-        return footprint(profile, known.checkpoint, devices, known.learned), ""
+        return footprint(profile, known.checkpoint, devices, known.logged), ""
     except ValueError as error:
         return None, str(error)
 

@@ -12,7 +12,7 @@ from supervisor.core.devices import GIB, MIB, Reading
 from supervisor.errors import OperatorError
 from supervisor.planning.architecture import read_architecture
 from supervisor.planning.checkpoint import Checkpoint, Tensor, weights
-from supervisor.planning.footprint import CUDA_SHARE, Learned, footprint, learn, work
+from supervisor.planning.footprint import CUDA_SHARE, Logged, footprint, learn, work
 from supervisor.planning.kvcache import KvCache, kv_cache
 
 CARD = Reading("gpu:0", 24 * GIB, 0, 24 * GIB, 0.0, index=0)
@@ -343,7 +343,7 @@ def test_what_a_start_has_logged() -> None:
 
 def test_what_was_logged_counts_unless_the_profile_has_changed() -> None:
     checkpoint = Checkpoint(read_architecture(LLAMA_8B), tuple(llama_tensors()))
-    logged = Learned(15 * GIB, GIB)
+    logged = Logged(15 * GIB, GIB)
     alone = footprint(profile(max_model_len=8192), checkpoint, [CARD], logged)
     assert (alone.learned, alone.weights, alone.work) == (True, 15 * GIB, GIB)
     assert not footprint(profile(max_model_len=8192, gpus=(0, 1)), checkpoint, [CARD, CARD], logged).learned
