@@ -1,7 +1,8 @@
 """The memory that a stand-in engine holds on imaginary cards, told to the stand-in NVML (nvml.c).
 
 LLMD_NVML_DIR names the directory: its file `gpus` lists the cards, and held.d/PID what process PID holds. The
-file of a dead process counts for nothing. Where the variable is absent nothing is held.
+file of a dead process counts for nothing. Where the variable is absent nothing is held; but where STANDIN_CUDA is
+1, real memory of real cards (cuda.py).
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ def refusal(rank: int, free: float, total: float, utilization: float) -> Refused
 
 def visible(count: int) -> list[Card]:
     """The first `count` cards that this engine may use, in CUDA's order."""
+    if os.environ.get("STANDIN_CUDA") == "1":
+        import cuda  # only here: most hosts have no driver
+
+        return cuda.visible(count)
     directory = os.environ.get("LLMD_NVML_DIR")
     if not directory:
         return []
