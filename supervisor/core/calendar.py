@@ -30,7 +30,7 @@ def change(fleet: Fleet, event: ModeChanged) -> None:
     """Take in what the calendar, or a person, says; begin a transition where the mode is another one."""
     before, fleet.rolled_back = fleet.mode, None
     next_at = None if event.next_in is None else fleet.now + event.next_in
-    fleet.mode = Mode(event.mode, event.next_mode, event.until, next_at, event.forced)
+    fleet.enter(Mode(event.mode, event.next_mode, event.until, next_at, event.forced))
     if event.mode is None or event.mode == before.name:
         return
     mode = fleet.config.modes[event.mode]
@@ -92,7 +92,7 @@ def _roll_back(fleet: Fleet, transition: Transition, why: str) -> None:
     if transition.previous.name is None:
         _announce(fleet, "mode_failed", fleet.rolled_back, level="ERROR")
         return
-    fleet.mode = Mode(transition.previous.name, failed.next_mode, failed.until, failed.next_at)
+    fleet.enter(Mode(transition.previous.name, failed.next_mode, failed.until, failed.next_at))
     _announce(fleet, "mode_rolled_back", f"{fleet.rolled_back}; {fleet.mode.name} goes on", level="ERROR")
     drain = fleet.config.modes[transition.previous.name].drain
     _clear_out(fleet, drain)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from supervisor.core import learning, orders
-from supervisor.core.devices import HOST
+from supervisor.core.devices import HOST, Survey
 from supervisor.core.engine import Engine
 from supervisor.core.fit import need, utilization
 from supervisor.core.fleet import Fleet, taken
@@ -48,11 +48,14 @@ def serve(fleet: Fleet, engine: Engine) -> None:
     """It answered: note how long it took, let the idle clock run, tell who asked."""
     took = None if engine.loading_since is None else fleet.now - engine.loading_since
     learning.came_up(fleet, engine, took)
+    adopted = engine.state is State.ADOPTING
     engine.step(Step.SERVE, fleet.now)
     engine.last_used = engine.ready_since = fleet.now
     engine.progress = engine.last_failure = engine.loading_since = None
     engine.asleep, engine.slept_at, engine.wanted = 0, None, False
     engine.patient, engine.proven = False, True
+    if adopted:
+        promise_all(fleet, engine)
     rest(fleet, engine)
     fleet.note("engine_ready", engine, f"{engine.name} is ready", seconds=took)
     fleet.order(orders.Survey())
@@ -118,3 +121,26 @@ def bedtime(fleet: Fleet, engine: Engine) -> float | None:
     profile = engine.profile
     waits = [profile.idle_ttl, profile.sleep_after if profile.sleep and not engine.sleep_broken else None]
     return min((fleet.now + wait for wait in waits if wait is not None), default=None)
+
+
+# What an earlier daemon left
+
+
+def promise_to_found(fleet: Fleet, engine: Engine) -> None:
+    """Where it sleeps others may have been let in beside it: no more is promised to it than it keeps asleep."""
+    if engine.asleep:
+        engine.reserved = dict.fromkeys(engine.devices, 0) | learning.usual_residue(fleet, engine)
+    else:
+        promise_all(fleet, engine)
+
+
+def promise_all(fleet: Fleet, engine: Engine) -> None:
+    """What it needs on every device; where none was read yet, once it is. Until then nothing starts there anyway."""
+    engine.reserved = dict.fromkeys(engine.devices, 0)
+    promise_what_was_unread(engine, fleet.ledger.survey)
+
+
+def promise_what_was_unread(engine: Engine, survey: Survey) -> None:
+    for reading in survey.readings:
+        if engine.reserved.get(reading.device) == 0 and not reading.trouble and not engine.asleep:
+            engine.reserved[reading.device] = need(engine.profile, reading)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+
 from supervisor.core import coming, leaving, orders, placement
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fleet import Fleet, taken
@@ -17,16 +19,68 @@ def dispatch(fleet: Fleet) -> None:
     fleet.reconsider = None
     if fleet.closing:
         return
-    for act in (give, place):
-        heads = fleet.queues.heads()
-        while heads:
-            head = min(heads, key=lambda waiter: rank(fleet, waiter))
-            heads.remove(head)
-            if act(fleet, head) and (following := fleet.queues.following(head)):
-                heads.append(following)
+    give_all(fleet)
+    place_all(fleet)
     for engine in fleet.engines.values():
         if engine.wanted and engine.state in STARTABLE | {State.SLEEPING} and not restarting(engine):
             pursue(fleet, engine)
+
+
+def give_all(fleet: Fleet) -> None:
+    """Free slots go to the first in rank of those whom they could serve."""
+    free = {engine.name for engine in fleet.engines.values() if engine.has_room}
+    if not free or not len(fleet.queues):
+        return
+    ranked = [(rank(fleet, head), head.lease, head) for head in fleet.queues.heads(free)]
+    heapq.heapify(ranked)
+    while ranked:
+        seen, _, waiter = heapq.heappop(ranked)
+        following: Waiter | None = waiter
+        if seen == rank(fleet, waiter):  # a grant since may have made others come before its source
+            following = fleet.queues.following(waiter) if give(fleet, waiter) else None
+        if following:
+            heapq.heappush(ranked, (rank(fleet, following), following.lease, following))
+
+
+def place_all(fleet: Fleet) -> None:
+    """See what would bring those who wait nearer to a lease.
+
+    All who could go to the same profiles get the same answer. Where it is that nothing can be done, it stands until
+    something is different, so that most events cost no thought about placement.
+    """
+    fleet.unsettle(different(fleet))
+    groups = fleet.queues.groups
+    fleet.stuck = {
+        profiles: until
+        for profiles, until in fleet.stuck.items()
+        if profiles in groups and (until is None or until > fleet.now)
+    }
+    firsts = [first(fleet, profiles) for profiles in groups if profiles not in fleet.stuck]
+    for waiter in sorted(filter(None, firsts), key=lambda waiter: rank(fleet, waiter)):
+        following: Waiter | None = waiter
+        while following and place(fleet, following):
+            following = first(fleet, waiter.profiles)
+
+
+def different(fleet: Fleet) -> set[str]:
+    """The profiles whose engine, or a neighbour of it, is not what it was when this was last asked.
+
+    An answer of `placement` also rests on the mode, on loans and on the devices' readings, whose facts unsettle
+    everyone, on the line itself and on the clock.
+    """
+    seen = {
+        name: (e.state, e.since, e.settled, e.squeezed, e.deadline is None, not e.leases, is_needed(fleet, e))
+        for name, e in fleet.engines.items()
+    }
+    changed = [name for name, aspect in seen.items() if fleet.scene.get(name) != aspect]
+    fleet.scene = seen
+    return {other for name in changed for other in fleet.beside[name]}
+
+
+def first(fleet: Fleet, profiles: tuple[str, ...]) -> Waiter | None:
+    """Of all who could go to just these profiles."""
+    heads = fleet.queues.groups.get(profiles, {}).values()
+    return min((line.head for line in heads), key=lambda head: rank(fleet, head), default=None)
 
 
 def restarting(engine: Engine) -> bool:
@@ -61,7 +115,7 @@ def place(fleet: Fleet, waiter: Waiter) -> bool:
         fleet.refuse(waiter.lease, choice, waiter.ask)
         return True
     if isinstance(choice, Blocked):
-        fleet.look_again(choice.until)
+        fleet.stuck[waiter.profiles] = choice.until
     else:
         make_way(fleet, fleet.engines[choice.profile], choice.way)
     return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from supervisor.config import Profile
@@ -163,9 +164,14 @@ class Engine:
         """Requests that it takes at a time."""
         return self.profile.max_concurrent if self.rung is None else self.rung
 
+    @property
+    def has_room(self) -> bool:
+        """Whether it could take another request."""
+        return self.state is State.READY and not self.squeezed and len(self.leases) < self.slots
+
     def admits(self, ask: Ask) -> bool:
         """Whether it can take this request now without vLLM having to preempt another."""
-        if self.state is not State.READY or self.squeezed or len(self.leases) >= self.slots:
+        if not self.has_room:
             return False
         if self.kv_tokens is None or not self.leases:
             return True
@@ -227,19 +233,19 @@ class Engine:
         self.since = now
         self.deadline = None
 
+    def holds(self, on: Collection[str] | None = None) -> bool:
+        """Whether memory is promised to it: anywhere, or on one of these devices."""
+        return self.state in HOLDING and (on is None or not self.reserved.keys().isdisjoint(on))
+
     def claims(self) -> dict[str, Claim]:
         """What it holds on each device; nothing unless its state holds memory."""
         if self.state not in HOLDING:
             return {}
         falling = self.state is State.SLEEPING and not self.settled
+        restless = self.state in RESTLESS or falling
+        going = falling or (self.state in LEAVING and self.state is not State.DRAINING)
         return {
-            device: Claim(
-                profile=self.name,
-                reserved=size,
-                measured=self.measured.get(device),
-                restless=self.state in RESTLESS or falling,
-                going=falling or (self.state in LEAVING and self.state is not State.DRAINING),
-            )
+            device: Claim(self.profile.name, size, self.measured.get(device), restless, going)
             for device, size in self.reserved.items()
         }
 

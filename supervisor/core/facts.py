@@ -18,7 +18,6 @@ from supervisor.core import (
 )
 from supervisor.core.events import Event
 from supervisor.core.failures import Failure, FailureClass, classify
-from supervisor.core.fit import need
 from supervisor.core.fleet import Fleet
 from supervisor.core.lifecycle import LIVE, State, Step
 from supervisor.core.queueing import Waiter
@@ -70,6 +69,7 @@ def _(event: events.Arrived, fleet: Fleet) -> None:
     ahead = fleet.queues.for_model(event.ask.model)
     fleet.fairness.arrive(event.ask.source, fleet.active_sources())
     fleet.queues.add(waiter)
+    fleet.unsettle(waiter.profiles)
     if ahead >= bound:
         dispatch.place(fleet, waiter)
         if event.lease in fleet.queues:
@@ -100,10 +100,14 @@ def _(event: events.Left, fleet: Fleet) -> None:
 
 @on.register
 def _(event: events.DevicesRead, fleet: Fleet) -> None:
+    if event.survey.at < fleet.ledger.survey.at:
+        return  # two readings crossed: what the older one shows would be taken for a neighbour's
     for engine in fleet.engines.values():
         engine.measured = dict(event.measured.get(engine.incarnation or "", {}))
+        coming.promise_what_was_unread(engine, event.survey)
     lending.measure(fleet, event.measured)
     fleet.ledger.take(event.survey, event.ours, fleet.claims())
+    fleet.stuck.clear()
     neighbours.notice(fleet)
     for engine in fleet.engines.values():
         learning.looked_at(fleet, engine)
@@ -212,11 +216,7 @@ def _(event: events.Found, fleet: Fleet) -> None:
     engine.incarnation, engine.devices = event.incarnation, event.devices
     engine.asleep, engine.rung = event.asleep, event.rung
     fleet.ledger.unlearn_foreign(event.devices)
-    engine.reserved = {
-        device: need(engine.profile, reading)
-        for device in event.devices
-        if (reading := fleet.ledger.reading(device))
-    }
+    coming.promise_to_found(fleet, engine)
     engine.deadline = fleet.now + fleet.config.engine.start_timeout
     if event.alive:
         fleet.order(orders.Prove(event.incarnation))
@@ -294,6 +294,7 @@ def _(event: events.WarmAsked, fleet: Fleet) -> None:
 @on.register
 def _(event: events.ShutdownAsked, fleet: Fleet) -> None:
     fleet.closing = True
+    fleet.stuck.clear()
     for waiter in fleet.queues:
         fleet.queues.remove(waiter.lease)
         fleet.refuse(waiter.lease, NotAvailable("llmd is shutting down", retry_after=10))

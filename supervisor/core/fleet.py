@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING
 
-from supervisor.config import Config
+from supervisor.config import Config, Profile
 from supervisor.core import orders
 from supervisor.core.devices import Reading
 from supervisor.core.engine import Engine, Granted
@@ -70,6 +70,12 @@ class Fleet:
     """Device -> when engines that were busy or waited for were evicted there, in the last hour."""
     refusals: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
     """(model, error code) -> when one was noted last, and how many were refused since."""
+    stuck: dict[tuple[str, ...], float | None] = field(default_factory=dict)
+    """Profiles -> until when nothing can be done for those who wait for just these; None: until something changes."""
+    scene: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    """Profile -> what of its engine these answers rest on."""
+    beside: Mapping[str, frozenset[str]] = field(init=False)
+    """Profile -> itself and all that may share a device with it."""
     reconsider: float | None = None
     """When somebody who waits may get what nobody would give up before."""
     mode: Mode = field(default_factory=Mode)
@@ -87,6 +93,7 @@ class Fleet:
 
     def __post_init__(self, learned: Mapping[str, Learned] | None) -> None:
         self.engines = {name: Engine(profile) for name, profile in self.config.profiles.items()}
+        self.beside = beside(self.config.profiles.values())
         self.ledger = Ledger(self.config.memory)
         self.fairness = Fairness({source: key.weight for source, key in self.config.keys.items()})
         self.recall(learned or {})
@@ -106,12 +113,23 @@ class Fleet:
             self.reconsider,
             self.transition.deadline if self.transition else None,
         )
-        return min([*due, *(at for at in waiting if at is not None)], default=None)
+        due += [at for at in (*self.stuck.values(), *waiting) if at is not None]
+        return min(due, default=None)
 
     def look_again(self, at: float | None) -> None:
         """Dispatch at `at` even if nothing happens before."""
         if at is not None:
             self.reconsider = at if self.reconsider is None else min(self.reconsider, at)
+
+    def unsettle(self, profiles: Collection[str]) -> None:
+        """Who waits for one of `profiles` deserves another thought."""
+        for asked in [asked for asked in self.stuck if not set(asked).isdisjoint(profiles)]:
+            del self.stuck[asked]
+
+    def enter(self, mode: Mode) -> None:
+        """Other profiles may be asked for from now on."""
+        self.mode = mode
+        self.stuck.clear()
 
     @property
     def available(self) -> frozenset[str]:
@@ -123,12 +141,14 @@ class Fleet:
     @property
     def is_empty(self) -> bool:
         """No engine holds anything."""
-        return all(not engine.claims() and engine.state not in LIVE for engine in self.engines.values())
+        return all(not engine.holds() and engine.state not in LIVE for engine in self.engines.values())
 
-    def claims(self, *, without: str | None = None) -> dict[str, list[Claim]]:
-        """Device -> what our engines, and borrowers, hold there."""
+    def claims(
+        self, *, without: str | None = None, on: Collection[str] | None = None
+    ) -> dict[str, list[Claim]]:
+        """Device -> what our engines, and borrowers, hold there; complete for the devices `on`, all by default."""
         held: dict[str, list[Claim]] = {}
-        holders: list[Engine | Loan] = [e for e in self.engines.values() if e.name != without]
+        holders: list[Engine | Loan] = [e for e in self.engines.values() if e.name != without and e.holds(on)]
         holders += self.loans.values()
         for holder in holders:
             for device, claim in holder.claims().items():
@@ -205,6 +225,16 @@ class Fleet:
 
     def note(self, event: str, engine: Engine, message: str, *, level: str = "INFO", **facts: object) -> None:
         self.order(orders.Note(event, engine.name, message, level, facts))
+
+
+def beside(profiles: Collection[Profile]) -> dict[str, frozenset[str]]:
+    """A GPU named by UUID or PCI id may be any."""
+    return {p.name: frozenset(other.name for other in profiles if _may_meet(p, other)) for p in profiles}
+
+
+def _may_meet(one: Profile, other: Profile) -> bool:
+    by_name = any(isinstance(gpu, str) for gpu in (*one.gpus, *other.gpus))
+    return by_name or one.device == other.device == "cpu" or not set(one.gpus).isdisjoint(other.gpus)
 
 
 def taken(tickets: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ from supervisor.core import learning, orders, restarts
 from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine
 from supervisor.core.failures import Failure, FailureClass
+from supervisor.core.fit import need
 from supervisor.core.fleet import Fleet, taken
 from supervisor.core.ledger import Claims
 from supervisor.core.lifecycle import PROFILING, State, Step
@@ -42,6 +43,7 @@ def retire(
         engine.clear()
         answer_stopped(fleet, engine)
     elif engine.state is State.READY:
+        forgive(fleet, engine)
         engine.step(Step.DRAIN, fleet.now)
         if not patient:
             engine.deadline = fleet.now + (fleet.config.server.drain if drain is None else drain)
@@ -104,9 +106,8 @@ def settle_asleep(fleet: Fleet, engine: Engine) -> None:
         reading = fleet.ledger.reading(device)
         if reading is None or reading.trouble or now_held is None or reading.at < engine.slept_at:
             return
-        if now_held > min(
-            engine.reserved[device] / 2, engine.before.get(device, (0, engine.reserved[device], 0))[1] / 2
-        ):
+        whole = need(engine.profile, reading)
+        if now_held > min(whole, engine.before.get(device, (0, whole, 0))[1]) / 2:
             return
     engine.settled, engine.deadline = True, wakes_or_stops(fleet, engine)
     kept = {device: held for device, held in fallen.items() if held is not None}
@@ -160,8 +161,15 @@ def climb(fleet: Fleet, engine: Engine) -> None:
         fleet.order(orders.Kill(engine.incarnation or ""))
 
 
+def forgive(fleet: Fleet, engine: Engine) -> None:
+    """After a long time ready, which ends now, its earlier failures count no more."""
+    if engine.state is State.READY and fleet.now - engine.ready_since >= fleet.config.restarts.reset_after:
+        engine.failures.clear()
+
+
 def fail(fleet: Fleet, engine: Engine, failure: Failure) -> None:
     """A live engine is no use any more: kill it whole."""
+    forgive(fleet, engine)
     engine.was_loading = engine.state in (State.STARTING, State.ADOPTING)
     remember_before(fleet, engine)
     engine.failure = failure
@@ -191,6 +199,7 @@ def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: b
     stopping, was_serving = engine.state is State.STOPPING, engine.state in AWAKE
     was_ready = was_serving or (stopping and not engine.was_loading and not engine.asleep)
     if not stopping:
+        forgive(fleet, engine)
         remember_before(fleet, engine)
     engine.step(Step.EXIT, fleet.now)
     engine.failure, engine.gone_at = failure, None
@@ -279,12 +288,11 @@ def quarantine(fleet: Fleet, engine: Engine) -> None:
     why = f"memory of {engine.name} did not come back (processes: {pids})"
     for device in engine.devices:
         fleet.ledger.quarantined[device] = why
+    fleet.stuck.clear()
     fleet.note("device_quarantined", engine, why, level="ERROR", devices=engine.devices)
 
 
 def follow_up(fleet: Fleet, engine: Engine, failure: Failure) -> None:
-    if engine.failures and engine.failures[-1] <= fleet.now - fleet.config.restarts.reset_after:
-        engine.failures.clear()
     engine.failures.append(fleet.now)
     engine.failure = None
     verdict = restarts.decide(fleet.config.restarts, engine.failures, failure, fleet.rng)

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from supervisor.config import Memory, Profile
 from supervisor.core.devices import HOST, Holder, Reading, Survey, gib
@@ -24,8 +25,7 @@ from supervisor.core.fit import gpu_reading, need
 FOREIGN_WINDOW = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """What one engine holds on one device. `measured` is None where the driver does not tell."""
 
     profile: str

@@ -73,6 +73,7 @@ def _grant(fleet: Fleet, loan: Loan) -> None:
     size = profile.vram or 0
     loan.wanted.reserved = dict.fromkeys(fleet.ledger.devices_of(profile) or (), size)
     loan.until = fleet.now + loan.ttl
+    fleet.stuck.clear()
     places = ", ".join(name_of(fleet.reading(device)) for device in loan.wanted.reserved)
     message = f"{gib(size)} on {places} lent to {loan.borrower} for {loan.ttl:.0f} s"
     _note(fleet, "lent", message)
@@ -82,6 +83,7 @@ def _grant(fleet: Fleet, loan: Loan) -> None:
 def end(fleet: Fleet, name: str, why: str) -> None:
     """Given back, or never had: its memory is promised to nobody any more."""
     loan = fleet.loans.pop(name, None)
+    fleet.stuck.clear()
     if loan is not None and loan.until is not None:
         _note(fleet, "loan_ended", f"the loan to {loan.borrower} is over: {why}")
 

@@ -59,20 +59,26 @@ def way_up(fleet: Fleet, engine: Engine) -> Way | Blocked:
         return Blocked(f"{engine.name} is {engine.state}", transient=True)
     if fleet.queues.for_profile(engine.name) and engine.name not in fleet.available:
         return Blocked(f"{engine.name} comes {fleet.mode.back}", transient=True)
-    claims = fleet.claims(without=engine.name)
+    claims = _claims_beside(fleet, engine)
     verdict = fleet.ledger.judge(engine.profile, claims, fleet.now, own=engine.residue)
     if verdict.admitted:
         return Way()
     if not verdict.passing:
         return Blocked(str(verdict), hopeless=True)
     short = {shortage.device for shortage in verdict.shortages}
-    others = [other for other in fleet.engines.values() if other is not engine and other.claims()]
-    there = [e for e in others if short & set(e.devices) or not fleet.policy.knows_cards]
+    where = short if fleet.policy.knows_cards else None
+    there = [other for other in fleet.engines.values() if other is not engine and other.holds(where)]
     moving = [e for e in there if e.state in COMING | LEAVING or (e.asleep and not e.settled)]
     if moving:
         names = ", ".join(f"{e.name} ({e.state})" for e in moving)
         return Blocked(f"waits for {names}; {verdict}", transient=True)
-    return _at_the_cost_of(fleet, engine, [e for e in there if not e.profile.pin], verdict)
+    return _at_the_cost_of(fleet, engine, [e for e in there if not e.profile.pin], claims, verdict)
+
+
+def _claims_beside(fleet: Fleet, engine: Engine) -> Claims:
+    """What the others hold where this one would be, and of host memory, which sleepers take."""
+    devices = fleet.ledger.devices_of(engine.profile)
+    return fleet.claims(without=engine.name, on={*(devices or ()), HOST})
 
 
 def can_come(engine: Engine) -> bool:
@@ -80,56 +86,62 @@ def can_come(engine: Engine) -> bool:
 
 
 def _at_the_cost_of(
-    fleet: Fleet, engine: Engine, others: Sequence[Engine], verdict: Verdict
+    fleet: Fleet, engine: Engine, others: Sequence[Engine], claims: Claims, verdict: Verdict
 ) -> Way | Blocked:
     pressure = fleet.queues.pressure(engine.name)
     free_from = {other.name: fleet.policy.free_from(fleet, other, engine, pressure) for other in others}
     open_now = [other for other in others if free_from[other.name] <= fleet.now]
-    way = cheapest(fleet, engine, open_now)
+    way = cheapest(fleet, engine, open_now, claims)
     if way is not None:
         return way
-    ours = bool(others) and _fits(fleet, engine, others, sleep=False)
+    ours = bool(others) and verdict_without(fleet, engine, others, claims).admitted
     later = [at for at in free_from.values() if fleet.now < at < float("inf")]
     said = "".join(f"; {e.name} is busy ({len(e.leases)} in flight)" for e in others if e.leases)
     return Blocked(f"{verdict}{said}", ours=ours, until=min(later, default=None) if ours else None)
 
 
-def cheapest(fleet: Fleet, engine: Engine, others: Sequence[Engine]) -> Way | None:
-    """Who costs least: asleep if that frees enough, else stopped."""
+def cheapest(
+    fleet: Fleet, engine: Engine, others: Sequence[Engine], claims: Claims | None = None
+) -> Way | None:
+    """Who costs least: asleep if that frees enough, else stopped. `claims`: what all but `engine` hold, if known."""
+    beside = _claims_beside(fleet, engine) if claims is None else claims
     victims = [eviction.Victim(e.name, fleet.policy.worth(fleet, e), e.last_used) for e in others]
     for sleep in (True, False) if any(e.profile.sleep for e in others) else (False,):
 
         def fits(names: frozenset[str], sleep: bool = sleep) -> bool:
-            return _fits(fleet, engine, [e for e in others if e.name in names], sleep=sleep)
+            chosen = [e for e in others if e.name in names]
+            return verdict_without(fleet, engine, chosen, beside, sleep=sleep).admitted
 
         if (chosen := fleet.policy.choose(victims, fits)) is not None:
             return Way(chosen, sleep)
     return None
 
 
-def _fits(fleet: Fleet, engine: Engine, victims: Sequence[Engine], *, sleep: bool) -> bool:
-    return verdict_without(fleet, engine, victims, sleep=sleep).admitted
-
-
 def verdict_without(
-    fleet: Fleet, engine: Engine, victims: Sequence[Engine], *, sleep: bool = False
+    fleet: Fleet,
+    engine: Engine,
+    victims: Sequence[Engine],
+    claims: Claims | None = None,
+    *,
+    sleep: bool = False,
 ) -> Verdict:
-    """Whether `engine` fits once `victims` have made room, asleep or stopped."""
+    """Whether `engine` fits once `victims` have made room, asleep or stopped. `claims` as for `cheapest`."""
     names = {victim.name for victim in victims}
-    claims: dict[str, list[Claim]] = {
+    beside = _claims_beside(fleet, engine) if claims is None else claims
+    staying: dict[str, list[Claim]] = {
         device: [claim for claim in claimed if claim.profile not in names]
-        for device, claimed in fleet.claims(without=engine.name).items()
+        for device, claimed in beside.items()
     }
     freed: dict[str, int] = {}
     for victim in victims:
-        after = sleeping(fleet, victim, claims) if sleep else {}
+        after = sleeping(fleet, victim, staying) if sleep else {}
         for device, claim in victim.claims().items():
             kept = after.get(device)
             held = claim.reserved if claim.measured is None else claim.measured
             freed[device] = freed.get(device, 0) + max(0, held - (kept.held if kept else 0))
         for device, claim in after.items():
-            claims.setdefault(device, []).append(claim)
-    return fleet.ledger.judge(engine.profile, claims, fleet.now, freed=freed, own=engine.residue)
+            staying.setdefault(device, []).append(claim)
+    return fleet.ledger.judge(engine.profile, staying, fleet.now, freed=freed, own=engine.residue)
 
 
 # Can it sleep?

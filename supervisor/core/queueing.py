@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 
 from supervisor.core.routing import Ask, Candidate
 
-Key = tuple[tuple[str, ...], str]
-"""Of a line: the profiles that could serve, best first, and the source."""
+Group = dict[str, "Line"]
+"""Lines by source, of those who could go to the same profiles."""
 
 
 @dataclass(slots=True)
@@ -36,10 +36,6 @@ class Waiter:
 
     def __post_init__(self) -> None:
         self.profiles = tuple(candidate.profile for candidate in self.candidates)
-
-    @property
-    def key(self) -> Key:
-        return self.profiles, self.ask.source
 
 
 @dataclass(slots=True)
@@ -85,8 +81,9 @@ class Pressure:
 class Queues:
     """All waiters. Iterating gives them line by line, a copy, so that they may change meanwhile."""
 
+    groups: dict[tuple[str, ...], Group] = field(default_factory=dict)
+    """By the profiles that could serve, best first."""
     _waiters: dict[str, Waiter] = field(default_factory=dict)
-    _lines: dict[Key, Line] = field(default_factory=dict)
     _models: Counter[str] = field(default_factory=Counter)
     _profiles: Counter[str] = field(default_factory=Counter)
     _firsts: Counter[str] = field(default_factory=Counter)
@@ -94,7 +91,7 @@ class Queues:
 
     def add(self, waiter: Waiter) -> None:
         self._waiters[waiter.lease] = waiter
-        self._lines.setdefault(waiter.key, Line()).add(waiter)
+        self.groups.setdefault(waiter.profiles, {}).setdefault(waiter.ask.source, Line()).add(waiter)
         self._count(waiter, 1)
         heapq.heappush(self._deadlines, (waiter.deadline, waiter.lease))
 
@@ -103,10 +100,12 @@ class Queues:
         waiter = self._waiters.pop(lease, None)
         if waiter is None:
             return None
-        line = self._lines[waiter.key]
-        line.remove(waiter)
-        if not line.waiters:
-            del self._lines[waiter.key]
+        group = self.groups[waiter.profiles]
+        group[waiter.ask.source].remove(waiter)
+        if not group[waiter.ask.source].waiters:
+            del group[waiter.ask.source]
+        if not group:
+            del self.groups[waiter.profiles]
         self._count(waiter, -1)
         return waiter
 
@@ -125,18 +124,20 @@ class Queues:
 
     # Questions
 
-    def heads(self) -> list[Waiter]:
-        """The first of every line."""
-        return [line.head for line in self._lines.values()]
+    def heads(self, profiles: Set[str]) -> list[Waiter]:
+        """The first of every line whom one of `profiles` could serve."""
+        found = (group for asked, group in self.groups.items() if not profiles.isdisjoint(asked))
+        return [line.head for group in found for line in group.values()]
 
     def following(self, waiter: Waiter) -> Waiter | None:
         """Who is first in the line of a waiter that has left it."""
-        line = self._lines.get(waiter.key)
+        line = self.groups.get(waiter.profiles, {}).get(waiter.ask.source)
         return line.head if line else None
 
     def pressure(self, profile: str) -> Pressure | None:
         """Of those whom `profile` could serve; None where there are none."""
-        lines = [line for (profiles, _), line in self._lines.items() if profile in profiles]
+        found = (group for profiles, group in self.groups.items() if profile in profiles)
+        lines = [line for group in found for line in group.values()]
         if not lines:
             return None
         heads = [line.head for line in lines]
@@ -160,7 +161,7 @@ class Queues:
         return self._firsts[profile]
 
     def sources(self) -> set[str]:
-        return {source for _, source in self._lines}
+        return set().union(*self.groups.values())
 
     def overdue(self, now: float) -> list[Waiter]:
         """Those whose deadline has come."""
@@ -177,7 +178,9 @@ class Queues:
         return self._deadlines[0][0] if self._deadlines else None
 
     def __iter__(self) -> Iterator[Waiter]:
-        return iter([waiter for line in self._lines.values() for waiter in line.waiters.values()])
+        return iter(
+            [w for group in self.groups.values() for line in group.values() for w in line.waiters.values()]
+        )
 
     def __len__(self) -> int:
         return len(self._waiters)

@@ -15,9 +15,10 @@ from supervisor.core import decide, events, orders
 from supervisor.core.devices import GIB, HOST, Holder, Reading, Survey
 from supervisor.core.events import Event
 from supervisor.core.fleet import Fleet
-from supervisor.core.lifecycle import HOLDING, LIVE, State
+from supervisor.core.lifecycle import State
 from supervisor.core.orders import Order
 from supervisor.core.routing import Ask
+from tests.core.invariants import Invariants
 
 CARD = 24 * GIB
 
@@ -46,6 +47,7 @@ class World:
         self.refused: dict[str, Exception] = {}
         self.answers: dict[str, orders.Answer] = {}
         self.log: list[Order] = []
+        self.check = Invariants()
         self._leases = itertools.count(1)
         self.read()
 
@@ -54,7 +56,7 @@ class World:
     def send(self, event: Event) -> list[Order]:
         done = decide.handle(self.fleet, event, self.now)
         self.log += done
-        self.check()
+        self.check(self.fleet, event, done)
         for order in done:
             self.obey(order)
         return done
@@ -150,23 +152,3 @@ class World:
             self.refused[order.lease] = order.error
         elif isinstance(order, orders.Answer):
             self.answers[order.ticket] = order
-
-    # Invariants
-
-    def check(self) -> None:
-        fleet = self.fleet
-        for reading in fleet.ledger.survey.readings:
-            promised = sum(claim.reserved for claim in fleet.claims().get(reading.device, []))
-            assert 0 <= promised <= reading.total, f"{reading.device} is promised twice: {promised}"
-        for engine in fleet.engines.values():
-            assert (engine.incarnation is not None) == (engine.state in HOLDING), engine
-            assert bool(engine.reserved) == (engine.state in HOLDING), engine
-            assert len(engine.leases) <= engine.profile.max_concurrent, engine
-            assert not engine.leases or engine.state in LIVE, engine
-            waiting = fleet.queues.for_profile(engine.name)
-            bound = sum(e.profile.max_queue + e.profile.max_concurrent for e in fleet.engines.values())
-            assert waiting <= bound, engine
-        incarnations = [e.incarnation for e in fleet.engines.values() if e.incarnation]
-        assert len(set(incarnations)) == len(incarnations)
-        ended = [o.lease for o in self.log if isinstance(o, orders.Grant | orders.Refuse)]
-        assert len(set(ended)) == len(ended), "a request ended twice"

@@ -1,0 +1,150 @@
+"""What must hold after every event, whatever happened: one checker for histories, chaos and the state machine.
+
+It sees what the core sees and says, facts in and orders out, and remembers what it needs of them: who waits, who was
+granted, which trees there are, when engines failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from supervisor.core import events, orders
+from supervisor.core.engine import Engine
+from supervisor.core.events import Event
+from supervisor.core.failures import FailureClass
+from supervisor.core.fleet import Fleet
+from supervisor.core.lifecycle import HOLDING, LIVE, State
+from supervisor.core.orders import Order
+
+SLACK = 1e-6
+REFUSING = frozenset({State.BACKOFF, State.IMPOSSIBLE})
+"""A person who asks for a start in these begins with a clean sheet."""
+
+
+class Invariants:
+    """Call it after every event of one daemon's life; a new daemon gets a new one. Raises AssertionError."""
+
+    def __init__(self) -> None:
+        self.waiting: set[str] = set()
+        self.granted: set[str] = set()
+        self.trees: dict[str, str] = {}
+        """Incarnation -> profile of every tree that was ordered or found and is not over."""
+        self.totals: dict[str, int] = {}
+        """Device -> bytes, as last told without trouble."""
+        self._failures: dict[str, list[float]] = {}
+        """Profile -> when it failed since its failures were last forgiven."""
+        self._ready: dict[str, float] = {}
+        """Profile -> since when it was ready."""
+        self._states: dict[str, State] = {}
+
+    def __call__(self, fleet: Fleet, event: Event, ordered: Sequence[Order]) -> None:
+        self._facts(event)
+        for order in ordered:
+            self._order(fleet, order)
+        self._memory(fleet)
+        self._queue(fleet, event)
+        for engine in fleet.engines.values():
+            self._engine(fleet, engine)
+        self._leases(fleet)
+        self._time(fleet, event)
+
+    # What went in and came out
+
+    def _facts(self, event: Event) -> None:
+        if isinstance(event, events.Arrived):
+            self.waiting.add(event.lease)
+        elif isinstance(event, events.Left):
+            assert event.lease in self.waiting | self.granted, f"{event.lease} left without being there"
+            self.waiting.discard(event.lease)
+            self.granted.discard(event.lease)
+        elif isinstance(event, events.Found):
+            self._tree(event.profile, event.incarnation)
+        elif isinstance(event, events.StartAsked) and self._states.get(event.profile) in REFUSING:
+            self._failures[event.profile] = []
+
+    def _order(self, fleet: Fleet, order: Order) -> None:
+        if isinstance(order, orders.Spawn):
+            self._tree(order.profile, order.incarnation)
+        elif isinstance(order, orders.Refuse | orders.Grant):
+            assert order.lease in self.waiting, f"{order.lease} ended twice, or never began"
+            self.waiting.discard(order.lease)
+            if isinstance(order, orders.Grant):
+                self.granted.add(order.lease)
+                engine = fleet.engines[order.profile]
+                assert len(engine.leases) <= engine.slots, f"{engine} was granted more than its slots"
+        elif isinstance(order, orders.Note) and order.event == "adoption_failed":
+            self.trees = {name: profile for name, profile in self.trees.items() if profile != order.profile}
+        incarnation = getattr(order, "incarnation", None)
+        assert incarnation is None or incarnation in self.trees, f"{order} for a tree that is over"
+        if isinstance(order, orders.Forget):
+            del self.trees[order.incarnation]
+
+    def _tree(self, profile: str, incarnation: str) -> None:
+        assert profile not in self.trees.values(), f"{profile} runs twice"
+        self.trees[incarnation] = profile
+
+    # What is the case now
+
+    def _memory(self, fleet: Fleet) -> None:
+        self.totals |= {r.device: r.total for r in fleet.ledger.survey.readings if not r.trouble}
+        for device, claims in fleet.claims().items():
+            promised = sum(claim.reserved for claim in claims)
+            total = self.totals.get(device, promised)
+            assert 0 <= promised <= total, f"{device} is promised twice: {promised} of {total} to {claims}"
+
+    def _queue(self, fleet: Fleet, event: Event) -> None:
+        assert len(fleet.queues) == len(self.waiting), f"{self.waiting} wait, the queues hold {fleet.queues}"
+        due = fleet.queues.next_deadline()
+        assert due is None or due > fleet.now, "somebody waits past its bound"
+        if isinstance(event, events.Arrived) and event.lease in fleet.queues:
+            waiting = fleet.queues.for_model(event.ask.model)
+            assert waiting <= self._bound(fleet, event.ask.model), f"{waiting} wait for {event.ask.model}"
+
+    def _bound(self, fleet: Fleet, model: str) -> int:
+        return sum(e.room for e in fleet.engines.values() if model in (e.name, e.profile.model))
+
+    def _engine(self, fleet: Fleet, engine: Engine) -> None:
+        holding = engine.state in HOLDING
+        assert (engine.incarnation is not None) == holding, engine
+        assert bool(engine.reserved) == holding, engine
+        assert len(engine.leases) <= engine.profile.max_concurrent, engine
+        assert not engine.leases or engine.state in LIVE, engine
+        before = self._states.get(engine.name, State.COLD)
+        if engine.state is not before:
+            self._states[engine.name] = engine.state
+            self._moved(fleet, engine, before)
+
+    def _moved(self, fleet: Fleet, engine: Engine, before: State) -> None:
+        history, name = self._failures.setdefault(engine.name, []), engine.name
+        if engine.state is State.READY:
+            self._ready[name] = fleet.now
+        elif before is State.READY and fleet.now - self._ready[name] >= fleet.config.restarts.reset_after:
+            history.clear()
+        if engine.state in (State.BACKOFF, State.IMPOSSIBLE):
+            history.append(fleet.now)
+        if engine.state is State.BACKOFF:
+            self._restart(fleet, engine, len(history))
+
+    def _restart(self, fleet: Fleet, engine: Engine, failures: int) -> None:
+        """Delays double up to the cap, jitter aside; they begin anew only after a long time ready."""
+        policy, failure = fleet.config.restarts, engine.last_failure
+        assert failure is not None
+        assert engine.deadline is not None
+        longest = policy.max_delay
+        if failure.serving or failure.kind is not FailureClass.OUT_OF_MEMORY:
+            longest = min(policy.first_delay * 2.0 ** min(failures - 1, 64), policy.max_delay)
+        delay = engine.deadline - fleet.now
+        assert longest * (1 - policy.jitter) - SLACK <= delay <= longest + SLACK, (engine, delay, longest)
+
+    def _leases(self, fleet: Fleet) -> None:
+        assert set(fleet.leases) == self.granted
+        for engine in fleet.engines.values():
+            for lease in engine.leases:
+                held = fleet.leases.get(lease)
+                assert held is not None, f"{engine} serves {lease}, which is over"
+                assert (held.profile, held.incarnation) == (engine.name, engine.incarnation), held
+
+    def _time(self, fleet: Fleet, event: Event) -> None:
+        due = fleet.next_deadline()
+        if isinstance(event, events.Ticked):
+            assert due is None or due > fleet.now, f"due at {due}, and still due: the clock would spin"
