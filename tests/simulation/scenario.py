@@ -1,0 +1,195 @@
+"""One seed's history: hours of traffic and trouble, then calm, and what must be the case in the end."""
+
+from __future__ import annotations
+
+import datetime
+import random
+from pathlib import Path
+
+from supervisor.config import Config, Key, Mode, Profile, Restarts, Scheduling
+from supervisor.core import events
+from supervisor.core.devices import GIB
+from supervisor.core.lifecycle import STARTABLE, State
+from supervisor.simulation.trace import Request
+from tests.simulation.chaos import Chaos
+
+HOURS = 1.5
+TROUBLED = HOURS * 3600.0
+HEALED = TROUBLED + 1200.0
+"""When the last thing that broke has mended: a leak lasts 900 s at most."""
+SETTLED = HEALED + 1500.0
+AT_REST = SETTLED + 2400.0
+
+KEYS = {
+    "webui": Key(env="A"),
+    "bob": Key(env="B", weight=2.0),
+    "n8n": Key(env="C", priority="batch"),
+}
+MODELS = ("llama", "llama", "llama_0", "coder", "coder", "big", "emb")
+
+
+class Scenario(Chaos):
+    """Traffic, operators, neighbours, a calendar and a mortal daemon around two cards."""
+
+    def __init__(self, seed: int) -> None:
+        self.mode: str | None = None
+        super().__init__(_config(random.Random(f"config {seed}")), seed)
+
+    def play(self) -> None:
+        """Everything. Raises AssertionError at the first event after which something does not hold."""
+        self._keep_reading()
+        for what, mean in (
+            (self.ask, 25), (self.order_about, 600), (self.crowd, 500), (self.break_nvml, 900), (self.change_mode, 2400),
+            (self.die, 3000), (self.hand_over, 5000),
+        ):  # fmt: skip
+            self._again(what, mean)
+        self.until(TROUBLED)
+        self.quieten()
+        self.until(HEALED)
+        leases = [self.probe(name) for name in self.config.profiles if name in self.fleet.available]
+        self.until(SETTLED)
+        self._all_served(leases)
+        self.until(AT_REST)
+        self._all_at_rest()
+
+    def _again(self, what, mean: float) -> None:  # type: ignore[no-untyped-def]
+        def once() -> None:
+            if not self.calm:
+                what()
+                self._again(what, mean)
+
+        self.later(self.dice.expovariate(1 / mean), once)
+
+    # What goes on
+
+    def ask(self) -> None:
+        """Mostly one request, at times a crowd."""
+        for _ in range(self.dice.choice((1, 1, 1, 1, 1, 12))):
+            patience = self.dice.choice((None, None, None, 1.0, 60.0))
+            key = self.dice.choice(("webui", "bob", "n8n", "nobody"))
+            model = self.dice.choice(MODELS)
+            self._arrive(
+                Request(
+                    self.now, key, model, self.dice.choice((10, 6000)), self.dice.randint(1, 4000), patience
+                )
+            )
+
+    def order_about(self) -> None:
+        profile, ticket = self.dice.choice(list(self.config.profiles)), f"t{self.dice.getrandbits(32)}"
+        what = self.dice.choice((events.StartAsked, events.StartAsked, events.StopAsked))
+        self.tell(what(ticket, profile))
+        if self.dice.random() < 0.5:
+            self.later(self.dice.uniform(0, 60), lambda: self.tell(events.TicketDropped(ticket)))
+        if self.dice.random() < 0.2:
+            self.tell(events.StopAsked(f"{ticket}!", profile, at_once=True))
+
+    def crowd(self) -> None:
+        """A neighbour takes or leaves memory, as much as there is."""
+        index = self.dice.randrange(len(self.cards))
+        self.neighbours[index] = 0
+        size = self.dice.choice((0, 0, 1, 3, 8)) * GIB
+        self.neighbours[index] = min(size, max(0, self._free(f"GPU-{index}")))
+
+    def break_nvml(self) -> None:
+        how, lasting = self.dice.choice(("lost", "blind", "hung")), self.dice.uniform(5, 300)
+        if how == "lost":
+            index = self.dice.randrange(len(self.cards))
+            self.lost.add(index)
+            self.later(lasting, lambda: self.lost.discard(index))
+        else:
+            setattr(self, how, True)
+            self.later(lasting, lambda: setattr(self, how, False))
+
+    def change_mode(self) -> None:
+        self.mode = self.dice.choice(("day", "night"))
+        self.tell_mode()
+
+    def tell_mode(self) -> None:
+        if self.mode is not None:
+            other = "night" if self.mode == "day" else "day"
+            self.tell(events.ModeChanged(self.mode, other, "some time", self.dice.choice((100.0, 5000.0))))
+
+    def hand_over(self) -> None:
+        """An orderly stop; engines are left running, or stopped, or as far as they came."""
+        if not self.down:
+            self.tell(events.ShutdownAsked(keep_engines=self.dice.random() < 0.7))
+            self.later(self.dice.choice((1, 30, 120)), self.die)
+
+    # The end
+
+    def quieten(self) -> None:
+        """From now on nothing new goes wrong, nobody asks, and what is wrong with running engines passes."""
+        self.calm = self.fine = True
+        self.lost.clear()
+        self.neighbours.clear()
+        self.blind = self.hung = False
+        self.mode = "day"
+        self.later(1, self.tell_mode)
+        self.later(600, self.forgive)
+
+    def forgive(self) -> None:
+        """A person looks after what was given up."""
+        for engine in self.fleet.engines.values():
+            if engine.state is State.IMPOSSIBLE:
+                self.tell(events.StopAsked(f"mend-{engine.name}", engine.name))
+
+    def probe(self, profile: str) -> str:
+        self._arrive(Request(self.now, "webui", profile, 10, 10))
+        return f"r{len(self.outcomes) - 1}"
+
+    def _all_served(self, leases: list[str]) -> None:
+        unserved = {lease: self.outcomes[lease] for lease in leases if self.outcomes[lease].granted is None}
+        assert not unserved, f"not served though nothing is wrong any more: {unserved}"
+        assert not self.fleet.queues
+        assert not self.fleet.leases
+        assert not self.fleet.ledger.quarantined, "memory is back, its card still quarantined"
+        late = [e for e in self.fleet.engines.values() if e.wanted and e.state is not State.READY]
+        assert not late, f"wanted, but {late}"
+
+    def _all_at_rest(self) -> None:
+        left = [o for o in self.outcomes.values() if o.ended is None and o.refused is None]
+        assert not left, f"never ended: {left}"
+        pinned = {name for name, profile in self.config.profiles.items() if profile.pin}
+        busy = [e for e in self.fleet.engines.values() if e.state not in STARTABLE and e.name not in pinned]
+        assert not busy, f"idle for long, yet {busy}"
+        assert {tree.profile for tree in self.trees.values()} <= pinned, f"trees are left: {self.trees}"
+
+
+def _config(dice: random.Random) -> Config:
+    """Seeds differ in what they run too: with sleep and without, quick and slow to swap, patient and not."""
+    sleep = dice.random() < 0.5
+
+    def profile(name: str, *gpus: int, gib: float = 20, **fields: object) -> Profile:
+        fields = {"max_concurrent": 3, "max_queue": 6, "idle_ttl": 900.0, "sleep": sleep} | fields
+        fields |= {"sleep_after": 200.0} if sleep and dice.random() < 0.5 else {}
+        model = name.rsplit("_", 1)[0]
+        return Profile.model_validate(
+            {"name": name, "model": model, "weights": "w", "gpus": gpus, "vram": int(gib * GIB), **fields}
+        )
+
+    found = [
+        profile("llama_0", 0, gib=dice.choice((10, 20))),
+        profile("llama_1", 1, gib=dice.choice((10, 20)), max_concurrent=1),
+        profile("coder_0", 0),
+        profile("coder_1", 1, gib=12),
+        profile("big_dual", 0, 1, gib=22),
+        profile("emb_1", 1, gib=2, task="embed", pin=dice.random() < 0.2),
+    ]
+    modes = {
+        "day": Mode(start=datetime.time(6), warm=("llama_0",), drain=dice.choice((10.0, 300.0))),
+        "night": Mode(
+            start=datetime.time(2), profiles=("big_dual", "emb_1"), warm=("big_dual",), within=600.0
+        ),
+    }
+    return Config(
+        path=Path("llmd.toml"),
+        profiles={p.name: p for p in found},
+        keys=KEYS,
+        modes=modes,
+        restarts=Restarts(jitter=dice.choice((0.0, 0.25))),
+        scheduling=Scheduling(
+            quantum=dice.choice((5.0, 30.0)),
+            min_residency=dice.choice((0.0, 60.0)),
+            swaps_per_hour=dice.choice((4, 60)),
+        ),
+    )
