@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 CONFIGS = (Path("llmd.toml"), Path("/etc/llmd/llmd.toml"))
 DEFAULT_SOCKET = Path("/run/llmd/llmd.sock")
 REFUSED, NO_DAEMON, INTERRUPTED = 1, 3, 130
+
+STARTS = ("%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 
 T = TypeVar("T")
 
@@ -333,6 +336,43 @@ def plan_(place: Place, profiles: tuple[str, ...], gpus: str | None, as_json: bo
         found = plan.gather(config, plan.chosen(config, profiles), cards)
         _print_json(plan.as_json(found)) if as_json else plan.show(found)
         sys.exit(0 if found.possible else 1)
+
+
+@main.command()
+@click.argument("trace", type=click.Path(path_type=Path))
+@click.option("--gpus", default="2x24GiB", show_default=True, help="The imaginary GPUs, such as 24GiB,48GiB.")
+@click.option(
+    "--policy", "policies", multiple=True, metavar="NAME", help="llmd, or another; can be repeated."
+)
+@click.option(
+    "--start",
+    type=click.DateTime(STARTS),
+    metavar="TIME",
+    help="When the trace began: 2026-01-01T13:00; else now.",
+)
+@as_json
+@click.pass_obj
+def simulate(
+    place: Place, trace: Path, gpus: str, policies: tuple[str, ...], start: datetime | None, as_json: bool
+) -> None:
+    """Replay TRACE on imaginary GPUs and show who would have waited how long.
+
+    TRACE has the columns time,key,model,prompt,output (.csv), or an object with these a line (.jsonl): seconds
+    since its beginning, who asks, for which model, prompt tokens and output tokens. The core that serves decides;
+    engines load and answer at assumed speeds. Needs no daemon and no GPU.
+    """
+    from supervisor.cli import replay
+
+    with _errors(as_json):
+        begins = (start or datetime.now()).astimezone()
+        asked = replay.asked(policies)
+        found = replay.play(place.load(), trace, replay.cards(gpus), asked, begins)
+        if as_json:
+            _print_json(found)
+            return
+        from rich.console import Console
+
+        replay.show(found, Console(highlight=False))
 
 
 def _call(

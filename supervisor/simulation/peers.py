@@ -64,8 +64,8 @@ class KeepAlive(Lru):
 POLICIES: Mapping[str, Callable[[], Policy]] = {
     "llmd": Thrifty,
     "lru": Lru,
-    "wait for idle": WaitForIdle,
-    "count lru": CountLru,
-    "keep alive": KeepAlive,
+    "wait-for-idle": WaitForIdle,
+    "count-lru": CountLru,
+    "keep-alive": KeepAlive,
 }
 """llmd's own first. The others know no sleep: give them profiles without it."""

@@ -9,7 +9,7 @@ from supervisor.simulation.world import Outcome, World
 
 
 def report(world: World) -> dict[str, Any]:
-    """Waits by class in seconds, swaps, card-seconds spent loading, refusals."""
+    """Waits by class in seconds, swaps, card-seconds spent loading, refusals, and the first one's words."""
     outcomes = list(world.outcomes.values())
     batch = [o for o in outcomes if world.fleet.is_batch(o.request.key)]
     interactive = [o for o in outcomes if not world.fleet.is_batch(o.request.key)]
@@ -18,6 +18,7 @@ def report(world: World) -> dict[str, Any]:
         "batch": waits(batch),
         "swaps": world.counts["evict"],
         "loading_s": round(world.loading, 1),
+        "refusal": next((o.refused for o in outcomes if o.refused is not None), None),
     }
 
 

@@ -116,6 +116,10 @@ class World:
     def at(self, time: float, what: Callable[[], None]) -> None:
         heapq.heappush(self._agenda, (max(time, self.now), next(self._serial), what))
 
+    def expect(self, time: float, event: Event) -> None:
+        """Tell the core `event` at that time."""
+        self.at(time, lambda: self.tell(event))
+
     def later(self, seconds: float, what: Callable[[], None]) -> None:
         self.at(self.now + seconds, what)
 
