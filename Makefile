@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python tests/orphans.py $(BIN)/python -m pytest -q
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/llmd
 MODELS := $(CACHE)/models
 
-.PHONY: env check demo test test-fast clean
+.PHONY: env check demo test test-fast bench soak clean
 
 # llmd's own environment: light, locked, never with vLLM or torch in it.
 env: $(VENV)/.done
@@ -37,6 +37,15 @@ test: check
 # What needs no vLLM: seconds.
 test-fast: env
 	$(PYTEST) -m "not real"
+
+# What waiting costs under each policy, and what a decision costs.
+bench: env
+	$(BIN)/python -m benchmarks.scheduling
+	$(BIN)/python -m benchmarks.deciding
+
+# Fifty times the chaos that `make test` plays; a seed that fails is named with the command that plays it again.
+soak: env
+	$(BIN)/python -m tests.simulation.replay --soak 10000
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
