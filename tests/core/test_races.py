@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from supervisor.config import Restarts
 from supervisor.core import events, orders
 from supervisor.core.devices import GIB
@@ -179,3 +181,17 @@ def test_a_reading_overtaken_by_a_later_one_is_void():
     world.send(late)
     assert world.ask("coder") not in world.refused
     assert world.state("coder_0") is State.STARTING
+
+
+@pytest.mark.parametrize(("seconds", "delay"), [(599, 20), (601, 10)])
+def test_ten_minutes_of_readiness_forgive_a_failure_and_less_do_not(seconds: float, delay: float):
+    world = World(config(profile("coder_0", 0, idle_ttl=None), restarts=Restarts(jitter=0)))
+    world.up("coder_0")
+    world.crash("coder_0")
+    world.wait(11)
+    world.ready("coder_0")
+    world.wait(seconds)
+    world.crash("coder_0")
+    engine = world.fleet.engines["coder_0"]
+    assert engine.deadline is not None
+    assert round(engine.deadline - engine.since) == delay
