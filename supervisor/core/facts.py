@@ -66,7 +66,7 @@ def _(event: events.Arrived, fleet: Fleet) -> None:
         BATCH_WEIGHT if batch else 1.0,
     )
     bound = sum(fleet.engines[name].room for name in waiter.profiles)
-    ahead = fleet.queues.for_model(event.ask.model)
+    ahead = fleet.queues.ahead_of(frozenset(waiter.profiles))
     fleet.fairness.arrive(event.ask.source, fleet.active_sources())
     fleet.queues.add(waiter)
     fleet.unsettle(waiter.profiles)

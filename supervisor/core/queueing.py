@@ -84,7 +84,6 @@ class Queues:
     groups: dict[tuple[str, ...], Group] = field(default_factory=dict)
     """By the profiles that could serve, best first."""
     _waiters: dict[str, Waiter] = field(default_factory=dict)
-    _models: Counter[str] = field(default_factory=Counter)
     _profiles: Counter[str] = field(default_factory=Counter)
     _firsts: Counter[str] = field(default_factory=Counter)
     _deadlines: list[tuple[float, str]] = field(default_factory=list)
@@ -117,7 +116,6 @@ class Queues:
             self.add(waiter)
 
     def _count(self, waiter: Waiter, by: int) -> None:
-        self._models[waiter.ask.model] += by
         self._firsts[waiter.profiles[0]] += by
         for profile in waiter.profiles:
             self._profiles[profile] += by
@@ -148,9 +146,10 @@ class Queues:
             sum(line.moment for line in lines),
         )
 
-    def for_model(self, model: str) -> int:
-        """How many asked for this name."""
-        return self._models[model]
+    def ahead_of(self, profiles: Set[str]) -> int:
+        """How many wait who may take a place of one of `profiles`."""
+        found = (group for asked, group in self.groups.items() if not profiles.isdisjoint(asked))
+        return sum(len(line.waiters) for group in found for line in group.values())
 
     def for_profile(self, profile: str) -> int:
         """How many could be served by this profile."""

@@ -97,11 +97,10 @@ class Invariants:
         due = fleet.queues.next_deadline()
         assert due is None or due > fleet.now, "somebody waits past its bound"
         if isinstance(event, events.Arrived) and event.lease in fleet.queues:
-            waiting = fleet.queues.for_model(event.ask.model)
-            assert waiting <= self._bound(fleet, event.ask.model), f"{waiting} wait for {event.ask.model}"
-
-    def _bound(self, fleet: Fleet, model: str) -> int:
-        return sum(e.room for e in fleet.engines.values() if model in (e.name, e.profile.model))
+            asked = next(w.profiles for w in fleet.queues if w.lease == event.lease)
+            waiting = fleet.queues.ahead_of(frozenset(asked))
+            bound = sum(fleet.engines[name].room for name in asked)
+            assert waiting <= bound, f"{waiting} wait for {asked}, at most {bound} may"
 
     def _engine(self, fleet: Fleet, engine: Engine) -> None:
         holding = engine.state in HOLDING

@@ -62,6 +62,13 @@ def test_no_more_in_flight_than_the_profile_allows_and_a_bounded_queue():
     assert queued[1] not in world.granted
 
 
+def test_the_bound_of_a_queue_holds_under_whichever_name_it_is_asked_for():
+    world = World(config(LLAMA_0))
+    world.up("llama_0")
+    leases = [world.ask(name) for name in ("llama", "llama_0") * 4]
+    assert sum(lease in world.refused for lease in leases) == len(leases) - 2 - 2  # two served, two wait
+
+
 def test_a_full_profile_spills_over_to_its_sibling():
     world = World(config(LLAMA_0, LLAMA_1))
     world.up("llama_0")

@@ -34,7 +34,7 @@ def test_counts_follow_every_change():
     queues = filled(waiter("1", "llama_0", "llama_1"), waiter("2", "llama_1"))
     assert (queues.for_profile("llama_0"), queues.for_profile("llama_1")) == (1, 2)
     assert (queues.hopes_for("llama_0"), queues.hopes_for("llama_1")) == (1, 1)
-    assert queues.for_model("llama") == 2
+    assert [queues.ahead_of({name}) for name in ("llama_0", "llama_1", "coder_1")] == [1, 2, 0]
     queues.remove("1")
     assert (queues.for_profile("llama_0"), queues.hopes_for("llama_0"), len(queues)) == (0, 0, 1)
     assert queues.remove("1") is None
