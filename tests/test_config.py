@@ -289,7 +289,10 @@ def test_what_is_wrong_in_the_main_file(write: Write, main: str, expected: str) 
             LLAMA + "gpu_memory_utilization = 92\n",
             ":4: gpu_memory_utilization cannot be 92; write 1.0 or less",
         ),
-        (LLAMA + "task = 'chat'\n", ":4: task cannot be 'chat'; write 'generate', 'embed' or 'rerank'"),
+        (
+            LLAMA + "task = 'chat'\n",
+            ":4: task cannot be 'chat'; write 'generate', 'embed', 'rerank', 'classify', 'pool' or 'transcribe'",
+        ),
         (LLAMA.replace("[0]", "[-1]"), ":3: gpus.0: -1 names no GPU; write an index such as 0"),
         (LLAMA.replace("[0]", "[0, 0]"), ":3: GPU 0 is named twice; write each GPU once"),
         (LLAMA.replace("gpus = [0]", ""), ":1: a profile for GPUs says which; write gpus = [0]"),

@@ -21,6 +21,7 @@ class FakeLease:
     profile: str
     session: aiohttp.ClientSession
     reason: str = "the only profile"
+    incarnation: str = "i1"
     queued: float = 0.25
 
     prompt: int | None = None
@@ -86,6 +87,7 @@ class FakeDriver:
                 "profile": name,
                 "model": profile.model,
                 "state": "ready",
+                "incarnation": "i1",
                 "in_flight": self.held,
                 "queued": 0,
                 "measured": {"GPU-1": 12_300_000_000, "host": 5},
