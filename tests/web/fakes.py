@@ -38,6 +38,9 @@ class FakeLease:
 class FakeDriver:
     config: Config
     engine: Path = Path("/nowhere")
+    engines: dict[str, Path] = field(default_factory=dict)
+    """Profile -> its engine's socket, where it is another one."""
+    asks: list[Ask] = field(default_factory=list)
     log: Path = Path("/nowhere")
     refusal: LlmdError | None = None
     held: int = 0
@@ -52,7 +55,8 @@ class FakeDriver:
             raise self.refusal
         profile = candidates(ask, self.config, self.config.profiles)[0].profile
         self.held += 1
-        connector = aiohttp.UnixConnector(str(self.engine))
+        self.asks.append(ask)
+        connector = aiohttp.UnixConnector(str(self.engines.get(profile, self.engine)))
         try:
             async with aiohttp.ClientSession(
                 connector=connector, headers={"Authorization": "Bearer engine"}
