@@ -77,7 +77,10 @@ _answer = msgspec.json.Decoder(_Answer)
 
 def read_wish(data: bytes) -> Wish | None:
     """None for what cannot be merged with others; whether it is right at all is the engine's to say."""
-    fields = {name: bytes(raw) for name, raw in _fields.decode(data).items()}
+    try:
+        fields = {name: bytes(raw) for name, raw in _fields.decode(data).items()}
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
     found = _inputs(fields.pop("input", b""))
     if found is None or "messages" in fields or fields.get("encoding_format") not in _CODINGS:
         return None

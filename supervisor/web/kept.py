@@ -31,7 +31,7 @@ def previous(data: bytes | mmap.mmap) -> str | None:
     """The answer that a request goes on from. Raises BadRequest."""
     try:
         return _decoder.decode(data).previous_response_id
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(str(error), param="previous_response_id") from None
 
 

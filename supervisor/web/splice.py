@@ -33,6 +33,6 @@ def _models(data: bytes | mmap.mmap) -> Iterator[tuple[int, int]]:
             found = token.start()
         depth += opening - closing
         if depth == 1 and key is not None:
-            if json.loads(key) == "model":
+            if json.loads(key.decode(errors="replace"), strict=False) == "model":
                 yield found, token.end()
             key = None

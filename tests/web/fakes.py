@@ -40,6 +40,7 @@ class FakeDriver:
     engine: Path = Path("/nowhere")
     engines: dict[str, Path] = field(default_factory=dict)
     """Profile -> its engine's socket, where it is another one."""
+    key: str = "engine"
     asks: list[Ask] = field(default_factory=list)
     log: Path = Path("/nowhere")
     refusal: LlmdError | None = None
@@ -59,7 +60,7 @@ class FakeDriver:
         connector = aiohttp.UnixConnector(str(self.engines.get(profile, self.engine)))
         try:
             async with aiohttp.ClientSession(
-                connector=connector, headers={"Authorization": "Bearer engine"}
+                connector=connector, headers={"Authorization": f"Bearer {self.key}"}
             ) as session:
                 self.leases.append(FakeLease(profile, session))
                 yield self.leases[-1]
