@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import IO
 
 from aiohttp import web
 
-from supervisor.errors import BadRequest, BodyTooLarge
+from supervisor.errors import BadRequest, BodyTooLarge, NotAvailable
 
 SMALL = 1 << 20
 """Bytes; more go to a file, whose pages the kernel may drop. Writing them there takes no longer than copying."""
@@ -46,24 +47,54 @@ async def read_body(request: web.Request, limit: int) -> Body:
 
 
 async def _read(request: web.Request, limit: int) -> Body:
-    head, size = bytearray(), 0
-    file: IO[bytes] | None = None
-    try:
+    size = 0
+    with contextlib.closing(_Spool()) as spool:
         async for chunk in request.content.iter_any():
             size += len(chunk)
             if size > limit:
                 raise _too_large(limit)
-            if file is None and size > SMALL:
-                file = tempfile.TemporaryFile(prefix="llmd-")  # noqa: SIM115 - closed below, its pages live on
-                file.write(head)
-            (file.write if file else head.extend)(chunk)
-        if file is None:
-            return Body(bytes(head))
-        file.flush()
-        return Body(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
-    finally:
-        if file:
-            file.close()
+            spool.add(chunk)
+        return spool.body()
+
+
+class _Spool:
+    """What has come of a body so far. Its methods raise NotAvailable where the disk takes no more."""
+
+    def __init__(self) -> None:
+        self._head = bytearray()
+        self._file: IO[bytes] | None = None
+
+    def add(self, chunk: bytes) -> None:
+        if self._file is None and len(self._head) + len(chunk) <= SMALL:
+            self._head += chunk
+            return
+        with _room():
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="llmd-")  # noqa: SIM115 - `close` does
+                self._file.write(self._head)
+            self._file.write(chunk)
+
+    def body(self) -> Body:
+        if self._file is None:
+            return Body(bytes(self._head))
+        with _room():
+            self._file.flush()
+            return Body(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def close(self) -> None:
+        """The pages of a body outlive its file."""
+        if self._file:
+            with contextlib.suppress(OSError):  # what did not fit is tried once more, and not wanted
+                self._file.close()
+
+
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        what = f"there is no room on disk for the body: {error.strerror}"
+        raise NotAvailable(what, retry_after=10) from error
 
 
 def _too_large(limit: int) -> BodyTooLarge:

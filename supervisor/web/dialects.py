@@ -30,14 +30,15 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What of a stream of events begins an error, and what its last event holds."""
+    """What of a stream of events begins an error, what begins its last event, and what follows that."""
 
     error: bytes
     end: bytes
+    close: bytes = b"\n\n"
 
 
 MARKS: Mapping[Dialect, Marks] = {
-    "openai": Marks(b'\ndata: {"error"', b"\ndata: [DONE]"),
+    "openai": Marks(b'\ndata: {"error"', b"\ndata: [DONE]", b""),
     "anthropic": Marks(b"\nevent: error\n", b"\nevent: message_stop\n"),
     "responses": Marks(b"\nevent: error\n", b"\nevent: response.completed\n"),
 }

@@ -49,7 +49,9 @@ _NOT_FOR_CLIENTS = _HOP | {"server", "date", "x-request-id", "request-id", "set-
 _NO_LIMIT = aiohttp.ClientTimeout(total=None, sock_connect=10)
 _LONGEST_REFUSAL = 1 << 20
 _KEPT = 16 * 1024
-_USAGE = re.compile(rb'"(prompt_tokens|completion_tokens)"\s*:\s*(\d+)')
+_USAGE = re.compile(rb'"(prompt_tokens|completion_tokens|input_tokens|output_tokens)"\s*:\s*(\d+)')
+_CALLED = {b"input_tokens": "prompt_tokens", b"output_tokens": "completion_tokens"}
+"""What the newer APIs call them."""
 
 
 class Passing:
@@ -89,14 +91,14 @@ class Passing:
 
     def ended(self) -> bool:
         """Every stream of events has a last one; where that did not come whole, it was broken off."""
-        return not self.events or (self._closing and self._tail.endswith(b"\n\n"))
+        return not self.events or (self._closing and self._tail.endswith(self._marks.close))
 
     def usage(self) -> dict[str, int]:
         """Token counts; near the end of most answers, near the start of a ranking."""
         for part in (self._tail, self._head):
             at = part.rfind(b'"usage"')
             if at >= 0 and (found := _USAGE.findall(part[at:])):
-                return {name.decode(): int(count) for name, count in found}
+                return {_CALLED.get(name, name.decode()): int(count) for name, count in found}
         return {}
 
 

