@@ -138,24 +138,23 @@ class Router:
     async def _pass_on(self, request: web.Request, body: Body, ask: Ask) -> web.StreamResponse:
         record, limits = request[RECORD], self._driver.config.engine
         record.model = ask.model[:_LONGEST_NAME]
+        keep = partial(self._kept.note, source=ask.source)
         async with self._driver.lease(ask) as lease:
             record.profile, record.queued = lease.profile, lease.queued
             return await relay(
                 request,
-                self._named(body, ask, lease),
+                self._named(request, body, ask, lease),
                 lease,
                 record,
                 patience=before_the_answer(ask, limits),
                 between=limits.token_timeout,
-                begun=partial(self._kept.note, lease, source=ask.source)
-                if request.path == RESPONSES
-                else None,
+                begun=partial(keep, lease) if request.path == RESPONSES else None,
             )
 
-    def _named(self, body: Body, ask: Ask, lease: Lease) -> Body:
+    def _named(self, request: web.Request, body: Body, ask: Ask, lease: Lease) -> Body:
         """With a name that the engine knows: it may have been asked for by another."""
         profile = self._driver.config.profiles[lease.profile]
-        if not len(body) or ask.model in names_of(profile):
+        if ask.model in names_of(profile) or request.content_type != "application/json":
             return body
         return Body(with_model(body.data, profile.model))
 
