@@ -289,7 +289,10 @@ def test_what_is_wrong_in_the_main_file(write: Write, main: str, expected: str) 
             LLAMA + "gpu_memory_utilization = 92\n",
             ":4: gpu_memory_utilization cannot be 92; write 1.0 or less",
         ),
-        (LLAMA + "task = 'chat'\n", ":4: task cannot be 'chat'; write 'generate', 'embed' or 'rerank'"),
+        (
+            LLAMA + "task = 'chat'\n",
+            ":4: task cannot be 'chat'; write 'generate', 'embed', 'rerank', 'classify', 'pool' or 'transcribe'",
+        ),
         (LLAMA.replace("[0]", "[-1]"), ":3: gpus.0: -1 names no GPU; write an index such as 0"),
         (LLAMA.replace("[0]", "[0, 0]"), ":3: GPU 0 is named twice; write each GPU once"),
         (LLAMA.replace("gpus = [0]", ""), ":1: a profile for GPUs says which; write gpus = [0]"),
@@ -329,11 +332,35 @@ def test_what_is_wrong_in_the_main_file(write: Write, main: str, expected: str) 
         ),
         (LLAMA + "args = ['-tp', '2']\n", ":4: --tensor-parallel-size is llmd's to pass; leave it out"),
         (LLAMA + "args = ['-pp', '2']\n", ":4: 1 GPUs cannot be divided into 2 pipeline stages; "),
+        (
+            LLAMA + "args = ['--enable-lora']\n",
+            ":4: --enable-lora is llmd's to pass; write lora = { NAME = ... } in the profile",
+        ),
+        (
+            LLAMA + "lora = { llama = 'x' }\n",
+            ":4: the adapter llama has the name of a model or a profile; write a name that only this adapter has",
+        ),
+        (LLAMA + "lora = { a = 'x' }\n", ":4: the adapter a has the name of a model or a profile; "),
+        (LLAMA + "lora = { 'a b' = 'x' }\n", ":4: lora.a b.[key]: 'a b' is no model name; "),
+        (LLAMA + "lora = { french = '' }\n", ":4: lora.french cannot be ''; "),
+        (LLAMA + "batch_inputs = 0\n", ":4: batch_inputs cannot be 0; write 1 or more"),
     ],
 )
 def test_what_is_wrong_in_a_profile(write: Write, profile: str, expected: str) -> None:
     [found] = problems(write(a=profile))
     assert found.startswith(f"profiles/a.toml{expected}")
+
+
+def test_an_adapter_is_of_one_model(write: Write) -> None:
+    french = "lora = { french = './french' }\n"
+    config = load(write(a=LLAMA + french, b=LLAMA.replace("[0]", "[1]") + french))
+    assert {
+        path.rpartition("/profiles/")[2] for p in config.profiles.values() for path in p.lora.values()
+    } == {"french"}
+    [found] = problems(write(a=LLAMA + french, b=LLAMA.replace("llama", "qwen", 1) + french))
+    assert found.startswith(
+        "profiles/b.toml:4: french is an adapter of llama in a, of qwen here; write another"
+    )
 
 
 def test_every_mistake_is_told_at_once(write: Write) -> None:

@@ -31,6 +31,8 @@ OWNED = {
     ("--tensor-parallel-size", "-tp"): "leave it out, layers are split over as many GPUs as gpus names",
     ("--runner",): "write task = ... in the profile",
     ("--convert",): "write task = ... in the profile",
+    ("--enable-lora",): "write lora = { NAME = ... } in the profile",
+    ("--lora-modules",): "write lora = { NAME = ... } in the profile",
 }
 """vLLM's flags that llmd passes itself."""
 
@@ -134,6 +136,20 @@ def _identity(profile: Profile, config: Config) -> Iterator[Finding]:
             what = f"{profile.model} is for {other.task} in {other.name}, for {profile.task} here"
             yield ("task",), what, "write one task for all profiles of a model"
             break
+    yield from _adapters(profile, config)
+
+
+def _adapters(profile: Profile, config: Config) -> Iterator[Finding]:
+    """An adapter's name leads to the profiles that have it, so nothing else may be called so."""
+    for adapter in profile.lora:
+        if adapter in config.files or any(adapter == other.model for other in config.profiles.values()):
+            what = f"the adapter {adapter} has the name of a model or a profile"
+            yield ("lora", adapter), what, "write a name that only this adapter has"
+        for other in config.profiles.values():
+            if other.name < profile.name and adapter in other.lora and other.model != profile.model:
+                what = f"{adapter} is an adapter of {other.model} in {other.name}, of {profile.model} here"
+                yield ("lora", adapter), what, "write another name for one of them"
+                break
 
 
 def _profile(profile: Profile) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from supervisor.config.quantities import Bytes, Seconds, SecondsOrNever, TimeOfD
 GIB = 1 << 30
 MIB = 1 << 20
 
-Task = Literal["generate", "embed", "rerank"]
+Task = Literal["generate", "embed", "rerank", "classify", "pool", "transcribe"]
 Priority = Literal["interactive", "batch"]
 
 DEFAULT_UTILIZATION = 0.92
@@ -271,6 +271,12 @@ class ProfileFile(Frozen):
     """Give up the GPU by vLLM's sleep mode where host memory allows, instead of stopping."""
     sleep_after: SecondsOrNever = None
     """Idle seconds until it sleeps; None: only when its place is needed."""
+    lora: dict[Annotated[str, AfterValidator(_model_name)], Annotated[Text, Field(min_length=1)]] = {}
+    """Adapter -> its Hugging Face name or directory. Each can be asked for by name, as a model can."""
+    batch_inputs: Count = 32
+    """Most inputs of requests for embeddings that are merged into one; 1 merges none."""
+    batch_wait: Seconds = 0.003
+    """How long such a request waits for others, while one is at work already."""
     revision: Text | None = None
     args: Strings = ()
     env: Env = {}

@@ -92,10 +92,9 @@ class _Reader:
         written = self.model(file, ProfileFile, self.toml(file))
         if written is None:
             return None
-        weights = written.weights
-        if weights.startswith("."):
-            weights = str((file.parent / weights).resolve())
-        return Profile(**{**dict(written), "name": name, "weights": weights})
+        weights = _beside(file, written.weights)
+        lora = {adapter: _beside(file, path) for adapter, path in written.lora.items()}
+        return Profile(**{**dict(written), "name": name, "weights": weights, "lora": lora})
 
     def profile_files(self, path: Path, raw: dict[str, object] | None) -> dict[str, Path]:
         """Read from the raw document, so that a slip elsewhere in it hides no slip in a profile."""
@@ -124,6 +123,11 @@ class _Reader:
 
     def _add(self, problem: Problem) -> None:
         self.problems.append(problem)
+
+
+def _beside(file: Path, weights: str) -> str:
+    """Weights by a path that begins with a dot lie relative to the file that names them."""
+    return str((file.parent / weights).resolve()) if weights.startswith(".") else weights
 
 
 def _is_profile(file: Path) -> bool:

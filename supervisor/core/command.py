@@ -12,12 +12,17 @@ POOLING: Mapping[str, tuple[str, ...]] = {
     "generate": (),
     "embed": ("--runner", "pooling", "--convert", "embed"),
     "rerank": ("--runner", "pooling"),
+    "classify": ("--runner", "pooling", "--convert", "classify"),
+    "pool": ("--runner", "pooling"),
+    "transcribe": (),
 }
+"""vLLM calls all but the first and the last pooling. What an architecture is made for it finds out by itself:
+--convert makes embeddings or classes of one that was made for something else."""
 
 
 _SHAPING = (
     "weights", "revision", "task", "device", "gpus", "max_model_len", "gpu_memory_utilization", "vram", "memory",
-    "max_concurrent", "sleep", "args",
+    "max_concurrent", "sleep", "lora", "args",
 )  # fmt: skip
 """What of a profile decides how its engine loads and what it takes."""
 
@@ -31,6 +36,11 @@ def fingerprint(profile: Profile, config: Config) -> str:
 def served_names(profile: Profile) -> tuple[str, ...]:
     """The names that the engine answers to: the public model first, then the profile's own."""
     return tuple(dict.fromkeys((profile.model, profile.name)))
+
+
+def names_of(profile: Profile) -> tuple[str, ...]:
+    """Every name that a request to the engine may hold: adapters too."""
+    return (*served_names(profile), *profile.lora)
 
 
 def argv(
@@ -51,6 +61,9 @@ def argv(
         words += ["--tensor-parallel-size", str(profile.tensor_parallel)]
     if profile.sleep:
         words.append("--enable-sleep-mode")
+    if profile.lora:
+        adapters = (f"{name}={path}" for name, path in profile.lora.items())
+        words += ["--enable-lora", "--lora-modules", *adapters]
     if profile.revision is not None:
         words += ["--revision", profile.revision]
     return (*words, "--disable-fastapi-docs", *profile.args)

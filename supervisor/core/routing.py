@@ -50,9 +50,9 @@ def candidates(ask: Ask, config: Config, available: Collection[str]) -> tuple[Ca
 def _named(model: str, config: Config) -> list[Profile]:
     if model in config.profiles:
         return [config.profiles[model]]
-    found = [profile for profile in config.profiles.values() if profile.model == model]
+    found = [p for p in config.profiles.values() if p.model == model or model in p.lora]
     if not found:
-        known = ", ".join(sorted({profile.model for profile in config.profiles.values()}))
+        known = ", ".join(sorted({name for p in config.profiles.values() for name in (p.model, *p.lora)}))
         raise ModelNotFound(f"model {model!r} is not configured here; there are: {known}", param="model")
     return found
 

@@ -33,10 +33,10 @@ class Chance:
 
 
 def profiles_called(name: str, config: Config) -> tuple[str, ...]:
-    """The profile of that name, or all that serve the model of that name. Raises ModelNotFound."""
+    """The profile of that name, or all that serve the model or the adapter of that name. Raises ModelNotFound."""
     if name in config.profiles:
         return (name,)
-    serving = tuple(profile.name for profile in config.profiles.values() if profile.model == name)
+    serving = tuple(p.name for p in config.profiles.values() if p.model == name or name in p.lora)
     if not serving:
         models = (profile.model for profile in config.profiles.values())
         names = ", ".join(dict.fromkeys((*models, *config.profiles))) or "none"

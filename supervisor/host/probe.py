@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import socket as sockets
 import struct
+import wave
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -37,7 +39,7 @@ async def health(socket: Path, key: str, timeout: float = 2.0) -> bool:
 
 
 async def tiny_request(socket: Path, key: str, task: str, model: str, timeout: float = 60.0) -> None:
-    """The smallest real request of a task: `generate`, `embed`, or `rerank`/`score`/`classify`.
+    """The smallest real request of a task.
 
     Returns when it was served, raises ProbeFailed otherwise. Health says that an engine listens, only this
     that it computes.
@@ -50,6 +52,11 @@ async def tiny_request(socket: Path, key: str, task: str, model: str, timeout: f
     elif task == "embed":
         body = {"model": model, "input": "Hi"}
         status, words = await _post(socket, key, "/v1/embeddings", body, timeout)
+    elif task in ("classify", "pool"):
+        path = "/classify" if task == "classify" else "/pooling"
+        status, words = await _post(socket, key, path, {"model": model, "input": "Hi"}, timeout)
+    elif task == "transcribe":
+        status, words = await _post(socket, key, "/v1/audio/transcriptions", _speech(model), timeout)
     else:
         rerank: dict[str, Any] = {"model": model, "query": "Hi", "documents": ["Hi"]}
         status, words = await _post(socket, key, "/v1/rerank", rerank, timeout)
@@ -105,11 +112,25 @@ def _chat(model: str) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
 
 
+def _speech(model: str) -> aiohttp.FormData:
+    """A quarter of a second of silence, as 16 kHz are heard."""
+    sound = io.BytesIO()
+    with wave.open(sound, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes(bytes(8000))
+    form = aiohttp.FormData({"model": model})
+    form.add_field("file", sound.getvalue(), filename="silence.wav", content_type="audio/wav")
+    return form
+
+
 async def _post(
-    socket: Path, key: str, path: str, body: Mapping[str, Any], timeout: float
+    socket: Path, key: str, path: str, body: Mapping[str, Any] | aiohttp.FormData, timeout: float
 ) -> tuple[int, str]:
+    sent: dict[str, Any] = {"data": body} if isinstance(body, aiohttp.FormData) else {"json": body}
     try:
-        async with connected(socket, key, timeout) as session, session.post(path, json=body) as reply:
+        async with connected(socket, key, timeout) as session, session.post(path, **sent) as reply:
             words = await read(reply)
             return reply.status, words.decode(errors="replace")
     except TimeoutError as error:

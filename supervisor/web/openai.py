@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +26,14 @@ _NOT_TEXT = _MEDIA | {"type", "role"}
 class _Body(msgspec.Struct):
     model: str
     messages: Any = None
+    system: Any = None
+    instructions: Any = None
     prompt: Any = None
     input: Any = None
     query: Any = None
     documents: Any = None
+    text_1: Any = None
+    text_2: Any = None
     tools: msgspec.Raw = msgspec.Raw()
     """As written: templates show them as JSON, keys and all."""
     stream: Any = None
@@ -46,7 +51,7 @@ class _Body(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Body)
 
 
-def read_ask(body: bytes, source: str, tasks: frozenset[str]) -> Ask:
+def read_ask(body: bytes | mmap.mmap, source: str, tasks: frozenset[str]) -> Ask:
     """The ask in a request's JSON; its tokens are a guess from the letters. Raises BadRequest."""
     try:
         read = _decoder.decode(body)
@@ -68,7 +73,16 @@ def read_ask(body: bytes, source: str, tasks: frozenset[str]) -> Ask:
 
 def _text_of(body: _Body) -> _Text:
     text, query = _Text(), _Text()
-    for part in (body.messages, body.prompt, body.input, body.documents):
+    for part in (
+        body.messages,
+        body.system,
+        body.instructions,
+        body.prompt,
+        body.input,
+        body.documents,
+        body.text_1,
+        body.text_2,
+    ):
         text.add(part)
     query.add(body.query)  # a reranker reads it once more with each document
     text.letters += query.letters * max(1, len(body.documents) if isinstance(body.documents, list) else 1)
@@ -131,6 +145,8 @@ def model_entries(
     names: dict[str, list[str]] = {}
     for profile in config.profiles.values():
         names.setdefault(profile.model, []).append(profile.name)
+        for adapter in profile.lora:
+            names.setdefault(adapter, []).append(profile.name)
     for name in config.profiles:
         names[name] = [name]  # where a model is called the same, asking for it gives this profile too
     return {name: _entry(name, [state.get(p, {}) for p in served], created) for name, served in names.items()}

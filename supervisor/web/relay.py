@@ -7,20 +7,23 @@ frame, where it is a stream of events, and its connection is cut.
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
+from yarl import URL
 
 from supervisor.errors import EngineFailed, EngineSilent
+from supervisor.web import dialects
+from supervisor.web.bodies import Body
+from supervisor.web.dialects import MARKS, Marks
 from supervisor.web.driving import Lease
-from supervisor.web.openai import error_body
 from supervisor.web.patience import Reader
 from supervisor.web.record import Record
+from supervisor.web.routes import dialect_of
 
 _HOP = frozenset(
     {
@@ -44,17 +47,21 @@ _NOT_FOR_ENGINES = _HOP | _KEYS | _PRIVILEGES | _OURS
 _NOT_FOR_CLIENTS = _HOP | {"server", "date", "x-request-id", "request-id", "set-cookie"}
 
 _NO_LIMIT = aiohttp.ClientTimeout(total=None, sock_connect=10)
-_ERROR_FRAME = b'\ndata: {"error"'
+_LONGEST_REFUSAL = 1 << 20
 _KEPT = 16 * 1024
-_USAGE = re.compile(rb'"(prompt_tokens|completion_tokens)"\s*:\s*(\d+)')
+_USAGE = re.compile(rb'"(prompt_tokens|completion_tokens|input_tokens|output_tokens)"\s*:\s*(\d+)')
+_CALLED = {b"input_tokens": "prompt_tokens", b"output_tokens": "completion_tokens"}
+"""What the newer APIs call them."""
 
 
 class Passing:
     """Watches an answer go by: where an event tells of an error, whether the end came, what it cost."""
 
-    def __init__(self, events: bool) -> None:
+    def __init__(self, events: bool, marks: Marks = MARKS["openai"]) -> None:
         self.events = events
+        self._marks = marks
         self.failed = False  # an error frame went by, whole
+        self._closing = False  # the last event has begun to go by
         self._in_error = False
         self._head = b""
         self._tail = b"\n"
@@ -63,6 +70,9 @@ class Passing:
         """What of `chunk` may go on: all, or up to the end of an error frame (vLLM sends [DONE] after it)."""
         before = len(self._tail)
         seen = self._tail + chunk
+        self._closing |= (
+            self.events and seen.find(self._marks.end, max(0, before - len(self._marks.end))) >= 0
+        )
         self._tail = seen[-_KEPT:]
         self._head += chunk[: _KEPT - len(self._head)]
         end = self._error_end(seen, before) if self.events else -1
@@ -73,29 +83,37 @@ class Passing:
         """Where in `seen`, of which `before` bytes went by earlier, an error frame ends; -1 if none does."""
         start = before - 1
         if not self._in_error:
-            start = seen.find(_ERROR_FRAME, max(0, before - len(_ERROR_FRAME)))
+            start = seen.find(self._marks.error, max(0, before - len(self._marks.error)))
             self._in_error = start >= 0
             start += 1  # the line feed there ends the frame before
         end = seen.find(b"\n\n", start) if self._in_error else -1
         return end + 2 if end >= 0 else -1
 
     def ended(self) -> bool:
-        """Every stream of events ends with [DONE]; one that does not was broken off."""
-        return not self.events or b"data: [DONE]" in self._tail[-64:]
+        """Every stream of events has a last one; where that did not come whole, it was broken off."""
+        return not self.events or (self._closing and self._tail.endswith(self._marks.close))
 
     def usage(self) -> dict[str, int]:
         """Token counts; near the end of most answers, near the start of a ranking."""
         for part in (self._tail, self._head):
             at = part.rfind(b'"usage"')
             if at >= 0 and (found := _USAGE.findall(part[at:])):
-                return {name.decode(): int(count) for name, count in found}
+                return {_CALLED.get(name, name.decode()): int(count) for name, count in found}
         return {}
 
 
 async def relay(
-    request: web.Request, body: bytes, lease: Lease, record: Record, *, patience: float, between: float
+    request: web.Request,
+    body: Body,
+    lease: Lease,
+    record: Record,
+    *,
+    patience: float,
+    between: float,
+    begun: Callable[[bytes], None] | None = None,
 ) -> web.StreamResponse:
-    """Give the answer's first byte `patience` seconds, each further piece `between`.
+    """Give the answer's first byte `patience` seconds, each further piece `between`. `begun` is told what came
+    first of an answer that is no refusal.
 
     Raises EngineFailed as long as nothing was sent; later the connection is cut. What was sent to an engine is
     never sent again: it may have been carried out.
@@ -103,10 +121,11 @@ async def relay(
     try:
         async with (
             asyncio.timeout(patience) as limit,
-            lease.session.post(
-                f"http://engine{request.path}",
-                data=body,
-                headers=_to_engine(request.headers, record),
+            lease.session.request(
+                request.method,
+                _url(request),
+                data=body.sendable(),
+                headers=_to_engine(request, len(body), record),
                 timeout=_NO_LIMIT,
                 allow_redirects=False,
             ) as upstream,
@@ -115,6 +134,10 @@ async def relay(
             limit.reschedule(None)
             if upstream.status in (401, 403):  # our key, not the client's
                 raise _failed(lease, "did not accept llmd's key")
+            if upstream.status >= 400:
+                return await _refused(request, upstream, first, record, between)
+            if begun:
+                begun(first)
             return await _answer(request, upstream, first, lease, record, between)
     except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
         if limit.expired():
@@ -133,7 +156,7 @@ async def _answer(
     record.first, record.status = time.monotonic(), upstream.status
     response = web.StreamResponse(status=upstream.status, headers=_to_client(upstream, record))
     response.content_length = upstream.content_length
-    passing = Passing(upstream.content_type == "text/event-stream")
+    passing = Passing(upstream.content_type == "text/event-stream", MARKS[dialect_of(request.path)])
     reader = Reader(upstream.content, between)
     try:
         await response.prepare(request)
@@ -148,6 +171,20 @@ async def _answer(
         reader.close()
         _count(passing, lease, record)
     return response
+
+
+async def _refused(
+    request: web.Request, upstream: aiohttp.ClientResponse, first: bytes, record: Record, between: float
+) -> web.StreamResponse:
+    """What the engine refuses, in the shape that the client reads. Raises TimeoutError and aiohttp's errors."""
+    record.first, record.status = time.monotonic(), upstream.status
+    body = bytearray(first)
+    async with asyncio.timeout(between):
+        while len(body) <= _LONGEST_REFUSAL and (chunk := await upstream.content.readany()):
+            body += chunk
+    said = bytes(body[:_LONGEST_REFUSAL])
+    told = dialects.retold(upstream.status, said, dialect_of(request.path))
+    return web.Response(status=upstream.status, body=told or said, headers=_to_client(upstream, record))
 
 
 async def _copy(
@@ -169,7 +206,7 @@ async def _copy(
             return _silent(lease, "fell silent in the middle of its answer")
         except (aiohttp.ClientError, OSError):
             return _failed(lease, "died in the middle of its answer")
-    if upstream.status >= 400 or passing.ended():
+    if passing.ended():
         return None
     return _failed(lease, "ended its answer too early")
 
@@ -179,7 +216,7 @@ async def _cut(
 ) -> None:
     record.status, record.error = why.status, why.message
     if passing.events and not passing.failed:
-        await response.write(b"\n\ndata: " + json.dumps(error_body(why)).encode() + b"\n\n")
+        await response.write(b"\n\n" + dialects.event(why, dialect_of(request.path)))
     if request.transport is not None:
         request.transport.close()  # what is written still goes out; the chunk that ends an answer does not
 
@@ -198,8 +235,18 @@ def _silent(lease: Lease, what: str) -> EngineSilent:
     return EngineSilent(f"the engine of {lease.profile} {what}", log=lease.log_tail(), retry_after=5)
 
 
-def _to_engine(headers: Mapping[str, str], record: Record) -> CIMultiDict[str]:
-    kept = _without(headers, _NOT_FOR_ENGINES)
+def _url(request: web.Request) -> URL:
+    """An answer that is kept takes its options in the query; everything else, in its body."""
+    query = request.rel_url.raw_query_string if request.method == "GET" else ""
+    return URL.build(
+        scheme="http", host="engine", path=request.rel_url.raw_path, query_string=query, encoded=True
+    )
+
+
+def _to_engine(request: web.Request, length: int, record: Record) -> CIMultiDict[str]:
+    kept = _without(request.headers, _NOT_FOR_ENGINES)
+    if length:
+        kept["Content-Length"] = str(length)
     kept["Accept-Encoding"] = "identity"
     kept["X-Request-Id"] = record.request_id
     # A kept connection that the engine is just closing would look like its death.

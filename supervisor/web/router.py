@@ -8,47 +8,61 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from functools import partial
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from supervisor.core.command import names_of
+from supervisor.core.routing import Ask
 from supervisor.errors import (
     BadRequest,
-    BodyTooLarge,
     InternalError,
     LlmdError,
     MethodNotAllowed,
     ModelNotFound,
     RouteNotFound,
 )
+from supervisor.web import openapi
+from supervisor.web.asking import ask_of
 from supervisor.web.auth import Keyring, presented_key
-from supervisor.web.driving import Driver
+from supervisor.web.batching import PATH as EMBEDDINGS
+from supervisor.web.batching import Batches, read_wish
+from supervisor.web.bodies import Body, read_body
+from supervisor.web.dialects import told
+from supervisor.web.driving import Driver, Lease
 from supervisor.web.health import health
+from supervisor.web.kept import RESPONSES, Kept, previous
 from supervisor.web.metrics import Metrics
-from supervisor.web.openai import error_body, error_headers, model_entries, read_ask
+from supervisor.web.openai import error_headers, model_entries
 from supervisor.web.patience import before_the_answer
 from supervisor.web.protocol import check_head
+from supervisor.web.realtime import relay_socket
 from supervisor.web.record import RECORD, Record
 from supervisor.web.relay import relay
-from supervisor.web.routes import ROUTES
+from supervisor.web.routes import ROUTES, Route, dialect_of
+from supervisor.web.splice import with_model
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _UNRECORDED = frozenset({"/health", "/metrics"})
 """Asked every few seconds by machines; a log of them hides the rest."""
 _LEFT = 499
+_LONGEST_NAME = 200
 
 
 class Router:
     def __init__(self, driver: Driver, keyring: Keyring) -> None:
         self._driver, self._keyring = driver, keyring
         self._metrics = Metrics(driver)
+        self._kept, self._batches = Kept(driver), Batches(driver)
 
     def app(self) -> web.Application:
-        limit = self._driver.config.server.max_body
-        app = web.Application(middlewares=[self._guard], client_max_size=limit)
-        for path in ROUTES:
-            app.router.add_post(path, self._serve)
+        app = web.Application(middlewares=[self._guard])
+        for route in ROUTES:
+            app.router.add_route(route.method, route.path, self._handler(route))
+        app.router.add_get("/openapi.json", self._document)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/models/{id:.+}", self._model)
         app.router.add_get("/health", self._health)
@@ -80,9 +94,9 @@ class Router:
             check_head(request)
             response = await handler(request)
         except LlmdError as error:
-            return _refusal(error, record)
+            return _refusal(error, request, record)
         except web.HTTPException as error:
-            return _refusal(_translated(error, request), record, _allowed(error))
+            return _refusal(_translated(error, request), request, record, _allowed(error))
         if record.first is None:  # else the relay has told what became of it
             record.status = response.status
         if not response.prepared:
@@ -94,17 +108,76 @@ class Router:
         profile = self._driver.config.profiles.get(record.profile or "")
         self._metrics.count(record, profile.model if profile else "")
 
-    async def _serve(self, request: web.Request) -> web.StreamResponse:
-        record = request[RECORD]
-        record.source = self._source(request)
-        body = await _body(request)
-        ask = read_ask(body, record.source, ROUTES[request.path])
-        record.model = ask.model[:200]
+    def _handler(self, route: Route) -> Handler:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            request[RECORD].source = source = self._source(request)
+            if route.body == "none":
+                return await self._serve_kept(request, route, source)
+            if route.body == "socket":
+                return await self._serve_socket(request, route, source)
+            return await self._serve(request, route, source)
+
+        return handle
+
+    async def _serve(self, request: web.Request, route: Route, source: str) -> web.StreamResponse:
+        body = await read_body(request, self._driver.config.server.max_body)
+        ask = self._ask(request, body, route, source)
+        if route.path == EMBEDDINGS and isinstance(body.data, bytes) and (wish := read_wish(body.data)):
+            request[RECORD].model = ask.model[:_LONGEST_NAME]
+            alone = partial(self._pass_on, request, body, ask)
+            return await self._batches.serve(wish, ask, request[RECORD], alone)
+        return await self._pass_on(request, body, ask)
+
+    def _ask(self, request: web.Request, body: Body, route: Route, source: str) -> Ask:
+        """Raises BadRequest; and ModelNotFound, where it goes on from an answer that nobody keeps."""
+        ask = ask_of(body, request.headers.get("Content-Type", ""), route, source)
+        if route.path != RESPONSES or (name := previous(body.data)) is None:
+            return ask
+        return replace(ask, model=self._kept.continued(name, ask))
+
+    async def _pass_on(self, request: web.Request, body: Body, ask: Ask) -> web.StreamResponse:
+        record, limits = request[RECORD], self._driver.config.engine
+        record.model = ask.model[:_LONGEST_NAME]
+        keep = partial(self._kept.note, source=ask.source)
         async with self._driver.lease(ask) as lease:
             record.profile, record.queued = lease.profile, lease.queued
-            limits = self._driver.config.engine
-            first = before_the_answer(ask, limits)
-            return await relay(request, body, lease, record, patience=first, between=limits.token_timeout)
+            return await relay(
+                request,
+                self._named(request, body, ask, lease),
+                lease,
+                record,
+                patience=before_the_answer(ask, limits),
+                between=limits.token_timeout,
+                begun=partial(keep, lease) if request.path == RESPONSES else None,
+            )
+
+    def _named(self, request: web.Request, body: Body, ask: Ask, lease: Lease) -> Body:
+        """With a name that the engine knows: it may have been asked for by another."""
+        profile = self._driver.config.profiles[lease.profile]
+        if ask.model in names_of(profile) or request.content_type != "application/json":
+            return body
+        return Body(with_model(body.data, profile.model))
+
+    async def _serve_kept(self, request: web.Request, route: Route, source: str) -> web.StreamResponse:
+        profile = self._kept.profile_of(request.match_info["id"], source)
+        stream = request.query.get("stream", "").lower() in ("true", "1")
+        return await self._pass_on(request, Body(b""), Ask(profile, source, tasks=route.tasks, stream=stream))
+
+    async def _serve_socket(self, request: web.Request, route: Route, source: str) -> web.StreamResponse:
+        record, ask = request[RECORD], Ask(self._hearing(request, route), source, tasks=route.tasks)
+        record.model = ask.model[:_LONGEST_NAME]
+        async with self._driver.lease(ask) as lease:
+            record.profile, record.queued = lease.profile, lease.queued
+            return await relay_socket(request, lease, record)
+
+    def _hearing(self, request: web.Request, route: Route) -> str:
+        """The model of a websocket: vLLM's own clients name it later, in a message, when only one can be meant."""
+        if named := request.query.get("model"):
+            return named
+        able = {p.model for p in self._driver.config.profiles.values() if p.task in route.tasks}
+        if len(able) != 1:
+            raise BadRequest(f"say which model: {request.path}?model=NAME", param="model")
+        return able.pop()
 
     def _source(self, request: web.Request) -> str:
         if any(len(request.headers.getall(name, [])) > 1 for name in ("Authorization", "x-api-key")):
@@ -126,6 +199,9 @@ class Router:
         created = int(time.time() - (time.monotonic() - self._driver.started_at))
         return model_entries(self._driver.config, self._driver.status()["engines"], created)
 
+    async def _document(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response(openapi.document())
+
     async def _health(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(health(self._driver.status()))
 
@@ -133,16 +209,7 @@ class Router:
         return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-async def _body(request: web.Request) -> bytes:
-    try:
-        return await request.read()
-    except (web.RequestPayloadError, ValueError) as error:  # a length or a compression that does not hold
-        raise BadRequest(f"the body could not be read: {type(error).__name__}") from None
-
-
 def _translated(error: web.HTTPException, request: web.Request) -> LlmdError:
-    if isinstance(error, web.HTTPRequestEntityTooLarge):
-        return BodyTooLarge("the body is larger than server.max_body allows")
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         return MethodNotAllowed(f"{request.path} takes {allowed}, not {request.method}")
@@ -155,7 +222,9 @@ def _allowed(error: web.HTTPException) -> dict[str, str]:
     return {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
 
 
-def _refusal(error: LlmdError, record: Record, more: Mapping[str, str] | None = None) -> web.Response:
+def _refusal(
+    error: LlmdError, request: web.Request, record: Record, more: Mapping[str, str] | None = None
+) -> web.Response:
     record.status, record.error = error.status, error.code
     headers = {**error_headers(error), **record.headers(), **(more or {})}
-    return web.json_response(error_body(error), status=error.status, headers=headers)
+    return web.json_response(told(error, dialect_of(request.path)), status=error.status, headers=headers)

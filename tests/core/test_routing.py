@@ -56,3 +56,12 @@ def test_an_unknown_model_is_told_those_there_are():
 
 def test_a_model_outside_its_mode_has_no_candidate():
     assert candidates(Ask("llama"), two_cards(), set()) == ()
+
+
+def test_an_adapter_goes_to_the_profiles_that_have_it():
+    french = SHORT.model_copy(update={"lora": {"french": "/lora/french"}})
+    both = config(LONG, french)
+    found = candidates(Ask("french"), both, {"llama_0", "llama_1"})
+    assert [candidate.profile for candidate in found] == ["llama_1"]
+    with pytest.raises(ModelNotFound, match="there are: french, llama"):
+        candidates(Ask("german"), both, set())

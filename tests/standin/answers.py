@@ -84,7 +84,7 @@ def too_long(window: int, characters: int) -> Fault:
 
 def prompt_of(body: Json) -> str:
     """All text of a request, whatever its route; a field that must be there and is not is a Fault."""
-    for field in ("messages", "prompt", "input"):
+    for field in ("messages", "prompt", "input", "tokens"):
         if field in body:
             return text_of(body[field])
     if "query" in body or "text_1" in body or "queries" in body:
@@ -120,16 +120,22 @@ def usage(prompt: int, completion: int) -> Json:
     return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
 
 
-def models(names: list[str], root: str, window: int) -> Json:
-    def entry(name: str) -> Json:
+def models(names: list[str], root: str, window: int, adapters: dict[str, str]) -> Json:
+    def entry(name: str, root: str, parent: str | None, window: int | None) -> Json:
         stamp = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "vllm"}
-        return stamp | {"root": root, "parent": None, "max_model_len": window, "permission": []}
+        return stamp | {"root": root, "parent": parent, "max_model_len": window, "permission": []}
 
-    return {"object": "list", "data": [entry(name) for name in names]}
+    own = [entry(name, root, None, window) for name in names]
+    return {
+        "object": "list",
+        "data": own + [entry(name, path, names[0], None) for name, path in adapters.items()],
+    }
 
 
 class Completion:
     """One answer of /v1/chat/completions (`chat`) or /v1/completions, whole or in chunks."""
+
+    last = b"data: [DONE]\n\n"  # after an error too, as in vLLM
 
     def __init__(self, model: str, prompt: int, *, chat: bool, request_id: str | None) -> None:
         self.chat, self.prompt, self.made = chat, prompt, 0
@@ -155,6 +161,14 @@ class Completion:
         self.made += 1
         answer: Json = {"delta": {"content": text}} if self.chat else {"text": text}
         return self._chunk(answer | {"finish_reason": finish})
+
+    def encode(self, chunk: Json) -> bytes:
+        return event(chunk)
+
+    def closing(self, finish: str, usage: bool) -> list[Json]:
+        """What comes after the last token."""
+        ended = [] if finish != "abort" else [self.cut()]
+        return [*ended, *([self.spent()] if usage else [])]
 
     def cut(self) -> Json:
         """The last chunk of an answer that SIGTERM ends early."""
@@ -189,6 +203,17 @@ def listed(value: object) -> list[str]:
     return list(map(text_of, value)) if isinstance(value, list) else [text_of(value)]
 
 
+def inputs(value: object) -> list[str]:
+    """A text, texts, token ids or lists of them."""
+    if isinstance(value, list) and value and isinstance(value[0], int):
+        return [str(value)]
+    return (
+        [item if isinstance(item, str) else str(item) for item in value]
+        if isinstance(value, list)
+        else [str(value)]
+    )
+
+
 def embeddings(body: Json, model: str) -> Json:
     def vector(text: str) -> list[float] | str:
         numbers = [byte / 255 for byte in hashlib.sha256(text.encode()).digest()[:DIMENSIONS]]
@@ -196,10 +221,26 @@ def embeddings(body: Json, model: str) -> Json:
             return base64.b64encode(struct.pack(f"<{DIMENSIONS}f", *numbers)).decode()
         return numbers
 
-    texts = listed(body["input"])
+    texts = inputs(body["input"])
     data = [{"index": n, "object": "embedding", "embedding": vector(text)} for n, text in enumerate(texts)]
     head = {"id": f"embd-{fresh_id()}", "object": "list", "created": int(time.time()), "model": model}
     return head | {"data": data, "usage": usage(sum(map(count, texts)), 0)}
+
+
+def classes(body: Json, model: str) -> Json:
+    texts = listed(body["input"])
+    data = [
+        {"index": n, "label": "LABEL_0", "probs": [alike(t, t)], "num_classes": 1}
+        for n, t in enumerate(texts)
+    ]
+    head = {"id": f"classify-{fresh_id()}", "object": "list", "created": int(time.time()), "model": model}
+    return head | {"data": data, "usage": usage(sum(map(count, texts)), 0)}
+
+
+def pooling(body: Json, model: str) -> Json:
+    found = embeddings(body, model)
+    data = [{"index": e["index"], "object": "pooling", "data": e["embedding"]} for e in found["data"]]
+    return found | {"id": f"pooling-{fresh_id()}", "data": data}
 
 
 def alike(one: str, other: str) -> float:

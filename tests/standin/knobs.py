@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Knobs:
     def read(cls, env: dict[str, str] | None = None) -> Knobs:
         env = dict(os.environ) if env is None else env
         found = {}
-        for field in fields(cls):
-            if text := env.get(f"STANDIN_{field.name.upper()}"):
-                found[field.name] = (
-                    text not in ("0", "false") if field.type == "bool" else KINDS[field.type](text)
+        for knob in fields(cls):
+            if text := env.get(f"STANDIN_{knob.name.upper()}"):
+                found[knob.name] = (
+                    text not in ("0", "false") if knob.type == "bool" else KINDS[knob.type](text)
                 )
         return cls(**found)
 
@@ -56,13 +56,14 @@ class Flags:
     model: str
     uds: str
     names: list[str]
-    task: str  # chat | embed | rerank
+    task: str  # chat | embed | rerank | classify | speech
     window: int  # tokens of prompt and answer together
     utilization: float
     tensor_parallel: int
     max_num_seqs: int
     api_key: str
     sleep_mode: bool = False
+    adapters: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, argv: list[str]) -> Flags:
@@ -78,8 +79,12 @@ class Flags:
         parser.add_argument("--runner", choices=["auto", "generate", "pooling"], default="auto")
         parser.add_argument("--convert", default="auto")
         parser.add_argument("--enable-sleep-mode", action="store_true")
+        parser.add_argument("--enable-lora", action="store_true")
+        parser.add_argument("--lora-modules", nargs="+", default=[])
         known, _ignored = parser.parse_known_args(argv)
-        task = "chat" if known.runner != "pooling" else "embed" if known.convert == "embed" else "rerank"
+        pooling = {"embed": "embed", "classify": "classify"}.get(known.convert, "rerank")
+        # vLLM reads the architecture in config.json; here the name must do.
+        task = pooling if known.runner == "pooling" else "speech" if "whisper" in known.model else "chat"
         return cls(
             model=known.model,
             uds=known.uds,
@@ -91,6 +96,7 @@ class Flags:
             max_num_seqs=known.max_num_seqs,
             api_key=os.environ.get("VLLM_API_KEY", ""),
             sleep_mode=known.enable_sleep_mode,
+            adapters=dict(module.split("=", 1) for module in known.lora_modules if known.enable_lora),
         )
 
 

@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import answers
+import apis
 import startlog
 from aiohttp import web
 from answers import Completion, Fault, Json
+from apis import AnthropicFault
 from knobs import Flags, Knobs
 from slumber import Slumber
 
@@ -27,6 +29,8 @@ JUNK = {
 POOLING = {"/v1/embeddings": answers.embeddings}
 POOLING |= dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), answers.rerank)
 POOLING |= dict.fromkeys(("/score", "/v1/score"), answers.score)
+POOLING |= {"/classify": answers.classes, "/pooling": answers.pooling}
+EMBED_ALONE, CLASSIFY_ALONE = {"/v1/embeddings"}, {"/classify"}
 
 
 @dataclass
@@ -58,6 +62,7 @@ class Server:
         self.slumber = slumber
         self.counters = Counters()
         self.ending = asyncio.Event()  # SIGTERM: what runs is aborted
+        self.responses: dict[str, Json] = {}
         self.seats = asyncio.Semaphore(flags.max_num_seqs)
 
     def app(self) -> web.Application:
@@ -70,13 +75,24 @@ class Server:
         get("/standin", self.standin)
         get("/v1/models", self.models)
         post("/tokenize", self.tokenize)
+        post("/detokenize", self.detokenize)
         if os.environ.get("VLLM_SERVER_DEV_MODE") == "1":
             self.slumber.add_to(app)
         if self.flags.task == "chat":
             post("/v1/chat/completions", self.complete)
             post("/v1/completions", self.complete)
+            post("/v1/responses", self.complete)
+            get("/v1/responses/{id}", self.kept)
+            post("/v1/responses/{id}/cancel", self.cancel)
+            post("/v1/messages", self.complete)
+            post("/v1/messages/count_tokens", self.count_tokens)
+        if self.flags.task == "speech":
+            post("/v1/audio/transcriptions", self.hear)
+            post("/v1/audio/translations", self.hear)
+            get("/v1/realtime", self.listen)
+        closed = {"embed": CLASSIFY_ALONE, "rerank": EMBED_ALONE, "classify": EMBED_ALONE}
         for path in POOLING:
-            if self.flags.task == "embed" or (self.flags.task == "rerank" and path != "/v1/embeddings"):
+            if self.flags.task in closed and path not in closed[self.flags.task]:
                 post(path, self.pool)
         return app
 
@@ -93,7 +109,7 @@ class Server:
             return web.json_response(answers.NOT_FOUND, status=404)
         except web.HTTPMethodNotAllowed:
             return web.json_response({"detail": "Method Not Allowed"}, status=405)
-        except Fault as fault:
+        except (Fault, AnthropicFault) as fault:
             self.counters.refused += 1
             return web.json_response(fault.body, status=fault.status)
 
@@ -108,7 +124,9 @@ class Server:
         return web.json_response({"version": "0.32.0"})
 
     async def models(self, request: web.Request) -> web.Response:
-        return web.json_response(answers.models(self.flags.names, self.flags.model, self.flags.window))
+        return web.json_response(
+            answers.models(self.flags.names, self.flags.model, self.flags.window, self.flags.adapters)
+        )
 
     async def standin(self, request: web.Request) -> web.Response:
         return web.json_response(asdict(self.counters) | self.slumber.counts | {"pid": os.getpid()})
@@ -126,6 +144,53 @@ class Server:
             {"count": number, "max_model_len": self.flags.window, "tokens": list(range(number))}
         )
 
+    async def detokenize(self, request: web.Request) -> web.Response:
+        tokens = (await read(request)).get("tokens")
+        if not isinstance(tokens, list):
+            raise answers.missing("tokens")
+        return web.json_response({"prompt": " ".join(map(str, tokens))})
+
+    async def count_tokens(self, request: web.Request) -> web.Response:
+        number = answers.count(answers.prompt_of(await read(request)))
+        return web.json_response(
+            {"input_tokens": number, "context_management": {"original_input_tokens": number}}
+        )
+
+    async def kept(self, request: web.Request) -> web.Response:
+        name = request.match_info["id"]
+        if name not in self.responses:
+            raise apis.missing_response(name)
+        return web.json_response(self.responses[name])
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        name = request.match_info["id"]
+        if name not in self.responses:
+            raise apis.missing_response(name)
+        if self.responses[name]["status"] not in ("queued", "in_progress"):
+            raise apis.synchronous()
+        self.responses[name]["status"] = "cancelled"
+        return web.json_response(self.responses[name])
+
+    async def hear(self, request: web.Request) -> web.Response:
+        """As many words as there are kilobytes of sound."""
+        form = await request.post()
+        if not isinstance(sound := form.get("file"), web.FileField):
+            raise answers.missing("file")
+        words = " ".join(map(answers.token, range(len(sound.file.read()) // 1000)))
+        return web.json_response({"text": words, "usage": {"type": "duration", "seconds": 1}})
+
+    async def listen(self, request: web.Request) -> web.WebSocketResponse:
+        """Each message comes back as a delta; vLLM asks for session.update first."""
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_json({"type": "session.created"})
+        async for message in socket:
+            said = message.json()
+            if said.get("type") == "end":
+                break
+            await socket.send_json({"type": "transcription.delta", "delta": said})
+        return socket
+
     async def pool(self, request: web.Request) -> web.Response:
         async with self.counted(request) as (body, model, _prompt):
             return web.json_response(POOLING[request.path](body, model))
@@ -134,8 +199,10 @@ class Server:
         async with self.counted(request) as (body, model, prompt):
             if self.knobs.junk:
                 return await self.send_junk(request)
-            chat = request.path == "/v1/chat/completions"
-            completion = Completion(model, prompt, chat=chat, request_id=request.headers.get("X-Request-Id"))
+            completion = self.completion(request, model, prompt)
+            if isinstance(completion, apis.Response) and body.get("background"):
+                self.responses[completion.name] = completion.queued()
+                return web.json_response(completion.queued())
             completion.garbage = self.slumber.garbage
             length, finish = self.length(body, prompt)
             if body.get("stream"):
@@ -144,7 +211,20 @@ class Server:
                 pass
             if not self.core_alive():
                 raise answers.dead()
-            return web.json_response(completion.whole(length, finish))
+            whole = completion.whole(length, finish)
+            if isinstance(completion, apis.Response):
+                self.responses[completion.name] = whole
+            return web.json_response(whole)
+
+    def completion(
+        self, request: web.Request, model: str, prompt: int
+    ) -> Completion | apis.Message | apis.Response:
+        name = request.headers.get("X-Request-Id")
+        if request.path == "/v1/responses":
+            return apis.Response(model, prompt)
+        if request.path == "/v1/messages":
+            return apis.Message(model, prompt, name)
+        return Completion(model, prompt, chat=request.path == "/v1/chat/completions", request_id=name)
 
     @asynccontextmanager
     async def counted(self, request: web.Request) -> AsyncIterator[tuple[Json, str, int]]:
@@ -171,44 +251,55 @@ class Server:
         names = self.flags.names
         text = answers.prompt_of(body)
         model = body.get("model") or names[0]
-        if model not in names:
-            raise answers.unknown_model(model, names, pooling=self.flags.task != "chat")
+        if model not in (*names, *self.flags.adapters):
+            fault = answers.unknown_model(model, names, pooling=self.flags.task != "chat")
+            raise AnthropicFault(fault) if request.path == "/v1/messages" else fault
         self.counters.prompts.append(text)
         prompt = answers.count(text)
-        if prompt > self.flags.window:
+        longest = (
+            max(map(answers.count, answers.listed(body["input"])), default=0) if "input" in body else prompt
+        )
+        if longest > self.flags.window:
             raise answers.too_long(self.flags.window, len(text))
         if not self.core_alive():
             raise answers.dead()
         self.counters.prompt_tokens += prompt
-        return names[0], prompt  # the first name, whichever was asked for
+        # The first name, whichever was asked for; but an adapter's own.
+        return model if model in self.flags.adapters else names[0], prompt
 
     def length(self, body: Json, prompt: int) -> tuple[int, str]:
         """Tokens to answer and why it ends; max_tokens beyond the window is clamped, not refused."""
-        asked = body.get("max_completion_tokens") or body.get("max_tokens") or 16
+        given = map(body.get, ("max_completion_tokens", "max_tokens", "max_output_tokens"))
+        asked = next(filter(None, given), 16)
         room = min(asked, self.flags.window - prompt)
         if 0 < self.knobs.tokens < room:
             return self.knobs.tokens, "stop"
         return room, "length"
 
     async def stream(
-        self, request: web.Request, completion: Completion, body: Json, length: int, finish: str
+        self,
+        request: web.Request,
+        completion: Completion | apis.Message | apis.Response,
+        body: Json,
+        length: int,
+        finish: str,
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         for chunk in completion.opening():
-            await response.write(answers.event(chunk))
+            await response.write(completion.encode(chunk))
         async for number in self.paced(length):
             await response.write(
-                answers.event(completion.next_token(finish if number + 1 == length else None))
+                completion.encode(completion.next_token(finish if number + 1 == length else None))
             )
         if not self.core_alive():
             await response.write(answers.event(answers.dead().body))
         else:
-            if completion.made < length:
-                await response.write(answers.event(completion.cut()))
-            if (body.get("stream_options") or {}).get("include_usage"):
-                await response.write(answers.event(completion.spent()))
-        await response.write(b"data: [DONE]\n\n")  # after an error too, as in vLLM
+            how = finish if completion.made == length else "abort"
+            usage = bool((body.get("stream_options") or {}).get("include_usage"))
+            for chunk in completion.closing(how, usage):
+                await response.write(completion.encode(chunk))
+        await response.write(completion.last)
         await response.write_eof()
         return response
 

@@ -28,10 +28,13 @@ OOM = (
 )
 GRAPHS = (b"\rCapturing CUDA graphs (decode, FULL):  50%|#####     | 4/8 [00:00<00:00, 20.1it/s]\n",)
 
+LIKE = {"classify": "rerank", "speech": "chat"}
+"""Tasks without a log of their own."""
+
 
 def split(task: str, *, cuda: bool, weights: float = 14.99) -> tuple[list[bytes], list[bytes]]:
     """The lines before and from LISTENING on. A line ends in `\\n`; other breaks are part of it."""
-    recorded = re.findall(rb"[^\n]*\n", (LOGS / f"{task}.log").read_bytes())
+    recorded = re.findall(rb"[^\n]*\n", (LOGS / f"{LIKE.get(task, task)}.log").read_bytes())
     everything = list(for_cuda(recorded, weights)) if cuda else recorded
     at = next(n for n, line in enumerate(everything) if LISTENING in line)
     return everything[:at], everything[at:]

@@ -21,6 +21,7 @@ class FakeLease:
     profile: str
     session: aiohttp.ClientSession
     reason: str = "the only profile"
+    incarnation: str = "i1"
     queued: float = 0.25
 
     prompt: int | None = None
@@ -37,6 +38,10 @@ class FakeLease:
 class FakeDriver:
     config: Config
     engine: Path = Path("/nowhere")
+    engines: dict[str, Path] = field(default_factory=dict)
+    """Profile -> its engine's socket, where it is another one."""
+    key: str = "engine"
+    asks: list[Ask] = field(default_factory=list)
     log: Path = Path("/nowhere")
     refusal: LlmdError | None = None
     held: int = 0
@@ -51,10 +56,11 @@ class FakeDriver:
             raise self.refusal
         profile = candidates(ask, self.config, self.config.profiles)[0].profile
         self.held += 1
-        connector = aiohttp.UnixConnector(str(self.engine))
+        self.asks.append(ask)
+        connector = aiohttp.UnixConnector(str(self.engines.get(profile, self.engine)))
         try:
             async with aiohttp.ClientSession(
-                connector=connector, headers={"Authorization": "Bearer engine"}
+                connector=connector, headers={"Authorization": f"Bearer {self.key}"}
             ) as session:
                 self.leases.append(FakeLease(profile, session))
                 yield self.leases[-1]
@@ -86,6 +92,7 @@ class FakeDriver:
                 "profile": name,
                 "model": profile.model,
                 "state": "ready",
+                "incarnation": "i1",
                 "in_flight": self.held,
                 "queued": 0,
                 "measured": {"GPU-1": 12_300_000_000, "host": 5},

@@ -135,6 +135,14 @@ async def test_an_answer_comes_back_whole(world: World, capsys: pytest.CaptureFi
     assert "sesame" not in out
 
 
+async def test_an_engine_is_asked_by_a_name_that_it_knows(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supervisor.web.router.names_of", lambda profile: (profile.model,))
+    async with world.post(json=ASK | {"model": "llama_0"}) as answer:
+        assert (await answer.json())["echo"] == ASK
+
+
 async def test_keys_and_privileges_stay_here(world: World) -> None:
     sent = KEY | {
         "Cookie": "a=b",

@@ -1,0 +1,337 @@
+"""Many small requests for embeddings as few calls of an engine.
+
+Programs that index documents send one request a text, dozens at once. The first goes on its way alone and at
+once, to its byte. Those that come while one of its kind is at work gather, for `batch_wait` at most or until they
+are `batch_inputs`, and go as one call. Only requests of one key, for one model, with the same other fields,
+gather: a call is one lease, taken by the key that it is for, so no key gets more places by sending small
+requests, nor fewer.
+
+A call that the engine refuses is not an answer: its members go again, each alone, so that one bad text is told to
+the one who sent it. One that fails otherwise fails for all, since what was sent may have been carried out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import aiohttp
+import msgspec
+from aiohttp import web
+
+from supervisor.config import Profile
+from supervisor.core.routing import Ask
+from supervisor.errors import EngineFailed, EngineSilent
+from supervisor.web.driving import Driver, Lease
+from supervisor.web.record import Record
+
+PATH = "/v1/embeddings"
+_LARGEST = 256 << 20
+"""Bytes of an engine's answer."""
+_CODINGS = (None, b'"float"', b'"base64"')
+
+Alone = Callable[[], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Inputs as they were written, what they are, and all else that was asked, in one order."""
+
+    inputs: tuple[bytes, ...]
+    kind: str
+    rest: bytes
+
+    @property
+    def weight(self) -> int:
+        """Its share of the tokens, roughly: letters, or token ids with their commas."""
+        return sum(map(len, self.inputs))
+
+
+class _Embedding(msgspec.Struct):
+    embedding: msgspec.Raw
+    index: int
+    object: str = "embedding"
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int
+
+
+class _Answer(msgspec.Struct):
+    data: list[_Embedding]
+    usage: _Usage
+    model: str
+    created: int = 0
+
+
+class NoAnswer(Exception):
+    """An engine's answer that cannot be shared out."""
+
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_list = msgspec.json.Decoder(list[msgspec.Raw])
+_answer = msgspec.json.Decoder(_Answer)
+
+
+def read_wish(data: bytes) -> Wish | None:
+    """None for what cannot be merged with others; whether it is right at all is the engine's to say."""
+    try:
+        fields = {name: bytes(raw) for name, raw in _fields.decode(data).items()}
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    found = _inputs(fields.pop("input", b""))
+    if found is None or "messages" in fields or fields.get("encoding_format") not in _CODINGS:
+        return None
+    return Wish(*found, msgspec.json.encode({name: msgspec.Raw(fields[name]) for name in sorted(fields)}))
+
+
+def _inputs(raw: bytes) -> tuple[tuple[bytes, ...], str] | None:
+    """A text, texts, the token ids of one text, or those of several."""
+    if raw[:1] == b'"':
+        return (raw,), "text"
+    if raw[:1] != b"[":
+        return None
+    inside = tuple(bytes(item) for item in _list.decode(raw))
+    if inside and all(item.isdigit() for item in inside):
+        return (raw,), "ids"
+    for kind, opening in (("text", b'"'), ("ids", b"[")):
+        if inside and all(item[:1] == opening for item in inside):
+            return inside, kind
+    return None
+
+
+def merged(wishes: Sequence[Wish]) -> bytes:
+    """One body for all. They differ in their inputs alone."""
+    inputs = b",".join(item for wish in wishes for item in wish.inputs)
+    rest = wishes[0].rest[1:-1]
+    return b'{"input":[' + inputs + b"]" + (b"," + rest if rest else b"") + b"}"
+
+
+def split(body: bytes, wishes: Sequence[Wish], ids: Sequence[str]) -> list[tuple[bytes, int]]:
+    """To each wish its own answer and its prompt tokens, in order. Raises NoAnswer.
+
+    vLLM counts the tokens of a call, not of a text: they are shared out by length, and add up.
+    """
+    try:
+        answer = _answer.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise NoAnswer(str(error)) from None
+    found = sorted(answer.data, key=lambda entry: entry.index)
+    if [entry.index for entry in found] != list(range(sum(len(wish.inputs) for wish in wishes))):
+        raise NoAnswer("not one embedding for each input")
+    counts, parts, at = shares(answer.usage.prompt_tokens, [wish.weight for wish in wishes]), [], 0
+    for wish, name, count in zip(wishes, ids, counts, strict=True):
+        own = found[at : at + len(wish.inputs)]
+        at += len(wish.inputs)
+        parts.append((_part(own, answer, name, count), count))
+    return parts
+
+
+def _part(own: Sequence[_Embedding], answer: _Answer, name: str, count: int) -> bytes:
+    data = [_Embedding(entry.embedding, index, entry.object) for index, entry in enumerate(own)]
+    usage = {"prompt_tokens": count, "total_tokens": count, "completion_tokens": 0}
+    head: dict[str, Any] = {"id": f"embd-{name}", "object": "list", "created": answer.created}
+    return msgspec.json.encode({**head, "model": answer.model, "data": data, "usage": usage})
+
+
+def shares(total: int, weights: Sequence[int]) -> list[int]:
+    """Whole numbers in proportion to `weights` that add up to `total`."""
+    whole, given, passed = sum(weights) or 1, 0, 0
+    parts = []
+    for weight in weights[:-1]:
+        passed += weight
+        parts.append(total * passed // whole - given)
+        given += parts[-1]
+    return [*parts, total - given]
+
+
+@dataclass(eq=False, slots=True)
+class Member:
+    """One request. `part`: its answer, or None where it must go alone."""
+
+    wish: Wish
+    ask: Ask
+    record: Record
+    part: asyncio.Future[bytes | None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+@dataclass(eq=False, slots=True)
+class Batch:
+    """Requests that go together. `full` ends their waiting early."""
+
+    limit: int
+    members: list[Member] = field(default_factory=list)
+    full: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def size(self) -> int:
+        return sum(len(member.wish.inputs) for member in self.members)
+
+    def takes(self, member: Member) -> bool:
+        return not self.full.is_set() and self.size + len(member.wish.inputs) <= self.limit
+
+    def add(self, member: Member) -> None:
+        self.members.append(member)
+        if self.size >= self.limit:
+            self.full.set()
+
+    def leave(self, member: Member) -> None:
+        """Its client is gone. The call goes on as long as anybody waits for it."""
+        self.members.remove(member)
+        if not self.members and self.task:
+            self.task.cancel()
+
+
+@dataclass(eq=False, slots=True)
+class Line:
+    """The requests of one kind that are out: at work or gathering."""
+
+    out: int = 0
+    gathering: Batch | None = None
+
+
+class Batches:
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._lines: dict[tuple[str, str, str, bytes], Line] = {}
+
+    async def serve(self, wish: Wish, ask: Ask, record: Record, alone: Alone) -> web.StreamResponse:
+        """`alone` answers the request by itself. Raises LlmdError."""
+        key = (ask.source, ask.model, wish.kind, wish.rest)
+        line = self._lines.setdefault(key, Line())
+        line.out += 1
+        try:
+            limit, wait = self._terms(ask.model)
+            if line.out == 1 or len(wish.inputs) >= limit:
+                return await alone()
+            part = await self._together(line, Member(wish, ask, record), limit, wait)
+            return await alone() if part is None else _response(part)
+        finally:
+            line.out -= 1
+            if not line.out:
+                del self._lines[key]
+
+    def _terms(self, model: str) -> tuple[int, float]:
+        """Most inputs of a call, and seconds to gather: the least of the profiles that may serve it."""
+        able = [p for p in self._driver.config.profiles.values() if _called(p, model)]
+        inputs = min((profile.batch_inputs for profile in able), default=1)
+        return inputs, min((profile.batch_wait for profile in able), default=0.0)
+
+    async def _together(self, line: Line, member: Member, limit: int, wait: float) -> bytes | None:
+        batch = line.gathering
+        if batch is None or not batch.takes(member):
+            if batch is not None:
+                batch.full.set()
+            batch = line.gathering = Batch(limit)
+            batch.task = asyncio.create_task(self._go(line, batch, wait), name="embeddings together")
+        batch.add(member)
+        try:
+            return await member.part
+        except asyncio.CancelledError:
+            batch.leave(member)
+            raise
+
+    async def _go(self, line: Line, batch: Batch, wait: float) -> None:
+        """Gather, then call; whatever comes of it, each member is told."""
+        try:
+            await _gathered(batch, wait)
+            batch.full.set()
+            if line.gathering is batch:
+                line.gathering = None
+            if len(batch.members) > 1:
+                await self._call(batch)
+        except Exception as error:  # noqa: BLE001 - raised again in the request of each member
+            _tell(batch, error)
+        finally:
+            _tell(batch, None)
+
+    async def _call(self, batch: Batch) -> None:
+        members = list(batch.members)
+        async with self._driver.lease(_ask_of(members)) as lease:
+            status, body = await self._post(lease, members)
+            if 400 <= status < 500 and status not in (401, 403):
+                return  # who is at fault shows when each goes alone
+            if status != 200:
+                raise EngineFailed(f"the engine of {lease.profile} answered {status}", log=lease.log_tail())
+            _share(lease, members, body)
+
+    async def _post(self, lease: Lease, members: Sequence[Member]) -> tuple[int, bytes]:
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", "Connection": "close"}
+        headers["X-Request-Id"] = members[0].record.request_id
+        body = merged([member.wish for member in members])
+        try:
+            async with (
+                asyncio.timeout(self._driver.config.engine.answer_timeout),
+                lease.session.post(f"http://engine{PATH}", data=body, headers=headers) as reply,
+            ):
+                return reply.status, await _bounded(reply)
+        except TimeoutError as error:
+            what = f"the engine of {lease.profile} did not answer in time"
+            raise EngineSilent(what, log=lease.log_tail(), retry_after=5) from error
+        except (aiohttp.ClientError, OSError) as error:
+            what = f"the engine of {lease.profile} did not answer ({type(error).__name__})"
+            raise EngineFailed(what, log=lease.log_tail(), retry_after=5) from error
+
+
+async def _gathered(batch: Batch, wait: float) -> None:
+    try:
+        async with asyncio.timeout(wait):
+            await batch.full.wait()
+    except TimeoutError:
+        return
+
+
+async def _bounded(reply: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in reply.content.iter_any():
+        body += chunk
+        if len(body) > _LARGEST:
+            raise aiohttp.ClientPayloadError("too long")
+    return bytes(body)
+
+
+def _ask_of(members: Sequence[Member]) -> Ask:
+    """A text must fit the context by itself, so the call is as long as the longest of its members."""
+    asks = [member.ask for member in members]
+    letters = [ask.letters for ask in asks if ask.letters is not None]
+    known = sum(letters) if len(letters) == len(asks) else None
+    return replace(asks[0], tokens=max(ask.tokens for ask in asks), letters=known)
+
+
+def _share(lease: Lease, members: Sequence[Member], body: bytes) -> None:
+    try:
+        names = [member.record.request_id for member in members]
+        parts = split(body, [member.wish for member in members], names)
+    except NoAnswer as error:
+        what = f"the engine of {lease.profile} gave an answer that is none: {error}"
+        raise EngineFailed(what, log=lease.log_tail()) from error
+    lease.used(sum(count for _, count in parts), None)
+    for member, (part, count) in zip(members, parts, strict=True):
+        member.record.profile, member.record.queued = lease.profile, lease.queued
+        member.record.prompt = count
+        if not member.part.done():
+            member.part.set_result(part)
+
+
+def _tell(batch: Batch, error: Exception | None) -> None:
+    """Those who have no answer yet: the error, or to go alone."""
+    for member in batch.members:
+        if member.part.done():
+            continue
+        if error:
+            member.part.set_exception(error)
+        else:
+            member.part.set_result(None)
+
+
+def _response(part: bytes) -> web.Response:
+    return web.Response(body=part, content_type="application/json")
+
+
+def _called(profile: Profile, model: str) -> bool:
+    return model in (profile.name, profile.model, *profile.lora)

@@ -1,0 +1,92 @@
+"""How the APIs that llmd speaks tell of errors and of a stream's end. Pure.
+
+OpenAI's clients read `{"error": {"message", "type", "param", "code"}}`, Anthropic's
+`{"type": "error", "error": {"type", "message"}}`. vLLM 0.32.0 mixes them: on /v1/messages a missing field is
+refused in OpenAI's shape and an unknown model in Anthropic's, and some errors come as `{"detail": ...}`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from supervisor.errors import LlmdError
+from supervisor.web.openai import error_body
+from supervisor.web.routes import Dialect
+
+_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    529: "overloaded_error",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What of a stream of events begins an error, what begins its last event, and what follows that."""
+
+    error: bytes
+    end: bytes
+    close: bytes = b"\n\n"
+
+
+MARKS: Mapping[Dialect, Marks] = {
+    "openai": Marks(b'\ndata: {"error"', b"\ndata: [DONE]", b""),
+    "anthropic": Marks(b"\nevent: error\n", b"\nevent: message_stop\n"),
+    "responses": Marks(b"\nevent: error\n", b"\nevent: response.completed\n"),
+}
+"""As vLLM 0.32.0 writes them; only the first kind ends with [DONE]."""
+
+
+def told(error: LlmdError, dialect: Dialect) -> dict[str, Any]:
+    """The body of an error of llmd's own."""
+    body = error_body(error)
+    return _anthropic(error.status, body["error"]["message"]) if dialect == "anthropic" else body
+
+
+def event(error: LlmdError, dialect: Dialect) -> bytes:
+    """The same as the last event of a stream. Anthropic's clients see only an `event: error`."""
+    body = told(error, dialect)
+    if dialect == "responses":
+        body = {**body["error"], "type": "error"}
+    name = b"" if dialect == "openai" else b"event: error\n"
+    return name + b"data: " + json.dumps(body).encode() + b"\n\n"
+
+
+def retold(status: int, body: bytes, dialect: Dialect) -> bytes | None:
+    """An engine's refusal in the shape of `dialect`; None where it has that shape, or is none that is known."""
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict):
+        return None
+    error = said.get("error", said.get("detail"))
+    message = error.get("message") if isinstance(error, dict) else error
+    if error is None:
+        return None
+    words = message if isinstance(message, str) else json.dumps(error)
+    if dialect == "anthropic":
+        return json.dumps(_anthropic(status, words)).encode()
+    if isinstance(error, dict) and "message" in error and "type" not in said:
+        return None
+    return json.dumps({"error": _openai(status, words)}).encode()
+
+
+def _anthropic(status: int, message: str) -> dict[str, Any]:
+    return {"type": "error", "error": {"type": _kind(status), "message": message}}
+
+
+def _openai(status: int, message: str) -> dict[str, Any]:
+    return {"message": message, "type": _kind(status), "param": None, "code": status}
+
+
+def _kind(status: int) -> str:
+    return _KINDS.get(status, "api_error" if status >= 500 else "invalid_request_error")

@@ -1,0 +1,210 @@
+"""Requests for embeddings on their way: who goes with whom, and what each is told when it goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from fakes import FakeDriver
+
+from supervisor.config import Config, Profile, Server
+from supervisor.web.auth import Keyring
+from supervisor.web.server import Server as Port
+from tests.standin.launch import until
+
+INPUTS = 8
+
+
+class Engine:
+    """Holds every call until `go_on`; `how` says what it answers then to one of several inputs."""
+
+    def __init__(self) -> None:
+        self.how, self.go_on = "well", asyncio.Event()
+        self.bodies: list[bytes] = []
+        self.left = 0
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(self.inputs(json.loads(body))) for body in self.bodies]
+
+    def inputs(self, body: Any) -> list[str]:
+        return body["input"] if isinstance(body["input"], list) else [body["input"]]
+
+    async def embed(self, request: web.Request) -> web.Response:
+        raw = await request.read()
+        self.bodies.append(raw)
+        try:
+            await self.go_on.wait()
+        except asyncio.CancelledError:
+            self.left += 1
+            raise
+        given = self.inputs(json.loads(raw))
+        if len(given) > 1 and self.how == "dead":
+            return web.json_response({"error": {"message": "EngineCore"}}, status=500)
+        if len(given) > 1 and self.how == "nonsense":
+            return web.json_response({"data": [], "model": "bge", "usage": {"prompt_tokens": 1}})
+        if "bad" in given:
+            return web.json_response(
+                {"error": {"message": "bad", "type": "t", "param": None, "code": 400}}, status=400
+            )
+        data = [{"index": n, "object": "embedding", "embedding": [text]} for n, text in enumerate(given)]
+        usage = {"prompt_tokens": 3 * len(given), "total_tokens": 3 * len(given)}
+        return web.json_response({"object": "list", "model": "bge", "data": data, "usage": usage})
+
+
+class World:
+    def __init__(self, engine: Engine, driver: FakeDriver, client: aiohttp.ClientSession) -> None:
+        self.engine, self.driver, self.client = engine, driver, client
+
+    async def post(self, given: Any, **more: Any) -> tuple[int, Any]:
+        body = {"model": "bge", "input": given, **more}
+        async with self.client.post("/v1/embeddings", json=body) as answer:
+            return answer.status, await answer.json()
+
+    def many(self, *given: Any) -> list[asyncio.Task[tuple[int, Any]]]:
+        return [asyncio.create_task(self.post(text)) for text in given]
+
+    async def first(self) -> asyncio.Task[tuple[int, Any]]:
+        """One that is at work, so that those after it gather."""
+        [task] = self.many("first")
+        await until(lambda: len(self.engine.bodies) == 1)
+        return task
+
+    def answer(self) -> None:
+        self.engine.go_on.set()
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    folder = Path(tempfile.mkdtemp(prefix="llmd-", dir="/tmp"))
+    engine, app = Engine(), web.Application()
+    app.router.add_post("/v1/embeddings", engine.embed)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.UnixSite(runner, str(folder / "e")).start()
+    bge = Profile(
+        name="bge_0", model="bge", weights="w", gpus=(0,), task="embed", batch_inputs=INPUTS, batch_wait=0.5
+    )
+    config = Config(
+        path=Path("llmd.toml"), server=Server(listen=("127.0.0.1:0",), drain=0.1), profiles={"bge_0": bge}
+    )
+    driver = FakeDriver(config, engine=folder / "e")
+    port = Port(driver, Keyring({}, open=True))
+    await port.open()
+    async with aiohttp.ClientSession(port.listening[0], connector=aiohttp.TCPConnector(limit=0)) as client:
+        yield World(engine, driver, client)
+    engine.go_on.set()
+    await port.close()
+    await runner.cleanup()
+    shutil.rmtree(folder)
+
+
+async def test_one_alone_goes_at_once_and_to_the_byte(world: World) -> None:
+    world.answer()
+    raw = b' {"input":"a",  "model":"bge", "unknown": 1.50}'
+    async with world.client.post(
+        "/v1/embeddings", data=raw, headers={"Content-Type": "application/json"}
+    ) as answer:
+        assert answer.status == 200
+    assert world.engine.bodies == [raw]
+
+
+async def test_a_call_has_no_more_inputs_than_are_allowed(world: World) -> None:
+    first = await world.first()
+    tasks = world.many(*(f"text {n}" for n in range(20)))
+    await until(lambda: sum(world.engine.sizes) == 21)
+    world.answer()
+    answers = await asyncio.gather(first, *tasks)
+    assert world.engine.sizes == [1, INPUTS, INPUTS, 4]
+    assert [said["data"][0]["embedding"] for _, said in answers] == [
+        ["first"],
+        *([f"text {n}"] for n in range(20)),
+    ]
+    assert sum(said["usage"]["prompt_tokens"] for _, said in answers) == 3 * 21
+
+
+async def test_requests_of_several_inputs_keep_their_order(world: World) -> None:
+    first = await world.first()
+    tasks = world.many(["a", "b"], "c", ["d", "e", "f"], ["x"] * INPUTS)
+    await until(lambda: sum(world.engine.sizes) == 1 + 6 + INPUTS)
+    world.answer()
+    answers = await asyncio.gather(first, *tasks)
+    found = [[entry["embedding"] for entry in said["data"]] for _, said in answers[1:4]]
+    assert found == [[["a"], ["b"]], [["c"]], [["d"], ["e"], ["f"]]]
+    assert sorted(world.engine.sizes) == [1, 6, INPUTS]
+
+
+async def test_a_call_is_one_lease_of_the_key_that_asked(world: World) -> None:
+    first = await world.first()
+    tasks = world.many(*"abcd")
+    await until(lambda: len(world.engine.bodies) == 2)
+    assert world.driver.held == 2
+    world.answer()
+    await asyncio.gather(first, *tasks)
+    await until(lambda: world.driver.held == 0)
+    assert world.driver.leases[-1].prompt == 12
+
+
+async def test_a_refused_call_goes_again_apart(world: World) -> None:
+    first = await world.first()
+    tasks = world.many("a", "bad", "b")
+    await until(lambda: len(world.engine.bodies) == 2)
+    world.answer()
+    answers = await asyncio.gather(first, *tasks)
+    assert [status for status, _ in answers] == [200, 200, 400, 200]
+    assert world.engine.sizes == [1, 3, 1, 1, 1]
+
+
+@pytest.mark.parametrize("how", ["dead", "nonsense"])
+async def test_a_failed_call_is_told_to_all_and_not_sent_again(world: World, how: str) -> None:
+    world.engine.how = how
+    first = await world.first()
+    tasks = world.many("a", "b", "c")
+    await until(lambda: len(world.engine.bodies) == 2)
+    world.answer()
+    answers = await asyncio.gather(first, *tasks)
+    assert [status for status, _ in answers] == [200, 502, 502, 502]
+    assert {said["error"]["code"] for _, said in answers[1:]} == {"engine_failed"}
+    assert len(world.engine.bodies) == 2
+
+
+async def test_the_call_ends_when_everyone_has_left(world: World) -> None:
+    first = await world.first()
+    tasks = world.many("a", "b", "c")
+    await until(lambda: len(world.engine.bodies) == 2)
+    for task in tasks:
+        task.cancel()
+    await until(lambda: world.engine.left == 1)
+    await until(lambda: world.driver.held == 1)
+    world.answer()
+    assert (await first)[0] == 200
+
+
+async def test_the_call_goes_on_for_those_who_stay(world: World) -> None:
+    first = await world.first()
+    leaving, staying = world.many("a", "b")
+    await until(lambda: len(world.engine.bodies) == 2)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    world.answer()
+    _, said = await staying
+    assert said["data"][0]["embedding"] == ["b"]
+    await first
+
+
+async def test_what_differs_in_any_other_field_does_not_go_together(world: World) -> None:
+    first = await world.first()
+    tasks = [asyncio.create_task(world.post("a", dimensions=n)) for n in (8, 8, 16)]
+    await until(lambda: sum(world.engine.sizes) == 4)
+    world.answer()
+    await asyncio.gather(first, *tasks)
+    assert all(json.loads(body).get("dimensions") in (None, 8, 16) for body in world.engine.bodies)
+    assert sum("dimensions" in json.loads(body) for body in world.engine.bodies) >= 2
