@@ -10,8 +10,10 @@ from typing import Any
 import msgspec
 
 from supervisor.config import Config
+from supervisor.core.context import least
 from supervisor.core.routing import Ask
 from supervisor.errors import BadRequest, EngineFailed, LlmdError
+from supervisor.web.conversation import by_words
 
 LONGEST_RETRY = 60
 """Seconds; openai-node takes a longer Retry-After for a mistake and ignores it."""
@@ -63,6 +65,8 @@ def read_ask(body: bytes, source: str, tasks: frozenset[str]) -> Ask:
         read.most,
         text.letters if text.alone else None,
         read.stream is True,
+        least(text.letters, text.ids),
+        by_words(read.messages, read.prompt, source, read.model) if "generate" in tasks else None,
     )
 
 
@@ -134,6 +138,21 @@ def model_entries(
     for name in config.profiles:
         names[name] = [name]  # where a model is called the same, asking for it gives this profile too
     return {name: _entry(name, [state.get(p, {}) for p in served], created) for name, served in names.items()}
+
+
+def peer_entries(peers: Sequence[Mapping[str, Any]], created: int) -> dict[str, dict[str, Any]]:
+    """The models of peers, as the status tells of them; of two peers that have one, the first that is up."""
+    found: dict[str, dict[str, Any]] = {}
+    for peer in sorted(peers, key=lambda peer: not peer["up"]):
+        for name, model in peer["models"].items():
+            state = "unreachable" if not peer["up"] else "ready" if model["warm"] else "cold"
+            found.setdefault(name, _peer_entry(name, peer["peer"], model["max_model_len"], state, created))
+    return found
+
+
+def _peer_entry(name: str, peer: str, window: int | None, state: str, created: int) -> dict[str, Any]:
+    known = {"max_model_len": window, "status": {"value": state}}
+    return {"id": name, "object": "model", "created": created, "owned_by": peer, "name": name, **known}
 
 
 def _entry(name: str, engines: list[Mapping[str, Any]], created: int) -> dict[str, Any]:

@@ -16,8 +16,9 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
-from supervisor.errors import EngineFailed, EngineSilent
+from supervisor.errors import EngineDied, EngineFailed, EngineSilent, EngineUnwilling
 from supervisor.web.driving import Lease
+from supervisor.web.onward import broke_off, for_peer, is_unwilling
 from supervisor.web.openai import error_body
 from supervisor.web.patience import Reader
 from supervisor.web.record import Record
@@ -44,6 +45,8 @@ _NOT_FOR_ENGINES = _HOP | _KEYS | _PRIVILEGES | _OURS
 _NOT_FOR_CLIENTS = _HOP | {"server", "date", "x-request-id", "request-id", "set-cookie"}
 
 _NO_LIMIT = aiohttp.ClientTimeout(total=None, sock_connect=10)
+_ENGINE = "http://engine"
+"""Its socket knows no host; the name is there for HTTP."""
 _ERROR_FRAME = b'\ndata: {"error"'
 _KEPT = 16 * 1024
 _USAGE = re.compile(rb'"(prompt_tokens|completion_tokens)"\s*:\s*(\d+)')
@@ -97,28 +100,34 @@ async def relay(
 ) -> web.StreamResponse:
     """Give the answer's first byte `patience` seconds, each further piece `between`.
 
-    Raises EngineFailed as long as nothing was sent; later the connection is cut. What was sent to an engine is
-    never sent again: it may have been carried out.
+    Raises EngineFailed as long as nothing was sent; later the connection is cut. Only EngineDied leaves the request
+    to another: what was sent to an engine that lives is never sent again, it may have been carried out.
     """
     try:
         async with (
             asyncio.timeout(patience) as limit,
             lease.session.post(
-                f"http://engine{request.path}",
+                f"{lease.peer.url if lease.peer else _ENGINE}{request.path}",
                 data=body,
-                headers=_to_engine(request.headers, record),
+                headers=_onward(request.headers, record, lease),
                 timeout=_NO_LIMIT,
                 allow_redirects=False,
             ) as upstream,
         ):
             first = await upstream.content.readany()
             limit.reschedule(None)
+            if lease.peer and is_unwilling(upstream.status):
+                raise EngineUnwilling(
+                    f"{_who(lease)} answered {upstream.status}{_said(first)}", retry_after=5
+                )
             if upstream.status in (401, 403):  # our key, not the client's
                 raise _failed(lease, "did not accept llmd's key")
             return await _answer(request, upstream, first, lease, record, between)
     except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
         if limit.expired():
             raise _silent(lease, f"did not begin to answer within {patience:g} s") from error
+        if record.first is None and (lease.peer or broke_off(error)):
+            raise _died(lease, f"did not answer ({type(error).__name__})") from error
         raise _failed(lease, f"did not answer ({type(error).__name__})") from error
 
 
@@ -191,11 +200,32 @@ def _count(passing: Passing, lease: Lease, record: Record) -> None:
 
 
 def _failed(lease: Lease, what: str) -> EngineFailed:
-    return EngineFailed(f"the engine of {lease.profile} {what}", log=lease.log_tail(), retry_after=5)
+    return EngineFailed(f"{_who(lease)} {what}", log=lease.log_tail(), retry_after=5)
+
+
+def _said(body: bytes) -> str:
+    """A peer's own words for an error, where it has OpenAI's shape."""
+    try:
+        return f": {json.loads(body)['error']['message']}"[:500]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+
+
+def _who(lease: Lease) -> str:
+    return f"the peer {lease.profile}" if lease.peer else f"the engine of {lease.profile}"
+
+
+def _died(lease: Lease, what: str) -> EngineDied:
+    return EngineDied(f"{_who(lease)} {what}", log=lease.log_tail(), retry_after=5)
 
 
 def _silent(lease: Lease, what: str) -> EngineSilent:
-    return EngineSilent(f"the engine of {lease.profile} {what}", log=lease.log_tail(), retry_after=5)
+    return EngineSilent(f"{_who(lease)} {what}", log=lease.log_tail(), retry_after=5)
+
+
+def _onward(headers: Mapping[str, str], record: Record, lease: Lease) -> CIMultiDict[str]:
+    kept = _to_engine(headers, record)
+    return for_peer(kept, record.hops) if lease.peer else kept
 
 
 def _to_engine(headers: Mapping[str, str], record: Record) -> CIMultiDict[str]:

@@ -8,13 +8,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from supervisor.config.models import EngineDefaults
+from supervisor.core.routing import Ask
 from supervisor.errors import (
     BadRequest,
     BodyTooLarge,
+    EngineDied,
     InternalError,
     LlmdError,
     MethodNotAllowed,
@@ -22,10 +26,12 @@ from supervisor.errors import (
     RouteNotFound,
 )
 from supervisor.web.auth import Keyring, presented_key
-from supervisor.web.driving import Driver
+from supervisor.web.conversation import by_name
+from supervisor.web.driving import Driver, Lease
 from supervisor.web.health import health
 from supervisor.web.metrics import Metrics
-from supervisor.web.openai import error_body, error_headers, model_entries, read_ask
+from supervisor.web.onward import elsewhere, hops_of
+from supervisor.web.openai import error_body, error_headers, model_entries, peer_entries, read_ask
 from supervisor.web.patience import before_the_answer
 from supervisor.web.protocol import check_head
 from supervisor.web.record import RECORD, Record
@@ -91,8 +97,11 @@ class Router:
 
     def _note(self, record: Record) -> None:
         record.write()
-        profile = self._driver.config.profiles.get(record.profile or "")
-        self._metrics.count(record, profile.model if profile else "")
+        self._driver.ended(record.request_id, record.outcome())
+        config = self._driver.config
+        profile = config.profiles.get(record.profile or "")
+        abroad = record.model if record.profile in config.peers else None  # it is in the peer's list
+        self._metrics.count(record, profile.model if profile else abroad or "")
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         record = request[RECORD]
@@ -100,11 +109,37 @@ class Router:
         body = await _body(request)
         ask = read_ask(body, record.source, ROUTES[request.path])
         record.model = ask.model[:200]
-        async with self._driver.lease(ask) as lease:
-            record.profile, record.queued = lease.profile, lease.queued
-            limits = self._driver.config.engine
-            first = before_the_answer(ask, limits)
-            return await relay(request, body, lease, record, patience=first, between=limits.token_timeout)
+        return await self._pass_on(request, body, self._known(ask, request), record)
+
+    def _known(self, ask: Ask, request: web.Request) -> Ask:
+        """With what its headers tell: its conversation, its way here, the name to ask for it by."""
+        record, named = request[RECORD], by_name(request.headers, ask.source, ask.model)
+        record.hops = hops_of(request.headers)
+        conversation = named or ask.conversation
+        return replace(ask, conversation=conversation, hops=record.hops, request=record.request_id)
+
+    async def _pass_on(
+        self, request: web.Request, body: bytes, ask: Ask, record: Record
+    ) -> web.StreamResponse:
+        """To the place that is leased for it; to another where that one breaks off before it answers."""
+        before: EngineDied | None = None
+        while True:
+            lease: Lease | None = None
+            try:
+                async with self._driver.lease(ask) as lease:
+                    record.profile, record.reason, record.queued = lease.profile, lease.reason, lease.queued
+                    first = lease.peer.timeout if lease.peer else before_the_answer(ask, self._limits)
+                    between = self._limits.token_timeout
+                    return await relay(request, body, lease, record, patience=first, between=between)
+            except EngineDied as error:
+                ask, before = await elsewhere(self._driver, ask, lease, error), error
+            except LlmdError as error:
+                error.message += f" (before: {before.message.splitlines()[0]})" if before else ""
+                raise
+
+    @property
+    def _limits(self) -> EngineDefaults:
+        return self._driver.config.engine
 
     def _source(self, request: web.Request) -> str:
         if any(len(request.headers.getall(name, [])) > 1 for name in ("Authorization", "x-api-key")):
@@ -113,18 +148,22 @@ class Router:
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         request[RECORD].source = self._source(request)
-        return web.json_response({"object": "list", "data": list(self._entries().values())})
+        return web.json_response({"object": "list", "data": list(self._entries(request).values())})
 
     async def _model(self, request: web.Request) -> web.StreamResponse:
         request[RECORD].source = self._source(request)
-        name, entries = request.match_info["id"], self._entries()
+        name, entries = request.match_info["id"], self._entries(request)
         if name not in entries:
             raise ModelNotFound(f"model {name!r} is not configured here; there are: {', '.join(entries)}")
         return web.json_response(entries[name])
 
-    def _entries(self) -> dict[str, dict[str, object]]:
+    def _entries(self, request: web.Request) -> dict[str, dict[str, object]]:
+        """Another llmd is told of this host's own: models that two peers list of each other would never go away."""
         created = int(time.time() - (time.monotonic() - self._driver.started_at))
-        return model_entries(self._driver.config, self._driver.status()["engines"], created)
+        status = self._driver.status()
+        abroad = {} if hops_of(request.headers) else peer_entries(status.get("peers", ()), created)
+        own = model_entries(self._driver.config, status["engines"], created)
+        return own | {name: entry for name, entry in abroad.items() if name not in own}
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(health(self._driver.status()))
