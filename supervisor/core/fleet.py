@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from supervisor.config import Config, Profile
 from supervisor.core import orders
+from supervisor.core.abroad import Offer
 from supervisor.core.devices import Reading
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fairness import Fairness
@@ -21,7 +22,7 @@ from supervisor.core.orders import Order
 from supervisor.core.peer import Peer
 from supervisor.core.policy import Policy, Thrifty
 from supervisor.core.queueing import Queues
-from supervisor.core.routing import Ask, Offer
+from supervisor.core.routing import Ask
 from supervisor.errors import ClientError, LlmdError
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from supervisor.config import Peer as Configured
-from supervisor.core.routing import Ask, Offer
+from supervisor.core.abroad import Offer
+from supervisor.core.routing import Ask
 
 FIRST_GUESS_SERVICE = 10.0
 """Seconds that a request is taken to last before one was measured."""

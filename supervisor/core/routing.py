@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 
 from supervisor.config import Config, Profile
 from supervisor.core import context
+from supervisor.core.abroad import Offer, why_not
 from supervisor.errors import ModelNotFound, NotAvailable, WrongTask
-
-MOST_HOPS = 3
-"""How often a request is passed on from one llmd to the next."""
 
 ASK_AGAIN = 10.0
 
@@ -50,18 +48,6 @@ class Candidate:
 
     profile: str
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """What a peer has under the name that was asked for. `warm`: it is loaded there. `trouble`: why it is down."""
-
-    peer: str
-    priority: int = -1
-    spill: bool = True
-    window: int | None = None
-    warm: bool = True
-    trouble: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,31 +162,11 @@ def _abroad(
     able: list[tuple[int, Candidate]] = []
     refused: list[Candidate] = []
     for offer in offers:
-        if (why := _not_there(ask, offer, served_here)) is not None:
+        if (why := why_not(ask, offer, served_here)) is not None:
             refused.append(Candidate(offer.peer, why))
         else:
             able.append((offer.priority, Candidate(offer.peer, f"a peer of priority {offer.priority}")))
     return able, refused
-
-
-def _not_there(ask: Ask, offer: Offer, served_here: bool) -> str | None:
-    if offer.trouble is not None:
-        return f"down: {offer.trouble}"
-    if offer.peer in ask.tried:
-        return "it failed this request"
-    if ask.hops >= MOST_HOPS:
-        return f"passed on {ask.hops} times already"
-    if offer.window is not None and ask.least > offer.window:
-        return f"its context of {offer.window} tokens is too short"
-    if not served_here:
-        return None
-    if not offer.spill:
-        return "it takes only what this host does not serve"
-    if ask.hops:
-        return "the request came from a peer, and this host serves it"
-    if not offer.warm and offer.priority <= 0:
-        return "not loaded there, and this host serves it"
-    return None
 
 
 def _merged(local: list[Candidate], abroad: list[tuple[int, Candidate]]) -> tuple[Candidate, ...]:

@@ -8,7 +8,8 @@ from dataclasses import replace
 import aiohttp
 from multidict import CIMultiDict
 
-from supervisor.core.routing import MOST_HOPS, Ask
+from supervisor.core.abroad import MOST_HOPS
+from supervisor.core.routing import Ask
 from supervisor.errors import BadRequest, EngineDied, EngineUnwilling, LoopDetected
 from supervisor.host.peers import HOPS
 from supervisor.web.driving import Driver, Lease
@@ -52,7 +53,7 @@ def broke_off(error: BaseException) -> bool:
 
 def is_unwilling(status: int) -> bool:
     """Whether a peer's answer says that it, not the request, is at fault."""
-    return status in _UNWILLING
+    return status in _UNWILLING or 300 <= status < 400  # a redirect could lead its key anywhere
 
 
 async def elsewhere(driver: Driver, ask: Ask, lease: Lease | None, error: EngineDied) -> Ask:

@@ -70,10 +70,13 @@ class Invariants:
             self.waiting.discard(order.lease)
             if isinstance(order, orders.Grant):
                 self.granted.add(order.lease)
-                engine = fleet.engines[order.profile]
-                assert len(engine.leases) <= engine.slots, f"{engine} was granted more than its slots"
+                place = fleet.place(order.profile)
+                assert len(place.leases) <= place.slots, f"{place} was granted more than its slots"
         elif isinstance(order, orders.Note) and order.event == "adoption_failed":
             self.trees = {name: profile for name, profile in self.trees.items() if profile != order.profile}
+        if isinstance(order, orders.Grant) and order.profile in fleet.peers:
+            assert not order.incarnation, f"{order} for a peer, which has no tree"
+            return
         incarnation = getattr(order, "incarnation", None)
         assert incarnation is None or incarnation in self.trees, f"{order} for a tree that is over"
         if isinstance(order, orders.Forget):
@@ -101,7 +104,8 @@ class Invariants:
             assert waiting <= self._bound(fleet, event.ask.model), f"{waiting} wait for {event.ask.model}"
 
     def _bound(self, fleet: Fleet, model: str) -> int:
-        return sum(e.room for e in fleet.engines.values() if model in (e.name, e.profile.model))
+        abroad = sum(peer.room for peer in fleet.peers.values() if peer.offer(model))
+        return abroad + sum(e.room for e in fleet.engines.values() if model in (e.name, e.profile.model))
 
     def _engine(self, fleet: Fleet, engine: Engine) -> None:
         holding = engine.state in HOLDING
@@ -143,6 +147,9 @@ class Invariants:
                 held = fleet.leases.get(lease)
                 assert held is not None, f"{engine} serves {lease}, which is over"
                 assert (held.profile, held.incarnation) == (engine.name, engine.incarnation), held
+        for peer in fleet.peers.values():
+            assert len(peer.leases) <= peer.config.max_concurrent, peer
+            assert peer.leases == {name for name, held in fleet.leases.items() if held.profile == peer.name}
 
     def _time(self, fleet: Fleet, event: Event) -> None:
         due = fleet.next_deadline()
