@@ -31,7 +31,7 @@ class Ask:
     letters: int | None = None
     stream: bool = False
     least: int = 0
-    """Prompt tokens that it has even if every guess was too high."""
+    """Prompt tokens that it has, the longest of several, even if every guess was too high."""
     conversation: str | None = None
     """The same for all turns of one conversation."""
     hops: int = 0
@@ -147,7 +147,11 @@ def _fitting(
     ask: Ask, ranked: tuple[Candidate, ...], windows: dict[str, int | None]
 ) -> tuple[list[Candidate], list[Candidate]]:
     """Those whose context takes the request, and those who fall short."""
-    short = context.too_short(ask.tokens, ask.max_tokens, {c.profile: windows[c.profile] for c in ranked})
+    batched = (
+        bool(ask.tasks) and "generate" not in ask.tasks
+    )  # read one by one, each has the context to itself
+    tokens = ask.least if batched else ask.tokens
+    short = context.too_short(tokens, ask.max_tokens, {c.profile: windows[c.profile] for c in ranked})
     kept = [candidate for candidate in ranked if candidate.profile not in short]
     return kept, [Candidate(name, reason) for name, reason in short.items()]
 

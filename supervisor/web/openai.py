@@ -37,6 +37,8 @@ class _Body(msgspec.Struct):
     max_tokens: Any = None
     max_completion_tokens: Any = None
     max_output_tokens: Any = None
+    truncate_prompt_tokens: Any = None
+    truncation: Any = None
 
     @property
     def most(self) -> int | None:
@@ -65,7 +67,7 @@ def read_ask(body: bytes, source: str, tasks: frozenset[str]) -> Ask:
         read.most,
         text.letters if text.alone else None,
         read.stream is True,
-        least(text.letters, text.ids),
+        _least(read, text),
         by_words(read.messages, read.prompt, source, read.model) if "generate" in tasks else None,
     )
 
@@ -78,6 +80,30 @@ def _text_of(body: _Body) -> _Text:
     text.letters += query.letters * max(1, len(body.documents) if isinstance(body.documents, list) else 1)
     text.letters += len(bytes(body.tools))
     return text
+
+
+def _least(body: _Body, text: _Text) -> int:
+    """Tokens that the longest of its prompts has at the least; none where vLLM is to cut it to fit."""
+    if body.truncate_prompt_tokens is not None or body.truncation not in (None, "disabled"):
+        return 0
+    batch = _batch(body)
+    return least(text.letters, text.ids) if batch is None else max(map(_least_of, batch), default=0)
+
+
+def _batch(body: _Body) -> list[Any] | None:
+    """Its prompts, where it has several that the engine reads one by one."""
+    if isinstance(body.documents, list):
+        return body.documents
+    for part in (body.input, body.prompt):
+        if isinstance(part, list) and part and isinstance(part[0], str | list):
+            return part
+    return None
+
+
+def _least_of(prompt: object) -> int:
+    text = _Text()
+    text.add(prompt)
+    return least(text.letters, text.ids)
 
 
 @dataclass(slots=True)

@@ -35,6 +35,12 @@ def test_what_is_likely_too_long_goes_to_the_longer_context(
     assert names(Ask("llama", tokens=tokens, max_tokens=reply)) == expected
 
 
+def test_a_batch_of_embeddings_has_the_context_for_each_of_them():
+    world = World(config(profile("bge_0", 0, task="embed", max_model_len=512)))
+    lease = world.ask("bge", tokens=32 * 400, least=200, tasks=frozenset({"embed"}))
+    assert lease not in world.refused
+
+
 def test_who_fell_short_is_told_with_the_numbers():
     (short,) = route(Ask("llama", tokens=9000, max_tokens=100), BOTH, NAMES).passed_over
     assert (short.profile, short.reason) == (
