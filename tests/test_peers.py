@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import ssl
+import subprocess
 import threading
 import urllib.error
 import urllib.request
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -231,6 +234,7 @@ class Foreign(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answer)
         self.chats: list[dict[str, str]] = []
         self.elsewhere = 0
+        self.go_on = threading.Event()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -256,6 +260,8 @@ class Answer(BaseHTTPRequestHandler):
             self.answer(307, {}, Location=f"http://127.0.0.1:{self.server.port}/taken")
         elif how == "junk":
             self.wfile.write(b"NOT HTTP\r\n\r\n")
+        elif how == "mute":
+            self.server.go_on.wait(20)
         elif how == "bad":
             self.answer(400, {"error": {"message": "no", "code": "theirs"}})
         self.close_connection = True
@@ -280,6 +286,7 @@ class Answer(BaseHTTPRequestHandler):
 def foreign() -> Iterator[Foreign]:
     server = Foreign()
     yield server
+    server.go_on.set()
     server.shutdown()
     server.server_close()
 
@@ -287,7 +294,7 @@ def foreign() -> Iterator[Foreign]:
 @pytest.fixture
 def beside(made: list[Llmd], foreign: Foreign) -> Llmd:
     """A daemon that would rather have the foreign server's tiny than its own."""
-    peers = {"cloud": peer(foreign.port, priority=1, interval=60)}
+    peers = {"cloud": peer(foreign.port, priority=1, interval=60, timeout=1)}
     made.append(Llmd({"tiny_0": profile("tiny")}, env={"DGX_KEY": THEIRS}, peers=peers, **QUICK))
     made[0].start()
     until(lambda: made[0].status()["peers"][0]["up"], 10, made[0].text)
@@ -316,6 +323,33 @@ def test_what_a_peer_says_of_the_request_is_the_answer(beside: Llmd, foreign: Fo
     foreign.how = "bad"
     status, headers, body = post(beside, "tiny")
     assert (status, headers["x-llmd-profile"], body["error"]["code"]) == (400, "cloud", "theirs")
+
+
+def test_a_peer_that_is_silent_is_not_asked_twice_nor_another(beside: Llmd, foreign: Foreign) -> None:
+    """It may be at work on it."""
+    foreign.how = "mute"
+    status, _, body = post(beside, "tiny")
+    assert (status, body["error"]["code"]) == (504, "engine_timeout")
+    assert "the peer cloud did not begin to answer within 1 s" in body["error"]["message"]
+    assert len(foreign.chats) == 1
+
+
+def test_a_certificate_that_nobody_signed_is_not_believed(
+    made: list[Llmd], foreign: Foreign, tmp_path: Path
+) -> None:
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1"]
+    files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")]
+    subprocess.run(
+        [*words, *files, "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    foreign.socket = context.wrap_socket(foreign.socket, server_side=True)
+    url = f"https://127.0.0.1:{foreign.port}"
+    made.append(Llmd({"tiny_0": profile("tiny")}, peers={"cloud": {"url": url, "interval": 0.2}}, **QUICK))
+    made[0].start()
+    trouble = "its certificate is not valid"
+    until(lambda: made[0].status()["peers"][0]["trouble"] == trouble, 10, made[0].text)
 
 
 def test_why_of_a_request_that_nobody_remembers(beside: Llmd) -> None:

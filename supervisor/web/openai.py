@@ -67,7 +67,7 @@ def read_ask(body: bytes, source: str, tasks: frozenset[str]) -> Ask:
         read.most,
         text.letters if text.alone else None,
         read.stream is True,
-        _least(read, text),
+        _least(read),
         by_words(read.messages, read.prompt, source, read.model) if "generate" in tasks else None,
     )
 
@@ -82,12 +82,20 @@ def _text_of(body: _Body) -> _Text:
     return text
 
 
-def _least(body: _Body, text: _Text) -> int:
+def _least(body: _Body) -> int:
     """Tokens that the longest of its prompts has at the least; none where vLLM is to cut it to fit."""
     if body.truncate_prompt_tokens is not None or body.truncation not in (None, "disabled"):
         return 0
     batch = _batch(body)
-    return least(text.letters, text.ids) if batch is None else max(map(_least_of, batch), default=0)
+    prompts = [_certain(body.messages), _certain(body.input), _certain(body.prompt)]
+    return sum(map(_least_of, prompts)) if batch is None else max(map(_least_of, batch), default=0)
+
+
+def _certain(part: Any) -> object:
+    """What any chat template keeps of it: many drop what was thought, or fields and tools that they do not know."""
+    if not isinstance(part, list) or not part or not isinstance(part[0], dict):
+        return part
+    return [m.get("content") for m in part if isinstance(m, dict) and m.get("role") != "assistant"]
 
 
 def _batch(body: _Body) -> list[Any] | None:

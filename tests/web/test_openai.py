@@ -61,6 +61,11 @@ def test_tokens_are_guessed_from_all_text(body: dict[str, Any]) -> None:
     ("body", "tokens"),
     [
         ({"messages": [{"role": "user", "content": "x" * 4000}]}, 500),
+        ({"messages": [{"role": "assistant", "content": "<think>" * 4000}]}, 0),
+        (
+            {"messages": [{"role": "user", "content": "x" * 80, "notes": "x" * 4000}], "tools": ["x" * 4000]},
+            10,
+        ),
         ({"prompt": list(range(1000))}, 1000),
         ({"prompt": ["x" * 800, "x" * 4000]}, 500),
         ({"input": ["x" * 4000] * 32}, 500),
