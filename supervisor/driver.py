@@ -7,8 +7,8 @@ import os
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import singledispatchmethod
@@ -17,16 +17,17 @@ from typing import Any
 
 import aiohttp
 
-from supervisor.config import Config, Profile
+from supervisor.config import Config, Peer, Profile
 from supervisor.core import calendar, command, decide, events, orders
 from supervisor.core.devices import Survey
 from supervisor.core.events import Event
 from supervisor.core.fleet import Fleet
 from supervisor.core.orders import Order
+from supervisor.core.requests import Requests
 from supervisor.core.routing import Ask
 from supervisor.core.status import Stray, describe
 from supervisor.core.why import explain, profiles_called
-from supervisor.errors import EngineFailed, LlmdError, ModelNotFound
+from supervisor.errors import EngineDied, LlmdError, ModelNotFound
 from supervisor.host import cgroup, pagecache, process, procfs, weights
 from supervisor.host.almanac import Almanac
 from supervisor.host.chronicle import Chronicle
@@ -36,8 +37,12 @@ from supervisor.host.journal import Journal, Record
 from supervisor.host.logbook import log
 from supervisor.host.memory import read_host_memory
 from supervisor.host.modekeeper import ModeKeeper
+from supervisor.host.peers import Contact, Peers
 from supervisor.host.scribe import Scribe
 from supervisor.host.usage import measure
+
+DEATH_TOLD = 1.0
+"""Seconds in which the end of a process is told, once its connections broke."""
 
 
 @dataclass(slots=True)
@@ -47,9 +52,21 @@ class Lease:
     profile: str
     reason: str
     queued: float
-    _engine: Incarnation
+    _engine: Incarnation | Contact
     prompt: int | None = None
     output: int | None = None
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """As long as it is in flight; what watches an engine for silence goes by that."""
+        if isinstance(self._engine, Contact):
+            yield
+            return
+        self._engine.in_flight += 1
+        try:
+            yield
+        finally:
+            self._engine.in_flight -= 1
 
     def used(self, prompt: int | None, output: int | None) -> None:
         """Note the tokens that the engine counted; None where it did not tell."""
@@ -57,14 +74,20 @@ class Lease:
 
     @property
     def incarnation(self) -> str:
+        """Or the name of the peer."""
         return self._engine.name
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        return self._engine.open_session()
+        return self._engine.session if isinstance(self._engine, Contact) else self._engine.open_session()
+
+    @property
+    def peer(self) -> Peer | None:
+        """The peer that it is on; None on an engine of ours."""
+        return self._engine.config if isinstance(self._engine, Contact) else None
 
     def log_tail(self) -> tuple[str, ...]:
-        return self._engine.tail()
+        return () if isinstance(self._engine, Contact) else self._engine.tail()
 
 
 class Driver:
@@ -79,6 +102,9 @@ class Driver:
         self.almanac = Almanac(config.server.state_dir / "learned.db")
         self.chronicle = Chronicle(config.server.state_dir / "decisions.jsonl")
         self.running: dict[str, Incarnation] = {}
+        self.peers = Peers(config, os.environ, self.post)
+        self.requests = Requests()
+        """The last ones, for those who ask why."""
         self.strays: list[Stray] = []
         self._borrowers: dict[str, int] = {}
         """Loan -> the process that uses it, where it was named."""
@@ -98,6 +124,7 @@ class Driver:
         self.fleet.recall(await self.scribe.ask(lambda: self.almanac.recall(arguments)))
         self.gpus.start(lambda survey: self._later(self._report(survey)))
         await self._report(await self.gpus.read())
+        self.peers.open()
 
     async def close(self) -> None:
         """Let go of everything; engines that still run are left running."""
@@ -107,6 +134,7 @@ class Driver:
             task.cancel()
         for engine in list(self.running.values()):
             await engine.close()
+        await self.peers.close()
         self.gpus.close()
         await self.scribe.ask(self._close_books)
         await self.scribe.close()
@@ -211,6 +239,10 @@ class Driver:
     @_obey.register
     def _(self, order: orders.Survey) -> None:
         self._later(self._survey())
+
+    @_obey.register
+    def _(self, order: orders.Routed) -> None:
+        self.requests.routed(order.ask, order.route, time.monotonic())
 
     @_obey.register
     def _(self, order: orders.Grant) -> None:
@@ -387,19 +419,40 @@ class Driver:
         self.post(events.Arrived(name, ask, self.config.server.max_wait if patience is None else patience))
         try:
             grant = await waiting
-            engine = self.running.get(grant.incarnation)
-            if engine is None:
-                raise EngineFailed(f"{grant.profile} ended just now", retry_after=5)
-            lease = Lease(grant.profile, grant.reason, time.monotonic() - began, engine)
-            engine.in_flight += 1
-            try:
+            self.requests.granted(ask.request, grant.profile, grant.reason, time.monotonic())
+            lease = self._leased(grant, time.monotonic() - began)
+            with lease.counted():
                 yield lease
-            finally:
-                engine.in_flight -= 1
+        except LlmdError as error:
+            self.requests.failed(ask.request, error, time.monotonic())
+            raise
         finally:
             del self._leases[name]
             if name in self.fleet.leases or name in self.fleet.queues:
                 self.post(events.Left(name, *(lease.prompt, lease.output) if lease else ()))
+
+    def _leased(self, grant: orders.Grant, waited: float) -> Lease:
+        place = self.running.get(grant.incarnation)
+        if place is None and grant.profile not in self.peers:
+            raise EngineDied(f"{grant.profile} ended just now", retry_after=5)
+        return Lease(grant.profile, grant.reason, waited, place or self.peers[grant.profile])
+
+    async def is_over(self, lease: Lease) -> bool:
+        """Whether the place of a lease that failed has ended: an engine that died is known to be gone at once, a
+        peer is taken for down until it answers again."""
+        if lease.peer is not None:
+            self.post(events.PeerLost(lease.profile, "it broke off a request"))
+            return True
+        name = lease.incarnation
+        return await self.until(lambda fleet: not fleet.serves(name), DEATH_TOLD)
+
+    def ended(self, request: str, outcome: Mapping[str, object]) -> None:
+        """Note what became of a request."""
+        self.requests.ended(request, outcome)
+
+    def why_request(self, request: str) -> dict[str, Any]:
+        """Where a request might have gone, and why it went where it did. Raises ModelNotFound."""
+        return self.requests.describe(request)
 
     async def start(self, profile: str) -> str:
         return await self._ask(profile, lambda ticket: events.StartAsked(ticket, profile))

@@ -13,7 +13,10 @@
     ├── Overloaded               503  every place is taken, come back          fault "llmd"
     ├── NotAvailable             503  cannot be ready: memory, mode, give-up   fault "llmd"
     ├── EngineFailed             502  the engine died or would not start       fault "engine"
+    │   ├── EngineDied           502  it broke off before its answer began; another may take the request
+    │   │   └── EngineUnwilling  502  a peer that answered, but would not serve it
     │   └── EngineSilent         504  the engine let a time limit pass
+    ├── LoopDetected             508  llmds that pass a request round         fault "operator"
     ├── InternalError            500  a bug in llmd; its log has the traceback  fault "llmd"
     └── OperatorError            what a person at the command line can mend    fault "operator"
         ├── ConfigError          llmd.toml or a profile is wrong
@@ -113,6 +116,20 @@ class EngineFailed(LlmdError):
     def __init__(self, message: str, *, log: Sequence[str] = (), retry_after: float | None = None) -> None:
         super().__init__(message, retry_after=retry_after)
         self.log = tuple(log)
+
+
+class EngineDied(EngineFailed):
+    """Nothing of an answer has come, or gone to the client: the one failure after which a request is sent again."""
+
+
+class EngineUnwilling(EngineDied):
+    pass
+
+
+class LoopDetected(LlmdError):
+    status = 508
+    code = "loop_detected"
+    fault = "operator"
 
 
 class EngineSilent(EngineFailed):

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from supervisor import cli
-from supervisor.config import Key, Mode, load
+from supervisor.config import Key, Mode, Peer, load
 from supervisor.config.models import Document, ProfileFile
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -19,6 +19,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 NEEDED: dict[type[BaseModel], str] = {
     Key: 'env = "X"',
     Mode: 'start = "06:00"',
+    Peer: 'url = "https://dgx:8000"',
     ProfileFile: 'model = "llama"\nweights = "w"',
 }
 """The least that each model must be given."""
@@ -26,6 +27,7 @@ NEEDED: dict[type[BaseModel], str] = {
 TABLES: dict[str, type[BaseModel]] = {
     **{f"[{name}]": type(value) for name, value in Document() if isinstance(value, BaseModel)},
     "[keys.NAME]": Key,
+    "[peers.NAME]": Peer,
     "[modes.NAME]": Mode,
     "profiles/NAME.toml": ProfileFile,
 }

@@ -259,6 +259,7 @@ def logs(place: Place, profile: str, follow: bool, lines: int) -> None:
 @main.command()
 @click.argument("model", required=False)
 @click.option("--history", is_flag=True, help="What was decided before, of MODEL or of all.")
+@click.option("--request", metavar="ID", help="Why the request of this id went where it did.")
 @click.option("--since", "seconds", type=Duration(), help="History of this long alone, such as 1h.")
 @click.option(
     "-n", "limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Decisions."
@@ -266,13 +267,23 @@ def logs(place: Place, profile: str, follow: bool, lines: int) -> None:
 @as_json
 @click.pass_obj
 def why(
-    place: Place, model: str | None, history: bool, seconds: float | None, limit: int, as_json: bool
+    place: Place,
+    model: str | None,
+    history: bool,
+    request: str | None,
+    seconds: float | None,
+    limit: int,
+    as_json: bool,
 ) -> None:
     """Tell why MODEL, or a profile, is (not) loaded, what it needs and who holds that."""
-    if not history and (model is None or seconds is not None):
-        raise click.UsageError("name a model, or ask for --history")
+    if request is not None and (history or model is not None or seconds is not None):
+        raise click.UsageError("--request goes alone")
+    if not history and request is None and (model is None or seconds is not None):
+        raise click.UsageError("name a model, or ask for --history or --request")
     with _errors(as_json):
-        if history:
+        if request is not None:
+            answer = _call(place, lambda client: client.why_request(request))
+        elif history:
             answer = _call(place, lambda client: client.decisions(model, seconds, limit))
         else:
             answer = _call(place, lambda client: client.why(model or ""))
@@ -281,9 +292,12 @@ def why(
             return
         from rich.console import Console
 
-        from supervisor.cli import reasons
+        from supervisor.cli import itinerary, reasons
 
         console = Console(highlight=False)
+        if request is not None:
+            itinerary.show(answer, console)
+            return
         reasons.show_history(answer["decisions"], console) if history else reasons.show(answer, console)
 
 

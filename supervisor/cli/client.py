@@ -52,6 +52,9 @@ class Client:
     async def why(self, name: str) -> dict[str, Any]:
         return await self._json("GET", f"/why/{quote(name, safe='')}", INSTANT)
 
+    async def why_request(self, name: str) -> dict[str, Any]:
+        return await self._json("GET", f"/requests/{quote(name, safe='')}", INSTANT)
+
     async def decisions(self, name: str | None, since: float | None, limit: int) -> dict[str, Any]:
         """The newest about a model or profile, oldest first. `since`: seconds back."""
         query: dict[str, str | float] = {"limit": limit}

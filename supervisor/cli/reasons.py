@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from supervisor.cli.tables import STYLES, span
+from supervisor.cli.tables import STYLES, span, told_of
 from supervisor.core.devices import gib
 
 Json = dict[str, Any]
@@ -53,6 +53,9 @@ def render(answer: Json) -> Iterator[RenderableType]:
         yield _title(profile)
         for line in _profile(profile, names):
             yield Padding(line, (0, 0, 0, 2))
+    for peer in answer.get("peers", ()):
+        yield Text()
+        yield told_of(peer)
     for device in answer["devices"]:
         yield Text()
         yield _device(device)

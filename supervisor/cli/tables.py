@@ -43,10 +43,23 @@ def render(status: Json) -> Iterator[RenderableType]:
     if loans := status.get("loans"):
         yield Text()
         yield Group(*map(_loan, loans))
+    if peers := status.get("peers"):
+        yield Text()
+        yield Group(*map(told_of, peers))
     troubles = [*_failures(engines), *_strays(status), *_warnings(status)]
     if troubles:
         yield Text()
         yield Group(*troubles)
+
+
+def told_of(peer: Json) -> Text:
+    """One line of a peer."""
+    text = Text(f"peer {peer['peer']} ({peer['url']}): ")
+    if not peer["up"]:
+        return text.append(f"down: {peer['trouble']}", "red")
+    text.append("up", "green")
+    load = f", {peer['in_flight']} of {peer['max_concurrent']} in flight, models: "
+    return text.append(load + (", ".join(peer["models"]) or "none"))
 
 
 def _loan(loan: Json) -> Text:

@@ -53,6 +53,7 @@ def _document(config: Config) -> Iterator[Finding]:
     yield from _sources(config)
     yield from _modes(config)
     yield from _preferences(config)
+    yield from _peers(config)
 
 
 def _sockets(config: Config) -> Iterator[Finding]:
@@ -110,6 +111,16 @@ def _preferences(config: Config) -> Iterator[Finding]:
             if not _matches(target, config):
                 instead = f'{_one_of(config.files)}, "gpu:N" or "cpu"'
                 yield (*key, position), f"no profile is at {target}", instead
+
+
+def _peers(config: Config) -> Iterator[Finding]:
+    taken = {*config.files, *(profile.model for profile in config.profiles.values())}
+    for name in config.peers:
+        if name in taken:
+            what = f"{name} is the name of a peer, and of a profile or model"
+            yield ("peers", name), what, "write a name of its own, so that logs and headers tell them apart"
+        elif not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name):
+            yield ("peers", name), f"{name!r} is no name for a peer", "write a-z, 0-9, _ and -, such as dgx"
 
 
 def _matches(target: str, config: Config) -> bool:

@@ -51,6 +51,15 @@ def _listen(value: str) -> str:
     return value
 
 
+def _url(value: str) -> str:
+    """Where its /v1 is found, without that; what is wrong is not repeated: it may hold a password."""
+    if not re.fullmatch(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?(/[\w./~-]*)?", value):
+        raise wrong(
+            "this is no URL of a server", 'write "https://HOST:PORT", without a name or a password in it'
+        )
+    return value.rstrip("/").removesuffix("/v1")
+
+
 def _gpu(value: object) -> object:
     if type(value) is int and value >= 0:
         return value
@@ -228,8 +237,38 @@ class Key(Frozen):
 class Routing(Frozen):
     long_context_tokens: Count = 4096
     """Above it a request goes to the profile of its model with the longest context."""
+    sticky: SecondsOrNever = 1800.0
+    """How long a conversation is remembered, which then goes where its beginning is cached; None: not at all."""
+    linger: Seconds = 2.0
+    """How long a request waits for that place, or for its first choice to finish loading, before another takes it."""
     prefer: dict[str, Strings] = {}
     """Source -> "gpu:N", "cpu" or profile names, best first. "default" is everyone else."""
+
+
+class Peer(Frozen):
+    """Another OpenAI-compatible server that takes requests for its models; the table's name is the peer's."""
+
+    url: Annotated[str, AfterValidator(_url)]
+    key_env: str | None = None
+    key_file: FilePath | None = None
+    models: Strings = ()
+    """Of those that it lists, these alone; empty: all."""
+    max_concurrent: Count = 8
+    max_queue: Annotated[int, Field(ge=0)] = 32
+    priority: Annotated[int, Field(ge=-100, le=100)] = -1
+    """Against the 0 of this host's profiles: the higher is tried first."""
+    spill: bool = True
+    """Whether it also takes what this host's own profiles serve, when they are full or not loaded."""
+    timeout: Annotated[Seconds, Field(gt=0)] = 300.0
+    """Until the first byte of an answer."""
+    interval: Annotated[Seconds, Field(gt=0)] = 10.0
+    """Between two looks at its list of models."""
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Peer:
+        if self.key_env is not None and self.key_file is not None:
+            raise wrong("a key is found in one place, not in key_env and key_file", "write one of them")
+        return self
 
 
 class Mode(Frozen):
@@ -310,6 +349,7 @@ class Document(Frozen):
     restarts: Restarts = Restarts()
     keys: dict[str, Key] = {}
     routing: Routing = Routing()
+    peers: dict[str, Peer] = {}
     modes: dict[str, Mode] = {}
 
 

@@ -40,7 +40,7 @@ _WRITE = {
 """pydantic's error types -> what a person should write; the names in braces are the error's own context."""
 
 
-_SECRET = {"keys", "env"}
+_SECRET = {"keys", "env", "peers"}
 """Tables whose values are not repeated: somebody will write the key itself there."""
 
 
@@ -144,7 +144,11 @@ def _assemble(path: Path, document: Document, profiles: dict[str, Profile], file
         for source, key in document.keys.items()
     }
     written = {name: getattr(document, name) for name in Document.model_fields}
-    written |= {"server": server.model_copy(update=paths), "keys": keys}
+    peers = {
+        name: peer.model_copy(update={"key_file": path.parent / peer.key_file}) if peer.key_file else peer
+        for name, peer in document.peers.items()
+    }
+    written |= {"server": server.model_copy(update=paths), "keys": keys, "peers": peers}
     return Config(**written, path=path, profiles=profiles, files=files)
 
 

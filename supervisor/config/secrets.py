@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from supervisor.config.models import Key
+from supervisor.config.models import Key, Peer
 
 _OTHERS = 0o007
 
@@ -36,14 +36,28 @@ def find(key: Key, environ: Mapping[str, str]) -> Found:
     return _in_file(key.file)
 
 
+def peer_key(peer: Peer, environ: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """(the key that a peer is sent, why there is none or what is unwise about it); none where it needs none."""
+    if peer.key_env is not None:
+        secret = environ.get(peer.key_env, "").strip()
+        return (secret, None) if secret else (None, f"{peer.key_env} is not set in the environment")
+    return (None, None) if peer.key_file is None else _read(peer.key_file)
+
+
 def _in_file(file: Path) -> Found:
+    secret, trouble = _read(file)
+    return Found(None if secret is None else digest(secret), trouble)
+
+
+def _read(file: Path) -> tuple[str | None, str | None]:
+    """(the secret in a file, what is wrong or unwise about it)."""
     try:
         secret = file.read_text(encoding="utf-8").strip()
         mode = file.stat().st_mode
     except OSError as error:
-        return Found(trouble=f"{file} cannot be read: {error.strerror}")
+        return None, f"{file} cannot be read: {error.strerror}"
     except UnicodeDecodeError:
-        return Found(trouble=f"{file} is not UTF-8 text")
+        return None, f"{file} is not UTF-8 text"
     if not secret:
-        return Found(trouble=f"{file} is empty")
-    return Found(digest(secret), f"{file} is open to every user of this host" if mode & _OTHERS else None)
+        return None, f"{file} is empty"
+    return secret, f"{file} is open to every user of this host" if mode & _OTHERS else None

@@ -11,13 +11,19 @@ from collections.abc import Iterator, Mapping
 from supervisor.config.checks import Finding
 from supervisor.config.lines import locate
 from supervisor.config.models import Config
-from supervisor.config.secrets import find
+from supervisor.config.secrets import find, peer_key
 from supervisor.errors import Problem
 
 
 def warnings(config: Config, environ: Mapping[str, str] = os.environ) -> list[Problem]:
     """Reads key files, groups and the search path, so not for the event loop."""
-    whole = (*_keys(config, environ), *_exposure(config), *_group(config), *_commands(config, environ))
+    whole = (
+        *_keys(config, environ),
+        *_peers(config, environ),
+        *_exposure(config),
+        *_group(config),
+        *_commands(config, environ),
+    )
     found = [Problem(config.path, what, instead, key) for key, what, instead in whole]
     if not config.profiles:
         found.append(Problem(config.server.profiles, "holds no profile", "write one, such as llama_0.toml"))
@@ -43,6 +49,17 @@ def _keys(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
         if first != source:
             what = f"{source} has the key of {first}, so its requests count as {first}'s"
             yield ("keys", source), what, "give each a key of its own"
+
+
+def _peers(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
+    for name, peer in config.peers.items():
+        secret, trouble = peer_key(peer, environ)
+        if trouble:
+            yield ("peers", name), f"the key for peer {name}: {trouble}", "set it, and keep it from others"
+        host = peer.url.partition("://")[2].partition("/")[0].rpartition(":")[0].strip("[]")
+        if secret and peer.url.startswith("http://") and not _loopback(host):
+            what = f"the key for peer {name} goes over the network in clear"
+            yield ("peers", name, "url"), what, "write https://, unless the network between is private"
 
 
 def _exposure(config: Config) -> Iterator[Finding]:

@@ -106,7 +106,7 @@ def _clear_out(fleet: Fleet, drain: float) -> None:
             engine.wanted = engine.patient = False
             leaving.retire(fleet, engine, f"mode {fleet.mode.name} begins", drain=drain)
     for waiter in fleet.queues:
-        if not fleet.available.intersection(waiter.profiles):
+        if not (fleet.available | fleet.peers.keys()).intersection(waiter.profiles):
             fleet.queues.remove(waiter.lease)
             fleet.refuse(waiter.lease, closed(fleet, waiter.ask.model), waiter.ask)
 

@@ -82,6 +82,7 @@ def environment(
     then what llmd must own. The key goes here and never into argv, which everyone on the host can read.
     """
     secrets = {found.env for found in config.keys.values() if found.env}
+    secrets |= {peer.key_env for peer in config.peers.values() if peer.key_env}
     kept = {
         name: value
         for name, value in inherited.items()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import heapq
 
-from supervisor.core import coming, leaving, orders, placement
+from supervisor.core import calendar, coming, leaving, orders, peering, placement, routing
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fleet import Fleet, taken
 from supervisor.core.lifecycle import STARTABLE, State, Step
+from supervisor.core.peer import Peer
 from supervisor.core.placement import Blocked, Way
 from supervisor.core.policy import is_needed
 from supervisor.core.queueing import Waiter
+from supervisor.core.routing import Ask, Route
 from supervisor.errors import DaemonRefused, LlmdError, Overloaded
 
 
@@ -28,7 +30,8 @@ def dispatch(fleet: Fleet) -> None:
 
 def give_all(fleet: Fleet) -> None:
     """Free slots go to the first in rank of those whom they could serve."""
-    free = {engine.name for engine in fleet.engines.values() if engine.has_room}
+    places: list[Engine | Peer] = [*fleet.engines.values(), *fleet.peers.values()]
+    free = {place.name for place in places if place.has_room}
     if not free or not len(fleet.queues):
         return
     ranked = [(rank(fleet, head), head.lease, head) for head in fleet.queues.heads(free)]
@@ -83,6 +86,15 @@ def first(fleet: Fleet, profiles: tuple[str, ...]) -> Waiter | None:
     return min((line.head for line in heads), key=lambda head: rank(fleet, head), default=None)
 
 
+def route(fleet: Fleet, ask: Ask, patience: float) -> Route:
+    """Where a request may go: what there is now, else what the next mode brings within its patience."""
+    offers, home = fleet.offers(ask.model), fleet.home(ask.conversation)
+    found = routing.route(ask, fleet.config, fleet.available, offers, home)
+    if found.candidates:
+        return found
+    return routing.route(ask, fleet.config, calendar.soon(fleet, patience), offers)
+
+
 def restarting(engine: Engine) -> bool:
     return engine.state is State.BACKOFF and engine.deadline is not None
 
@@ -97,18 +109,50 @@ def rank(fleet: Fleet, waiter: Waiter) -> tuple[bool, float, float]:
 def give(fleet: Fleet, waiter: Waiter) -> bool:
     """Give a waiter its lease where a candidate can take it now."""
     for candidate in waiter.candidates:
-        engine = fleet.engines[candidate.profile]
-        if candidate.profile in waiter.profiles and engine.admits(waiter.ask):
+        place = fleet.place(candidate.profile)
+        if candidate.profile not in waiter.profiles:
+            continue
+        if place.admits(waiter.ask):
             fleet.queues.remove(waiter.lease)
-            grant(fleet, waiter, engine, candidate.reason)
+            if isinstance(place, Peer):
+                peering.grant(fleet, waiter, place, candidate.reason)
+            else:
+                grant(fleet, waiter, place, candidate.reason)
             return True
+        if lingers(fleet, waiter):
+            return False
     return False
+
+
+def lingers(fleet: Fleet, waiter: Waiter) -> bool:
+    """Whether it rather waits a little for its first choice than goes to another that is free.
+
+    For the cache of its conversation, where nobody else waits; for an engine that will have loaded by then.
+    """
+    until = waiter.arrived + fleet.config.routing.linger
+    if until <= fleet.now or len(waiter.profiles) < 2:
+        return False
+    first = fleet.place(waiter.profiles[0])
+    if isinstance(first, Engine) and first.is_coming:
+        worth = 0 <= fleet.until_loaded(first) <= until - fleet.now
+    else:
+        serves = first.trouble is None if isinstance(first, Peer) else is_serving(first)
+        worth = waiter.sticky and serves and fleet.queues.hopes_for(first.name) <= 1
+    if worth:
+        fleet.look_again(until)
+    return worth
+
+
+def is_serving(engine: Engine) -> bool:
+    return engine.state is State.READY and not engine.squeezed
 
 
 def place(fleet: Fleet, waiter: Waiter) -> bool:
     """See what would bring a waiter nearer to its lease, or refuse it. False while it goes on waiting."""
     if give(fleet, waiter):
         return True
+    if lingers(fleet, waiter):
+        return False
     choice = placement.choose(fleet, waiter)
     if isinstance(choice, LlmdError):
         fleet.queues.remove(waiter.lease)
@@ -128,6 +172,7 @@ def grant(fleet: Fleet, waiter: Waiter, engine: Engine, reason: str) -> None:
     engine.idle_since = engine.deadline = None
     engine.last_used, engine.ageing = fleet.now, fleet.ageing
     engine.rate.hit(fleet.now, waiter.weight)
+    fleet.homes.settle(ask.conversation, engine.name, incarnation, fleet.now)
     granted = Granted(engine.name, incarnation, ask.source, ask.tokens, output, fleet.now, ask.letters)
     fleet.leases[waiter.lease] = granted
     fleet.fairness.charge(ask.source, granted.prompt, 0)
@@ -195,7 +240,7 @@ def pursue(fleet: Fleet, engine: Engine) -> None:
 
 def overloaded(fleet: Fleet, waiter: Waiter, ahead: int) -> Overloaded:
     limits = ", ".join(
-        f"{name} {len(fleet.engines[name].leases)}/{fleet.engines[name].slots}" for name in waiter.profiles
+        f"{name} {len(fleet.place(name).leases)}/{fleet.place(name).slots}" for name in waiter.profiles
     )
     return Overloaded(
         f"model {waiter.ask.model!r} is at its limit: in flight {limits}, {ahead} waiting",

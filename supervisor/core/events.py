@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from supervisor.core.devices import Survey
+from supervisor.core.peer import Listed
 from supervisor.core.progress import Progress
 from supervisor.core.routing import Ask
 
@@ -205,6 +206,22 @@ class TicketDropped:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerHeard:
+    """A peer answered with the models that it serves."""
+
+    peer: str
+    listed: Mapping[str, Listed]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLost:
+    """A peer did not answer, or not as it should."""
+
+    peer: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModeChanged:
     """`until` is for people: wall clock text of when `next_mode` begins, in `next_in` seconds. `forced`: by a
     person, not by the calendar."""
@@ -245,6 +262,8 @@ Event = (
     | LoanAsked
     | LoanEnded
     | TicketDropped
+    | PeerHeard
+    | PeerLost
     | ModeChanged
     | ShutdownAsked
 )

@@ -14,6 +14,7 @@ from supervisor.core import (
     lending,
     neighbours,
     orders,
+    peering,
     placement,
 )
 from supervisor.core.events import Event
@@ -21,7 +22,6 @@ from supervisor.core.failures import Failure, FailureClass, classify
 from supervisor.core.fleet import Fleet
 from supervisor.core.lifecycle import LIVE, State, Step
 from supervisor.core.queueing import Waiter
-from supervisor.core.routing import candidates
 from supervisor.errors import LlmdError, NotAvailable
 
 BATCH_WEIGHT = 0.2
@@ -46,26 +46,27 @@ def _(event: events.Arrived, fleet: Fleet) -> None:
         return
     try:
         ask = learning.estimate(fleet, event.ask)
-        found = candidates(ask, fleet.config, fleet.available) or candidates(
-            ask, fleet.config, calendar.soon(fleet, event.patience)
-        )
+        found = dispatch.route(fleet, ask, event.patience)
     except LlmdError as error:
         fleet.refuse(event.lease, error)
         return
-    if not found:
+    if ask.request:
+        fleet.order(orders.Routed(event.lease, ask, found))
+    if not found.candidates:
         fleet.refuse(event.lease, calendar.closed(fleet, ask.model), ask)
         return
     batch, policy = fleet.is_batch(event.ask.source), fleet.config.scheduling
     waiter = Waiter(
         event.lease,
         ask,
-        found,
+        found.candidates,
         fleet.now,
         fleet.now + event.patience,
         policy.patience_batch if batch else policy.patience_interactive,
         BATCH_WEIGHT if batch else 1.0,
+        found.sticky,
     )
-    bound = sum(fleet.engines[name].room for name in waiter.profiles)
+    bound = sum(fleet.place(name).room for name in waiter.profiles)
     ahead = fleet.queues.ahead_of(frozenset(waiter.profiles))
     fleet.fairness.arrive(event.ask.source, fleet.active_sources())
     fleet.queues.add(waiter)
@@ -82,10 +83,13 @@ def _(event: events.Left, fleet: Fleet) -> None:
     if fleet.queues.remove(event.lease):
         return
     granted = fleet.leases.pop(event.lease)
-    engine = fleet.engines[granted.profile]
     prompt = granted.prompt if event.prompt is None else event.prompt
     output = granted.output if event.output is None else event.output
     fleet.fairness.charge(granted.source, prompt - granted.prompt, output)
+    if peer := fleet.peers.get(granted.profile):
+        peering.left(fleet, peer, event.lease, granted)
+        return
+    engine = fleet.engines[granted.profile]
     if event.output is not None:
         engine.outputs.append(event.output)
     if event.prompt is not None:
@@ -277,6 +281,16 @@ def _(event: events.TicketDropped, fleet: Fleet) -> None:
         for tickets in (engine.start_tickets, engine.stop_tickets):
             if event.ticket in tickets:
                 tickets.remove(event.ticket)
+
+
+@on.register
+def _(event: events.PeerHeard, fleet: Fleet) -> None:
+    peering.heard(fleet, event)
+
+
+@on.register
+def _(event: events.PeerLost, fleet: Fleet) -> None:
+    peering.lost(fleet, event)
 
 
 @on.register

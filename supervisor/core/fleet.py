@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 
 from supervisor.config import Config, Profile
 from supervisor.core import orders
+from supervisor.core.abroad import Offer
 from supervisor.core.devices import Reading
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fairness import Fairness
+from supervisor.core.homes import Homes
 from supervisor.core.learned import Learned
 from supervisor.core.ledger import Claim, Ledger
 from supervisor.core.lifecycle import LIVE, State
 from supervisor.core.orders import Order
+from supervisor.core.peer import Peer
 from supervisor.core.policy import Policy, Thrifty
 from supervisor.core.queueing import Queues
 from supervisor.core.routing import Ask
@@ -84,6 +87,8 @@ class Fleet:
     rolled_back: str | None = None
     """Why the mode that the calendar wants could not begin."""
     loans: dict[str, Loan] = field(default_factory=dict)
+    peers: dict[str, Peer] = field(init=False)
+    homes: Homes = field(init=False)
     foreign_told: dict[str, int] = field(default_factory=dict)
     """Device -> the foreign bytes there that were last told of."""
     closing: bool = False
@@ -95,6 +100,8 @@ class Fleet:
         self.engines = {name: Engine(profile) for name, profile in self.config.profiles.items()}
         self.beside = beside(self.config.profiles.values())
         self.ledger = Ledger(self.config.memory)
+        self.peers = {name: Peer(name, peer) for name, peer in self.config.peers.items()}
+        self.homes = Homes(self.config.routing.sticky)
         self.fairness = Fairness({source: key.weight for source, key in self.config.keys.items()})
         self.recall(learned or {})
 
@@ -143,6 +150,27 @@ class Fleet:
         """No engine holds anything."""
         return all(not engine.holds() and engine.state not in LIVE for engine in self.engines.values())
 
+    def place(self, name: str) -> Engine | Peer:
+        """The engine of this profile, or the peer of this name."""
+        return self.peers[name] if name in self.peers else self.engines[name]
+
+    def offers(self, model: str) -> list[Offer]:
+        """What peers have under this name."""
+        return [offer for peer in self.peers.values() if (offer := peer.offer(model))]
+
+    def serves(self, incarnation: str) -> bool:
+        """Whether this incarnation is still given requests."""
+        engine = self.current(incarnation)
+        return engine is not None and engine.state is State.READY
+
+    def home(self, conversation: str | None) -> str | None:
+        """Where a conversation's beginning is still cached."""
+        home = self.homes.of(conversation, self.now)
+        if home is None or home.place in self.peers:
+            return home.place if home else None
+        engine = self.engines[home.place]
+        return engine.name if engine.incarnation == home.incarnation else None
+
     def claims(
         self, *, without: str | None = None, on: Collection[str] | None = None
     ) -> dict[str, list[Claim]]:
@@ -174,17 +202,23 @@ class Fleet:
 
     def forecast(self, profiles: Iterable[str]) -> float:
         """Seconds until one of `profiles` can be expected to serve another request, from what was measured."""
-        return min((self._forecast(self.engines[name]) for name in profiles), default=LONG)
+        return min((self._forecast(self.place(name)) for name in profiles), default=LONG)
 
-    def _forecast(self, engine: Engine) -> float:
+    def _forecast(self, engine: Engine | Peer) -> float:
+        if isinstance(engine, Peer):
+            return engine.forecast(self.queues.for_profile(engine.name))
         if engine.state is State.IMPOSSIBLE:
             return LONG
         ahead = self.queues.for_profile(engine.name) + len(engine.leases)
         queue = engine.expected_service * ahead / engine.slots
         if engine.state is State.READY:
             return max(1.0, queue)
+        return max(1.0, self.until_loaded(engine)) + max(0.0, queue - engine.expected_service)
+
+    def until_loaded(self, engine: Engine) -> float:
+        """Seconds that a start or a wake can be expected to take yet; negative where it is overdue."""
         elapsed = self.now - engine.since if engine.is_coming else 0.0
-        return max(1.0, engine.way_back - elapsed) + max(0.0, queue - engine.expected_service)
+        return engine.way_back - elapsed
 
     # The limit on swaps
 

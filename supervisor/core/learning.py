@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from supervisor.core import orders
+from supervisor.core import context, orders
 from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fleet import Fleet
@@ -83,7 +83,8 @@ def estimate(fleet: Fleet, ask: Ask) -> Ask:
     best = max((engine.learned.tokens for engine in named), key=lambda tokens: tokens.seen, default=None)
     if ask.letters is None or best is None or not best.seen:
         return ask
-    return replace(ask, tokens=best.expect(ask.letters))
+    tokens = best.expect(ask.letters)
+    return replace(ask, tokens=tokens, least=min(ask.least, int(tokens * context.SHARE)))
 
 
 def usual_residue(fleet: Fleet, engine: Engine) -> dict[str, int]:

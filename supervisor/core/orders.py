@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from supervisor.core.learned import Learned
+from supervisor.core.routing import Ask, Route
 from supervisor.errors import LlmdError
 
 
@@ -79,7 +80,18 @@ class Survey:
 
 
 @dataclass(frozen=True, slots=True)
+class Routed:
+    """Where a request may go; told before its Grant or Refuse."""
+
+    lease: str
+    ask: Ask
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
 class Grant:
+    """`profile`: or the name of a peer, which has no incarnation."""
+
     lease: str
     profile: str
     incarnation: str
@@ -130,6 +142,7 @@ Order = (
     | ReadAhead
     | Forget
     | Survey
+    | Routed
     | Grant
     | Refuse
     | Answer

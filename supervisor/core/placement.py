@@ -17,6 +17,7 @@ from supervisor.core.engine import Engine
 from supervisor.core.fleet import Fleet
 from supervisor.core.ledger import Claim, Claims, Verdict
 from supervisor.core.lifecycle import COMING, LEAVING, STARTABLE, State
+from supervisor.core.peer import Peer
 from supervisor.core.queueing import Waiter
 from supervisor.errors import LlmdError, NotAvailable
 
@@ -172,15 +173,17 @@ def choose(fleet: Fleet, waiter: Waiter) -> Choice | LlmdError | Blocked:
             return Choice(engine.name)
     blocks = [way for way in ways.values() if isinstance(way, Blocked)]
     until = min((block.until for block in blocks if block.until is not None), default=None)
-    serving = [
+    serving: list[Engine | Peer] = [
         e for e in _engines(fleet, waiter) if e.is_coming or (e.state is State.READY and not e.squeezed)
     ]
+    serving += [peer for peer in _peers(fleet, waiter) if peer.trouble is None]
     if serving:
         return Blocked(f"waits for a slot of {', '.join(e.name for e in serving)}", ours=True, until=until)
     for name, way in ways.items():
         if isinstance(way, Way):
             return Choice(name, way)
-    message = "; ".join(dict.fromkeys(block.message for block in blocks))
+    down = [f"peer {peer.name} is down: {peer.trouble}" for peer in _peers(fleet, waiter)]
+    message = "; ".join(dict.fromkeys([*(block.message for block in blocks), *down]))
     if any(block.transient or block.ours for block in blocks) or _squeezed(fleet, waiter):
         return Blocked(message, ours=True, until=until)
     return NotAvailable(message, retry_after=fleet.forecast(waiter.profiles))
@@ -202,7 +205,11 @@ def _squeezed(fleet: Fleet, waiter: Waiter) -> bool:
 
 
 def _engines(fleet: Fleet, waiter: Waiter) -> Iterator[Engine]:
-    return (fleet.engines[name] for name in waiter.profiles)
+    return (fleet.engines[name] for name in waiter.profiles if name in fleet.engines)
+
+
+def _peers(fleet: Fleet, waiter: Waiter) -> Iterator[Peer]:
+    return (fleet.peers[name] for name in waiter.profiles if name in fleet.peers)
 
 
 def too_late(fleet: Fleet, waiter: Waiter) -> NotAvailable:
@@ -212,6 +219,7 @@ def too_late(fleet: Fleet, waiter: Waiter) -> NotAvailable:
         way = way_for(fleet, engine)
         detail = way.message if isinstance(way, Blocked) else f"{engine.name} is {engine.state}"
         told.append(f"{detail} ({len(engine.leases)}/{engine.slots} in flight)")
+    told += [f"peer {p.name} ({len(p.leases)}/{p.slots} in flight)" for p in _peers(fleet, waiter)]
     waited = fleet.now - waiter.arrived
     return NotAvailable(
         f"model {waiter.ask.model!r} was not ready after {waited:.0f} s: {'; '.join(told)}",

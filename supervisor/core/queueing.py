@@ -31,6 +31,8 @@ class Waiter:
     """Seconds after which its model is swapped in at any cost."""
     weight: float = 1.0
     """What a second of its waiting counts for against the cost of a swap."""
+    sticky: bool = False
+    """Its first candidate has its conversation in the cache."""
     profiles: tuple[str, ...] = ()
     """Where it could still go, best first: its candidates less those that failed while it waited."""
 

@@ -1,16 +1,20 @@
-"""Which profiles may serve a request, in order of preference, each with its reason.
+"""Which places may serve a request, in order of preference, each with its reason; who may not, and why.
 
-Pure: the request's facts, the configuration and the set of profiles available in this mode go in;
-candidates or a typed error come out. Whether a candidate can serve *now* is `placement`'s question.
+Pure: the request's facts, the configuration, the profiles of this mode and what peers offer go in; a route or a typed
+error comes out. Whether a candidate can serve *now* is `placement`'s question.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 from supervisor.config import Config, Profile
-from supervisor.errors import ModelNotFound, WrongTask
+from supervisor.core import context
+from supervisor.core.abroad import Offer, why_not
+from supervisor.errors import ModelNotFound, NotAvailable, WrongTask
+
+ASK_AGAIN = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,35 +30,79 @@ class Ask:
     max_tokens: int | None = None
     letters: int | None = None
     stream: bool = False
+    least: int = 0
+    """Prompt tokens that it has, the longest of several, even if every guess was too high."""
+    conversation: str | None = None
+    """The same for all turns of one conversation."""
+    hops: int = 0
+    """How often other llmds have passed it on."""
+    tried: frozenset[str] = frozenset()
+    """Peers that failed it already."""
+    request: str = ""
+    """The request's id, for those who ask why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
+    """`profile`: its name, or the name of a peer."""
+
     profile: str
     reason: str
 
 
-def candidates(ask: Ask, config: Config, available: Collection[str]) -> tuple[Candidate, ...]:
-    """The profiles that may serve `ask`, best first; none when none of those that could is `available`.
+@dataclass(frozen=True, slots=True)
+class Route:
+    candidates: tuple[Candidate, ...] = ()
+    passed_over: tuple[Candidate, ...] = ()
+    """Who serves the model, but not this request, and why."""
+    sticky: bool = False
+    """The first candidate has the conversation in its cache."""
 
-    Raises ModelNotFound or WrongTask.
+
+def candidates(ask: Ask, config: Config, available: Collection[str]) -> tuple[Candidate, ...]:
+    """Those of `route` on this host."""
+    return route(ask, config, available).candidates
+
+
+def route(
+    ask: Ask,
+    config: Config,
+    available: Collection[str],
+    offers: Sequence[Offer] = (),
+    home: str | None = None,
+) -> Route:
+    """Where `ask` may go, best first; nowhere when no profile that could serve it is `available`.
+
+    `home`: where the conversation's earlier turns are cached. Raises ModelNotFound, WrongTask, ContextExceeded, or
+    NotAvailable where peers alone serve the model and none can.
     """
+    able = _able(ask, config, offers)
+    windows = {profile.name: profile.max_model_len for profile in able}
+    context.check(ask.model, ask.least, {**windows, **{offer.peer: offer.window for offer in offers}})
+    here = [profile for profile in able if profile.name in available]
+    closed = [Candidate(p.name, "not in this mode") for p in able if p.name not in available]
+    local, short = _fitting(ask, _ranked(ask, config, here) if here else (), windows)
+    abroad, refused = _abroad(ask, offers, bool(local))
+    if offers and not able and not abroad:
+        raise _nobody(ask, refused)
+    return _homeward(Route(_merged(local, abroad), (*closed, *short, *refused)), home)
+
+
+def _able(ask: Ask, config: Config, offers: Sequence[Offer]) -> list[Profile]:
     asked = _named(ask.model, config)
+    if not asked and not offers:
+        known = ", ".join(sorted({name for p in config.profiles.values() for name in (p.model, *p.lora)}))
+        raise ModelNotFound(f"model {ask.model!r} is not configured here; there are: {known}", param="model")
     fitting = [profile for profile in asked if not ask.tasks or profile.task in ask.tasks]
-    if not fitting:
+    if asked and not fitting:
         raise _wrong_task(ask, config, asked)
-    open_now = [profile for profile in fitting if profile.name in available]
-    return _ranked(ask, config, open_now) if open_now else ()
+    return fitting
 
 
 def _named(model: str, config: Config) -> list[Profile]:
     if model in config.profiles:
         return [config.profiles[model]]
-    found = [p for p in config.profiles.values() if p.model == model or model in p.lora]
-    if not found:
-        known = ", ".join(sorted({name for p in config.profiles.values() for name in (p.model, *p.lora)}))
-        raise ModelNotFound(f"model {model!r} is not configured here; there are: {known}", param="model")
-    return found
+    return [p for p in config.profiles.values() if p.model == model or model in p.lora]
 
 
 def _wrong_task(ask: Ask, config: Config, asked: list[Profile]) -> WrongTask:
@@ -62,6 +110,14 @@ def _wrong_task(ask: Ask, config: Config, asked: list[Profile]) -> WrongTask:
     instead = f"; models that do: {', '.join(able)}" if able else "; no configured model does"
     tasks = "/".join(sorted({profile.task for profile in asked}))
     return WrongTask(f"model {ask.model!r} ({tasks}) does not serve this route{instead}", param="model")
+
+
+def _nobody(ask: Ask, refused: Sequence[Candidate]) -> NotAvailable:
+    said = "; ".join(f"{candidate.profile}: {candidate.reason}" for candidate in refused)
+    return NotAvailable(f"model {ask.model!r} is served by peers alone; {said}", retry_after=ASK_AGAIN)
+
+
+# On this host
 
 
 def _ranked(ask: Ask, config: Config, profiles: list[Profile]) -> tuple[Candidate, ...]:
@@ -85,3 +141,48 @@ def _rank(profile: Profile, places: tuple[str, ...]) -> int:
     if profile.device == "cpu":
         here.add("cpu")
     return next((rank for rank, place in enumerate(places) if place in here), len(places))
+
+
+def _fitting(
+    ask: Ask, ranked: tuple[Candidate, ...], windows: dict[str, int | None]
+) -> tuple[list[Candidate], list[Candidate]]:
+    """Those whose context takes the request, and those who fall short."""
+    batched = (
+        bool(ask.tasks) and "generate" not in ask.tasks
+    )  # read one by one, each has the context to itself
+    tokens = ask.least if batched else ask.tokens
+    short = context.too_short(tokens, ask.max_tokens, {c.profile: windows[c.profile] for c in ranked})
+    kept = [candidate for candidate in ranked if candidate.profile not in short]
+    return kept, [Candidate(name, reason) for name, reason in short.items()]
+
+
+# At peers
+
+
+def _abroad(
+    ask: Ask, offers: Sequence[Offer], served_here: bool
+) -> tuple[list[tuple[int, Candidate]], list[Candidate]]:
+    """(priority, candidate) of the peers that may serve it; those that may not."""
+    able: list[tuple[int, Candidate]] = []
+    refused: list[Candidate] = []
+    for offer in offers:
+        if (why := why_not(ask, offer, served_here)) is not None:
+            refused.append(Candidate(offer.peer, why))
+        else:
+            able.append((offer.priority, Candidate(offer.peer, f"a peer of priority {offer.priority}")))
+    return able, refused
+
+
+def _merged(local: list[Candidate], abroad: list[tuple[int, Candidate]]) -> tuple[Candidate, ...]:
+    """By priority; this host's profiles have 0, and come first among equals."""
+    ranked = [*((0, candidate) for candidate in local), *abroad]
+    return tuple(candidate for _, candidate in sorted(ranked, key=lambda pair: -pair[0]))
+
+
+def _homeward(found: Route, home: str | None) -> Route:
+    names = [candidate.profile for candidate in found.candidates]
+    if home not in names:
+        return found
+    first = Candidate(home, "has the earlier turns of this conversation in its cache")
+    others = (candidate for candidate in found.candidates if candidate.profile != home)
+    return replace(found, candidates=(first, *others), sticky=True)

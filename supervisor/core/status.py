@@ -39,6 +39,7 @@ def describe(
         "engines": [_engine(fleet, e, pids.get(e.incarnation or ""), log_path(e.name), now) for e in engines],
         "waiting": len(fleet.queues),
         "loans": lending.describe(fleet),
+        "peers": [peer.describe() for peer in fleet.peers.values()],
         "strays": [asdict(stray) for stray in strays],
     }
 

@@ -46,7 +46,8 @@ def profiles_called(name: str, config: Config) -> tuple[str, ...]:
 
 def explain(fleet: Fleet, name: str) -> Json:
     """Sizes are bytes, durations seconds from now, unknown or never is None. Raises ModelNotFound."""
-    engines = [fleet.engines[profile] for profile in profiles_called(name, fleet.config)]
+    peers = [peer.describe() for peer in fleet.peers.values() if name == peer.name or peer.offer(name)]
+    engines = [] if peers and not _is_here(name, fleet.config) else _called(fleet, name)
     devices = dict.fromkeys(device for engine in engines for device in devices_of(fleet, engine))
     readings = [reading for device in devices if (reading := fleet.ledger.reading(device))]
     return {
@@ -54,7 +55,16 @@ def explain(fleet: Fleet, name: str) -> Json:
         "mode": fleet.mode.name,
         "profiles": [_profile(fleet, engine) for engine in engines],
         "devices": [_device(fleet, reading) for reading in readings],
+        "peers": peers,
     }
+
+
+def _called(fleet: Fleet, name: str) -> list[Engine]:
+    return [fleet.engines[profile] for profile in profiles_called(name, fleet.config)]
+
+
+def _is_here(name: str, config: Config) -> bool:
+    return name in config.profiles or any(profile.model == name for profile in config.profiles.values())
 
 
 def devices_of(fleet: Fleet, engine: Engine) -> tuple[str, ...]:

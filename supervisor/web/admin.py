@@ -70,6 +70,7 @@ class AdminServer:
         app = web.Application(middlewares=[self._guard])
         app.router.add_get("/status", self._status)
         app.router.add_get("/why/{name:.+}", self._why)
+        app.router.add_get("/requests/{name:.+}", self._request)
         app.router.add_get("/decisions", self._decisions)
         app.router.add_post("/mode/{name}", self._set_mode)
         app.router.add_get("/mode/{name}/plan", self._plan_mode)
@@ -105,6 +106,9 @@ class AdminServer:
 
     async def _why(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(self._driver.why(request.match_info["name"]))
+
+    async def _request(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response(self._driver.why_request(request.match_info["name"]))
 
     async def _decisions(self, request: web.Request) -> web.StreamResponse:
         """`model`: a model or profile; `since`: seconds back; `limit`: the newest so many."""

@@ -11,8 +11,10 @@ from typing import Any
 import msgspec
 
 from supervisor.config import Config
+from supervisor.core.context import least
 from supervisor.core.routing import Ask
 from supervisor.errors import BadRequest, EngineFailed, LlmdError
+from supervisor.web.conversation import by_words
 
 LONGEST_RETRY = 60
 """Seconds; openai-node takes a longer Retry-After for a mistake and ignores it."""
@@ -40,6 +42,8 @@ class _Body(msgspec.Struct):
     max_tokens: Any = None
     max_completion_tokens: Any = None
     max_output_tokens: Any = None
+    truncate_prompt_tokens: Any = None
+    truncation: Any = None
 
     @property
     def most(self) -> int | None:
@@ -68,6 +72,8 @@ def read_ask(body: bytes | mmap.mmap, source: str, tasks: frozenset[str]) -> Ask
         read.most,
         text.letters if text.alone else None,
         read.stream is True,
+        _least(read),
+        by_words(read.messages, read.prompt, source, read.model) if "generate" in tasks else None,
     )
 
 
@@ -88,6 +94,39 @@ def _text_of(body: _Body) -> _Text:
     text.letters += query.letters * max(1, len(body.documents) if isinstance(body.documents, list) else 1)
     text.letters += len(bytes(body.tools))
     return text
+
+
+def _least(body: _Body) -> int:
+    """Tokens that the longest of its prompts has at the least; none where vLLM is to cut it to fit."""
+    if body.truncate_prompt_tokens is not None or body.truncation not in (None, "disabled"):
+        return 0
+    batch = _batch(body)
+    parts = (body.messages, body.system, body.instructions, body.input, body.prompt)
+    prompts = [_certain(part) for part in parts]
+    return sum(map(_least_of, prompts)) if batch is None else max(map(_least_of, batch), default=0)
+
+
+def _certain(part: Any) -> object:
+    """What any chat template keeps of it: many drop what was thought, or fields and tools that they do not know."""
+    if not isinstance(part, list) or not part or not isinstance(part[0], dict):
+        return part
+    return [m.get("content") for m in part if isinstance(m, dict) and m.get("role") != "assistant"]
+
+
+def _batch(body: _Body) -> list[Any] | None:
+    """Its prompts, where it has several that the engine reads one by one."""
+    if isinstance(body.documents, list):
+        return body.documents
+    for part in (body.input, body.prompt):
+        if isinstance(part, list) and part and isinstance(part[0], str | list):
+            return part
+    return None
+
+
+def _least_of(prompt: object) -> int:
+    text = _Text()
+    text.add(prompt)
+    return least(text.letters, text.ids)
 
 
 @dataclass(slots=True)
@@ -150,6 +189,21 @@ def model_entries(
     for name in config.profiles:
         names[name] = [name]  # where a model is called the same, asking for it gives this profile too
     return {name: _entry(name, [state.get(p, {}) for p in served], created) for name, served in names.items()}
+
+
+def peer_entries(peers: Sequence[Mapping[str, Any]], created: int) -> dict[str, dict[str, Any]]:
+    """The models of peers, as the status tells of them; of two peers that have one, the first that is up."""
+    found: dict[str, dict[str, Any]] = {}
+    for peer in sorted(peers, key=lambda peer: not peer["up"]):
+        for name, model in peer["models"].items():
+            state = "unreachable" if not peer["up"] else "ready" if model["warm"] else "cold"
+            found.setdefault(name, _peer_entry(name, peer["peer"], model["max_model_len"], state, created))
+    return found
+
+
+def _peer_entry(name: str, peer: str, window: int | None, state: str, created: int) -> dict[str, Any]:
+    known = {"max_model_len": window, "status": {"value": state}}
+    return {"id": name, "object": "model", "created": created, "owned_by": peer, "name": name, **known}
 
 
 def _entry(name: str, engines: list[Mapping[str, Any]], created: int) -> dict[str, Any]:

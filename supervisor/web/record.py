@@ -23,6 +23,10 @@ class Record:
     started: float = field(default_factory=time.monotonic)
     model: str | None = None
     profile: str | None = None
+    reason: str | None = None
+    """Why it went to that profile."""
+    hops: int = 0
+    """How often it was passed on before it came here."""
     source: str | None = None
     prompt: int | None = None
     completion: int | None = None
@@ -45,6 +49,19 @@ class Record:
             told["x-llmd-queue-ms"] = str(_ms(self.queued))
         return told
 
+    def outcome(self) -> dict[str, object]:
+        """For those who ask why, in milliseconds."""
+        return {
+            "status": self.status,
+            "error": self.error,
+            "profile": self.profile,
+            "prompt": self.prompt,
+            "completion": self.completion,
+            "latency_ms": _ms(self.latency()),
+            "ttft_ms": _ms(self.ttft()),
+            "queue_ms": _ms(self.queued),
+        }
+
     def latency(self) -> float:
         return time.monotonic() - self.started
 
@@ -59,6 +76,7 @@ class Record:
             request_id=self.request_id,
             model=self.model,
             profile=self.profile,
+            reason=self.reason,
             source=self.source,
             tokens=sum(known) if known else None,
             prompt=self.prompt,

@@ -7,6 +7,7 @@ frame, where it is a stream of events, and its connection is cut.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -16,11 +17,12 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-from supervisor.errors import EngineFailed, EngineSilent
+from supervisor.errors import EngineDied, EngineFailed, EngineSilent, EngineUnwilling
 from supervisor.web import dialects
 from supervisor.web.bodies import Body
 from supervisor.web.dialects import MARKS, Marks
 from supervisor.web.driving import Lease
+from supervisor.web.onward import broke_off, for_peer, is_unwilling
 from supervisor.web.patience import Reader
 from supervisor.web.record import Record
 from supervisor.web.routes import dialect_of
@@ -48,6 +50,8 @@ _NOT_FOR_CLIENTS = _HOP | {"server", "date", "x-request-id", "request-id", "set-
 
 _NO_LIMIT = aiohttp.ClientTimeout(total=None, sock_connect=10)
 _LONGEST_REFUSAL = 1 << 20
+_ENGINE = "http://engine"
+"""Its socket knows no host; the name is there for HTTP."""
 _KEPT = 16 * 1024
 _USAGE = re.compile(rb'"(prompt_tokens|completion_tokens|input_tokens|output_tokens)"\s*:\s*(\d+)')
 _CALLED = {b"input_tokens": "prompt_tokens", b"output_tokens": "completion_tokens"}
@@ -115,23 +119,27 @@ async def relay(
     """Give the answer's first byte `patience` seconds, each further piece `between`. `begun` is told what came
     first of an answer that is no refusal.
 
-    Raises EngineFailed as long as nothing was sent; later the connection is cut. What was sent to an engine is
-    never sent again: it may have been carried out.
+    Raises EngineFailed as long as nothing was sent; later the connection is cut. Only EngineDied leaves the request
+    to another: what was sent to an engine that lives is never sent again, it may have been carried out.
     """
     try:
         async with (
             asyncio.timeout(patience) as limit,
             lease.session.request(
                 request.method,
-                _url(request),
+                _url(request, lease),
                 data=body.sendable(),
-                headers=_to_engine(request, len(body), record),
+                headers=_onward(request, len(body), record, lease),
                 timeout=_NO_LIMIT,
                 allow_redirects=False,
             ) as upstream,
         ):
             first = await upstream.content.readany()
             limit.reschedule(None)
+            if lease.peer and is_unwilling(upstream.status):
+                raise EngineUnwilling(
+                    f"{_who(lease)} answered {upstream.status}{_said(first)}", retry_after=5
+                )
             if upstream.status in (401, 403):  # our key, not the client's
                 raise _failed(lease, "did not accept llmd's key")
             if upstream.status >= 400:
@@ -142,6 +150,8 @@ async def relay(
     except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
         if limit.expired():
             raise _silent(lease, f"did not begin to answer within {patience:g} s") from error
+        if record.first is None and (lease.peer or broke_off(error)):
+            raise _died(lease, f"did not answer ({type(error).__name__})") from error
         raise _failed(lease, f"did not answer ({type(error).__name__})") from error
 
 
@@ -228,19 +238,40 @@ def _count(passing: Passing, lease: Lease, record: Record) -> None:
 
 
 def _failed(lease: Lease, what: str) -> EngineFailed:
-    return EngineFailed(f"the engine of {lease.profile} {what}", log=lease.log_tail(), retry_after=5)
+    return EngineFailed(f"{_who(lease)} {what}", log=lease.log_tail(), retry_after=5)
+
+
+def _said(body: bytes) -> str:
+    """A peer's own words for an error, where it has OpenAI's shape."""
+    try:
+        return f": {json.loads(body)['error']['message']}"[:500]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+
+
+def _who(lease: Lease) -> str:
+    return f"the peer {lease.profile}" if lease.peer else f"the engine of {lease.profile}"
+
+
+def _died(lease: Lease, what: str) -> EngineDied:
+    return EngineDied(f"{_who(lease)} {what}", log=lease.log_tail(), retry_after=5)
 
 
 def _silent(lease: Lease, what: str) -> EngineSilent:
-    return EngineSilent(f"the engine of {lease.profile} {what}", log=lease.log_tail(), retry_after=5)
+    return EngineSilent(f"{_who(lease)} {what}", log=lease.log_tail(), retry_after=5)
 
 
-def _url(request: web.Request) -> URL:
+def _onward(request: web.Request, length: int, record: Record, lease: Lease) -> CIMultiDict[str]:
+    kept = _to_engine(request, length, record)
+    return for_peer(kept, record.hops) if lease.peer else kept
+
+
+def _url(request: web.Request, lease: Lease) -> URL:
     """An answer that is kept takes its options in the query; everything else, in its body."""
     query = request.rel_url.raw_query_string if request.method == "GET" else ""
-    return URL.build(
-        scheme="http", host="engine", path=request.rel_url.raw_path, query_string=query, encoded=True
-    )
+    base = URL(lease.peer.url if lease.peer else _ENGINE)
+    path = base.raw_path.rstrip("/") + request.rel_url.raw_path
+    return base.with_path(path, encoded=True).with_query(URL(f"?{query}", encoded=True).query)
 
 
 def _to_engine(request: web.Request, length: int, record: Record) -> CIMultiDict[str]:

@@ -14,10 +14,12 @@ from functools import partial
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from supervisor.config.models import EngineDefaults
 from supervisor.core.command import names_of
 from supervisor.core.routing import Ask
 from supervisor.errors import (
     BadRequest,
+    EngineDied,
     InternalError,
     LlmdError,
     MethodNotAllowed,
@@ -30,12 +32,14 @@ from supervisor.web.auth import Keyring, presented_key
 from supervisor.web.batching import PATH as EMBEDDINGS
 from supervisor.web.batching import Batches, read_wish
 from supervisor.web.bodies import Body, read_body
+from supervisor.web.conversation import by_name
 from supervisor.web.dialects import told
 from supervisor.web.driving import Driver, Lease
 from supervisor.web.health import health
 from supervisor.web.kept import RESPONSES, Kept, previous
 from supervisor.web.metrics import Metrics
-from supervisor.web.openai import error_headers, model_entries
+from supervisor.web.onward import elsewhere, hops_of
+from supervisor.web.openai import error_headers, model_entries, peer_entries
 from supervisor.web.patience import before_the_answer
 from supervisor.web.protocol import check_head
 from supervisor.web.realtime import relay_socket
@@ -105,8 +109,11 @@ class Router:
 
     def _note(self, record: Record) -> None:
         record.write()
-        profile = self._driver.config.profiles.get(record.profile or "")
-        self._metrics.count(record, profile.model if profile else "")
+        self._driver.ended(record.request_id, record.outcome())
+        config = self._driver.config
+        profile = config.profiles.get(record.profile or "")
+        abroad = record.model if record.profile in config.peers else None  # it is in the peer's list
+        self._metrics.count(record, profile.model if profile else abroad or "")
 
     def _handler(self, route: Route) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -135,28 +142,52 @@ class Router:
             return ask
         return replace(ask, model=self._kept.continued(name, ask))
 
+    def _known(self, ask: Ask, request: web.Request) -> Ask:
+        """With what its headers tell: its conversation, its way here, the name to ask for it by."""
+        record, named = request[RECORD], by_name(request.headers, ask.source, ask.model)
+        record.hops = hops_of(request.headers)
+        conversation = named or ask.conversation
+        return replace(ask, conversation=conversation, hops=record.hops, request=record.request_id)
+
     async def _pass_on(self, request: web.Request, body: Body, ask: Ask) -> web.StreamResponse:
-        record, limits = request[RECORD], self._driver.config.engine
+        """To the place that is leased for it; to another where that one breaks off before it answers."""
+        record, before = request[RECORD], None
         record.model = ask.model[:_LONGEST_NAME]
+        ask = self._known(ask, request)
+        while True:
+            lease: Lease | None = None
+            try:
+                async with self._driver.lease(ask) as lease:
+                    record.profile, record.reason, record.queued = lease.profile, lease.reason, lease.queued
+                    return await self._to(request, body, ask, lease)
+            except EngineDied as error:
+                ask, before = await elsewhere(self._driver, ask, lease, error), error
+            except LlmdError as error:
+                error.message += f" (before: {before.message.splitlines()[0]})" if before else ""
+                raise
+
+    async def _to(self, request: web.Request, body: Body, ask: Ask, lease: Lease) -> web.StreamResponse:
         keep = partial(self._kept.note, source=ask.source)
-        async with self._driver.lease(ask) as lease:
-            record.profile, record.queued = lease.profile, lease.queued
-            return await relay(
-                request,
-                self._named(request, body, ask, lease),
-                lease,
-                record,
-                patience=before_the_answer(ask, limits),
-                between=limits.token_timeout,
-                begun=partial(keep, lease) if request.path == RESPONSES else None,
-            )
+        return await relay(
+            request,
+            self._named(request, body, ask, lease),
+            lease,
+            request[RECORD],
+            patience=lease.peer.timeout if lease.peer else before_the_answer(ask, self._limits),
+            between=self._limits.token_timeout,
+            begun=partial(keep, lease) if request.path == RESPONSES and not lease.peer else None,
+        )
+
+    @property
+    def _limits(self) -> EngineDefaults:
+        return self._driver.config.engine
 
     def _named(self, request: web.Request, body: Body, ask: Ask, lease: Lease) -> Body:
-        """With a name that the engine knows: it may have been asked for by another."""
-        profile = self._driver.config.profiles[lease.profile]
-        if ask.model in names_of(profile) or request.content_type != "application/json":
+        """With a name that the engine knows: it may have been asked for by another. A peer is asked as we were."""
+        if lease.peer or request.content_type != "application/json":
             return body
-        return Body(with_model(body.data, profile.model))
+        profile = self._driver.config.profiles[lease.profile]
+        return body if ask.model in names_of(profile) else Body(with_model(body.data, profile.model))
 
     async def _serve_kept(self, request: web.Request, route: Route, source: str) -> web.StreamResponse:
         profile = self._kept.profile_of(request.match_info["id"], source)
@@ -186,18 +217,22 @@ class Router:
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         request[RECORD].source = self._source(request)
-        return web.json_response({"object": "list", "data": list(self._entries().values())})
+        return web.json_response({"object": "list", "data": list(self._entries(request).values())})
 
     async def _model(self, request: web.Request) -> web.StreamResponse:
         request[RECORD].source = self._source(request)
-        name, entries = request.match_info["id"], self._entries()
+        name, entries = request.match_info["id"], self._entries(request)
         if name not in entries:
             raise ModelNotFound(f"model {name!r} is not configured here; there are: {', '.join(entries)}")
         return web.json_response(entries[name])
 
-    def _entries(self) -> dict[str, dict[str, object]]:
+    def _entries(self, request: web.Request) -> dict[str, dict[str, object]]:
+        """Another llmd is told of this host's own: models that two peers list of each other would never go away."""
         created = int(time.time() - (time.monotonic() - self._driver.started_at))
-        return model_entries(self._driver.config, self._driver.status()["engines"], created)
+        status = self._driver.status()
+        abroad = {} if hops_of(request.headers) else peer_entries(status.get("peers", ()), created)
+        own = model_entries(self._driver.config, status["engines"], created)
+        return own | {name: entry for name, entry in abroad.items() if name not in own}
 
     async def _document(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(openapi.document())

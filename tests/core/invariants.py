@@ -70,10 +70,13 @@ class Invariants:
             self.waiting.discard(order.lease)
             if isinstance(order, orders.Grant):
                 self.granted.add(order.lease)
-                engine = fleet.engines[order.profile]
-                assert len(engine.leases) <= engine.slots, f"{engine} was granted more than its slots"
+                place = fleet.place(order.profile)
+                assert len(place.leases) <= place.slots, f"{place} was granted more than its slots"
         elif isinstance(order, orders.Note) and order.event == "adoption_failed":
             self.trees = {name: profile for name, profile in self.trees.items() if profile != order.profile}
+        if isinstance(order, orders.Grant) and order.profile in fleet.peers:
+            assert not order.incarnation, f"{order} for a peer, which has no tree"
+            return
         incarnation = getattr(order, "incarnation", None)
         assert incarnation is None or incarnation in self.trees, f"{order} for a tree that is over"
         if isinstance(order, orders.Forget):
@@ -99,7 +102,7 @@ class Invariants:
         if isinstance(event, events.Arrived) and event.lease in fleet.queues:
             asked = next(w.profiles for w in fleet.queues if w.lease == event.lease)
             waiting = fleet.queues.ahead_of(frozenset(asked))
-            bound = sum(fleet.engines[name].room for name in asked)
+            bound = sum(fleet.place(name).room for name in asked)
             assert waiting <= bound, f"{waiting} wait for {asked}, at most {bound} may"
 
     def _engine(self, fleet: Fleet, engine: Engine) -> None:
@@ -142,6 +145,9 @@ class Invariants:
                 held = fleet.leases.get(lease)
                 assert held is not None, f"{engine} serves {lease}, which is over"
                 assert (held.profile, held.incarnation) == (engine.name, engine.incarnation), held
+        for peer in fleet.peers.values():
+            assert len(peer.leases) <= peer.config.max_concurrent, peer
+            assert peer.leases == {name for name, held in fleet.leases.items() if held.profile == peer.name}
 
     def _time(self, fleet: Fleet, event: Event) -> None:
         due = fleet.next_deadline()

@@ -61,9 +61,11 @@ class World:
             self.obey(order)
         return done
 
-    def ask(self, model: str, *, source: str = "default", tokens: int = 0, patience: float = 290) -> str:
+    def ask(
+        self, model: str, *, source: str = "default", tokens: int = 0, patience: float = 290, **facts: Any
+    ) -> str:
         lease = f"r{next(self._leases)}"
-        self.send(events.Arrived(lease, Ask(model, source, tokens), patience))
+        self.send(events.Arrived(lease, Ask(model, source, tokens, **facts), patience))
         return lease
 
     def leave(self, lease: str) -> None:

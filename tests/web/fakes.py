@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ class FakeLease:
     incarnation: str = "i1"
     queued: float = 0.25
 
+    peer: None = None
     prompt: int | None = None
     output: int | None = None
 
@@ -45,6 +46,9 @@ class FakeDriver:
     log: Path = Path("/nowhere")
     refusal: LlmdError | None = None
     held: int = 0
+    over: bool = False
+    """Whether an engine that broke off is found to have died."""
+    outcomes: dict[str, Mapping[str, object]] = field(default_factory=dict)
     leases: list[FakeLease] = field(default_factory=list)
     calls: list[tuple[str, str, bool]] = field(default_factory=list)
     asked: list[tuple[str | None, float | None, int]] = field(default_factory=list)
@@ -66,6 +70,15 @@ class FakeDriver:
                 yield self.leases[-1]
         finally:
             self.held -= 1
+
+    async def is_over(self, lease: FakeLease) -> bool:
+        return self.over
+
+    def ended(self, request: str, outcome: Mapping[str, object]) -> None:
+        self.outcomes[request] = outcome
+
+    def why_request(self, request: str) -> dict[str, Any]:
+        return {"request": request}
 
     async def start(self, profile: str) -> str:
         if self.refusal is not None:

@@ -57,6 +57,33 @@ def test_tokens_are_guessed_from_all_text(body: dict[str, Any]) -> None:
     assert ask_tokens(**body) == 1000
 
 
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        ({"messages": [{"role": "user", "content": "x" * 4000}]}, 500),
+        ({"messages": [{"role": "assistant", "content": "<think>" * 4000}]}, 0),
+        (
+            {"messages": [{"role": "user", "content": "x" * 80, "notes": "x" * 4000}], "tools": ["x" * 4000]},
+            10,
+        ),
+        ({"prompt": list(range(1000))}, 1000),
+        ({"prompt": ["x" * 800, "x" * 4000]}, 500),
+        ({"input": ["x" * 4000] * 32}, 500),
+        ({"input": [[1, 2, 3], [4]]}, 3),
+        ({"input": [{"role": "user", "content": "x" * 4000}, {"role": "user", "content": "x" * 4000}]}, 1000),
+        ({"query": "x" * 80, "documents": ["x" * 4000] * 9}, 500),
+        ({"documents": []}, 0),
+        ({"input": "x" * 4000, "truncate_prompt_tokens": -1}, 0),
+        ({"input": "x" * 4000, "truncation": "auto"}, 0),
+        ({"input": "x" * 4000, "truncation": "disabled"}, 500),
+    ],
+)
+def test_what_is_certain_is_the_longest_prompt_at_eight_letters_a_token(
+    body: dict[str, Any], tokens: int
+) -> None:
+    assert read_ask(json.dumps({"model": "llama", **body}).encode(), "webui", TASKS).least == tokens
+
+
 def test_images_are_no_text() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:" + "x" * 10_000}}
     assert ask_tokens(messages=[{"role": "user", "content": [image]}]) == 0

@@ -38,6 +38,11 @@ class Engine:
     async def chat(self, request: web.Request) -> web.StreamResponse:
         self.headers = {name.lower(): value for name, value in request.headers.items()}
         self.arrived.set()
+        if self.how == "mute once":
+            self.how, mute = "whole", request.transport
+            assert mute is not None
+            mute.close()
+            return web.Response()
         if self.how == "whole":
             return web.json_response({"echo": await request.json(), "usage": USAGE})
         if self.how == "unauthorized":
@@ -197,6 +202,41 @@ async def test_a_failure_before_the_first_byte_is_told(world: World, how: str) -
         error = (await answer.json())["error"]
         assert (answer.status, error["code"]) == (502, "engine_failed")
         assert "CUDA out of memory" in error["message"]
+
+
+async def test_an_engine_that_died_before_the_first_byte_is_replaced_unseen(world: World) -> None:
+    world.engine.how, world.driver.over = "mute once", True
+    async with world.post() as answer:
+        assert answer.status == 200
+        assert (await answer.json())["echo"] == ASK
+    assert len(world.driver.leases) == 2
+
+
+@pytest.mark.parametrize(("over", "leases"), [(True, 2), (False, 1)])
+async def test_once_and_only_if_it_is_dead(world: World, over: bool, leases: int) -> None:
+    world.engine.how, world.driver.over = "mute", over
+    async with world.post() as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (502, "engine_failed")
+    assert len(world.driver.leases) == leases
+
+
+async def test_never_after_the_first_byte(world: World) -> None:
+    world.engine.how, world.driver.over = "die", True
+    world.engine.go_on.set()
+    got = bytearray()
+    async with world.post() as answer:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await drain(answer, got)
+    assert got.startswith(FRAME)
+    assert len(world.driver.leases) == 1
+
+
+async def test_what_became_of_a_request_is_told_for_those_who_ask_why(world: World) -> None:
+    async with world.post(headers=KEY | {"X-Request-Id": "mine"}) as answer:
+        await answer.read()
+    await until(lambda: world.driver.outcomes)
+    assert world.driver.outcomes["mine"]["status"] == 200
+    assert world.driver.outcomes["mine"]["completion"] == 3
 
 
 async def test_an_engine_that_is_not_there_is_told(world: World) -> None:

@@ -1,0 +1,45 @@
+"""What becomes of peers: heard of, lost, given requests. They hold no memory, so nothing here touches the ledger."""
+
+from __future__ import annotations
+
+from supervisor.core import orders
+from supervisor.core.engine import Granted
+from supervisor.core.events import PeerHeard, PeerLost
+from supervisor.core.fleet import Fleet
+from supervisor.core.peer import Peer
+from supervisor.core.queueing import Waiter
+
+
+def heard(fleet: Fleet, event: PeerHeard) -> None:
+    peer = fleet.peers[event.peer]
+    was_down = peer.trouble is not None
+    peer.heard(event.listed)
+    if was_down:
+        fleet.unsettle({peer.name})
+        _note(fleet, "peer_up", f"peer {peer.name} answers, with {len(peer.listed)} models", "INFO", peer)
+
+
+def lost(fleet: Fleet, event: PeerLost) -> None:
+    peer = fleet.peers[event.peer]
+    if peer.trouble != event.reason:
+        _note(fleet, "peer_down", f"peer {peer.name} is down: {event.reason}", "WARNING", peer)
+    peer.trouble = event.reason
+    fleet.unsettle({peer.name})
+
+
+def grant(fleet: Fleet, waiter: Waiter, peer: Peer, reason: str) -> None:
+    ask = waiter.ask
+    peer.leases.add(waiter.lease)
+    fleet.leases[waiter.lease] = Granted(peer.name, "", ask.source, ask.tokens, 0, fleet.now)
+    fleet.fairness.charge(ask.source, ask.tokens, 0)
+    fleet.homes.settle(ask.conversation, peer.name, "", fleet.now)
+    fleet.order(orders.Grant(waiter.lease, peer.name, "", reason))
+
+
+def left(fleet: Fleet, peer: Peer, lease: str, granted: Granted) -> None:
+    peer.leases.discard(lease)
+    peer.served(fleet.now - granted.at)
+
+
+def _note(fleet: Fleet, event: str, message: str, level: str, peer: Peer) -> None:
+    fleet.order(orders.Note(event, None, message, level, {"peer": peer.name}))

@@ -1,0 +1,101 @@
+"""The last requests: where each might have gone, why, and what became of it. In memory alone, oldest forgotten first.
+
+Never a prompt, never a key.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from supervisor.core.routing import Ask, Route
+from supervisor.errors import LlmdError, ModelNotFound
+
+MOST = 4000
+
+
+@dataclass(slots=True)
+class Try:
+    """One lease that was asked for. `waited`: seconds until it was granted, or refused."""
+
+    route: Route
+    began: float
+    granted: str | None = None
+    reason: str | None = None
+    waited: float | None = None
+    failed: str | None = None
+
+
+@dataclass(slots=True)
+class Request:
+    ask: Ask
+    tries: list[Try] = field(default_factory=list)
+    outcome: Mapping[str, object] | None = None
+
+
+@dataclass(slots=True)
+class Requests:
+    most: int = MOST
+    _found: OrderedDict[str, Request] = field(default_factory=OrderedDict)
+
+    def routed(self, ask: Ask, route: Route, now: float) -> None:
+        """A client may send one id twice: the later request counts, but for further tries of the same."""
+        request = self._found.get(ask.request)
+        if request is None or request.outcome is not None:
+            request = self._found[ask.request] = Request(ask)
+            self._found.move_to_end(ask.request)
+        request.tries.append(Try(route, now))
+        if len(self._found) > self.most:
+            self._found.popitem(last=False)
+
+    def granted(self, name: str, profile: str, reason: str, now: float) -> None:
+        if found := self._last(name):
+            found.granted, found.reason, found.waited = profile, reason, now - found.began
+
+    def failed(self, name: str, error: LlmdError, now: float) -> None:
+        """Refused, or broken off after it was granted."""
+        if found := self._last(name):
+            found.failed = error.message.split("\n")[0]
+            found.waited = now - found.began if found.waited is None else found.waited
+
+    def ended(self, name: str, outcome: Mapping[str, object]) -> None:
+        if request := self._found.get(name):
+            request.outcome = outcome
+
+    def _last(self, name: str) -> Try | None:
+        request = self._found.get(name)
+        return request.tries[-1] if request else None
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """As JSON, durations in seconds. Raises ModelNotFound where it is not remembered."""
+        request = self._found.get(name)
+        if request is None:
+            raise ModelNotFound(f"no request {name!r} among the last {len(self._found)} that were routed")
+        ask = request.ask
+        return {
+            "request": name,
+            "model": ask.model,
+            "source": ask.source,
+            "tokens": ask.tokens,
+            "max_tokens": ask.max_tokens,
+            "hops": ask.hops,
+            "conversation": ask.conversation,
+            "tries": [_try(tried) for tried in request.tries],
+            "outcome": None if request.outcome is None else dict(request.outcome),
+        }
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+def _try(tried: Try) -> dict[str, Any]:
+    return {
+        "candidates": [{"name": c.profile, "reason": c.reason} for c in tried.route.candidates],
+        "passed_over": [{"name": c.profile, "reason": c.reason} for c in tried.route.passed_over],
+        "granted": tried.granted,
+        "reason": tried.reason,
+        "waited": None if tried.waited is None else round(tried.waited, 3),
+        "failed": tried.failed,
+    }

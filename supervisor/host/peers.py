@@ -1,0 +1,145 @@
+"""Other servers over the network: one pool of connections each, and a look at its models every so often.
+
+TLS is verified, no redirect is followed, and no proxy of the environment is used: the key goes to the peer alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import aiohttp
+
+from supervisor.config import Config
+from supervisor.config import Peer as Configured
+from supervisor.config.secrets import peer_key
+from supervisor.core import events
+from supervisor.core.events import Event
+from supervisor.core.peer import Listed
+
+HOPS = "x-llmd-hops"
+"""How often llmds have passed a request on; a list asked for with it has no peers' models."""
+
+ANSWER = 10.0
+"""Seconds for a list of models."""
+
+MOST_BYTES = 4 << 20
+MOST_MODELS = 2000
+
+Post = Callable[[Event], None]
+
+
+class Unfit(Exception):
+    """What came is no list of models."""
+
+
+class Contact:
+    """One peer as the shell holds it."""
+
+    def __init__(self, name: str, config: Configured, key: str | None, post: Post) -> None:
+        self.name, self.config, self._key, self._post = name, config, key, post
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The pool of connections that requests to this peer share."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+                headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                read_bufsize=1 << 18,
+            )
+        return self._session
+
+    async def watch(self) -> None:
+        """Tell what it lists, or that it is down, until cancelled."""
+        while True:
+            self._post(await self._look())
+            await asyncio.sleep(self.config.interval)
+
+    async def _look(self) -> Event:
+        try:
+            async with asyncio.timeout(ANSWER):
+                return events.PeerHeard(self.name, listed(await self._list()))
+        except TimeoutError:
+            return events.PeerLost(self.name, f"no list of models within {ANSWER:g} s")
+        except (aiohttp.ClientError, OSError) as error:
+            return events.PeerLost(self.name, _words(error))
+        except Unfit as error:
+            return events.PeerLost(self.name, str(error))
+
+    async def _list(self) -> bytes:
+        headers = {HOPS: "1", "Accept-Encoding": "identity"}
+        url = f"{self.config.url}/v1/models"
+        async with self.session.get(url, headers=headers, allow_redirects=False) as answer:
+            if answer.status in (401, 403):
+                raise Unfit("it does not accept the key")
+            if answer.status != 200:
+                raise Unfit(f"GET /v1/models was answered {answer.status}")
+            body = bytearray()
+            async for piece in answer.content.iter_any():
+                body += piece
+                if len(body) > MOST_BYTES:
+                    raise Unfit("its list of models has no end")
+            return bytes(body)
+
+    async def close(self) -> None:
+        if self._session:
+            await self._session.close()
+
+
+class Peers:
+    """All of them."""
+
+    def __init__(self, config: Config, environ: Mapping[str, str], post: Post) -> None:
+        self._contacts = {
+            name: Contact(name, peer, peer_key(peer, environ)[0], post) for name, peer in config.peers.items()
+        }
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def __getitem__(self, name: str) -> Contact:
+        return self._contacts[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._contacts
+
+    def open(self) -> None:
+        self._tasks = [asyncio.create_task(contact.watch()) for contact in self._contacts.values()]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for contact in self._contacts.values():
+            await contact.close()
+
+
+def listed(body: bytes) -> dict[str, Listed]:
+    """Model -> what OpenAI's list says of it; vLLM and llmd add the context, llmd the state. Raises Unfit."""
+    try:
+        entries = json.loads(body)["data"]
+        found = {entry["id"]: _listed(entry) for entry in entries[:MOST_MODELS]}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise Unfit("its list of models is none") from None
+    return {name: model for name, model in found.items() if isinstance(name, str)}
+
+
+def _listed(entry: Mapping[str, Any]) -> Listed:
+    window, status = entry.get("max_model_len"), entry.get("status")
+    state = status.get("value") if isinstance(status, dict) else None
+    known = type(window) is int and window > 0
+    return Listed(window if known else None, state is None or state in ("ready", "loaded"))
+
+
+def _words(error: Exception) -> str:
+    """Without the URL's path and whatever else an exception may quote."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return "its certificate is not valid"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"cannot be reached: {error.os_error.strerror or type(error.os_error).__name__}"
+    return f"cannot be asked: {type(error).__name__}"

@@ -1,0 +1,51 @@
+"""Which conversation a request belongs to, so that its next turn finds the beginning in the engine's cache. Pure.
+
+Names are digests: nobody's words can be read from them, and with its source and model in it no key reaches another's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+HEADERS = ("X-OpenWebUI-Chat-Id", "X-Session-ID")
+"""What clients name their conversations in."""
+
+OPENING = 2048
+"""Letters of a message that tell it apart."""
+
+
+def by_name(headers: Mapping[str, str], source: str, model: str) -> str | None:
+    """As the client calls it; None where it does not."""
+    given = next((headers[name] for name in HEADERS if headers.get(name)), None)
+    return _digest("name", source, model, given) if given else None
+
+
+def by_words(messages: object, prompt: object, source: str, model: str) -> str | None:
+    """By the words up to the user's first, which come again in every later turn; None where there are none."""
+    words = prompt[:OPENING] if isinstance(prompt, str) else _opening(messages)
+    return _digest("words", source, model, words) if words else None
+
+
+def _opening(messages: object) -> str:
+    words: list[str] = []
+    for message in messages if isinstance(messages, list) else []:
+        if not isinstance(message, dict):
+            break
+        role = message.get("role")
+        words.append(f"{role}:{_text(message.get('content'))}")
+        if role == "user":
+            return "\n".join(words)
+    return ""
+
+
+def _text(content: object) -> str:
+    if isinstance(content, str):
+        return content[:OPENING]
+    parts = content if isinstance(content, list) else []
+    texts = [part.get("text") for part in parts if isinstance(part, dict)]
+    return "\n".join(text[:OPENING] for text in texts if isinstance(text, str))
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
