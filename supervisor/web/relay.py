@@ -21,6 +21,7 @@ from supervisor.web import dialects
 from supervisor.web.bodies import Body
 from supervisor.web.dialects import MARKS, Marks
 from supervisor.web.driving import Lease
+from supervisor.web.holding import retold
 from supervisor.web.patience import Reader
 from supervisor.web.record import Record
 from supervisor.web.routes import dialect_of
@@ -111,11 +112,13 @@ async def relay(
     patience: float,
     between: float,
     begun: Callable[[bytes], None] | None = None,
+    held: web.StreamResponse | None = None,
 ) -> web.StreamResponse:
     """Give the answer's first byte `patience` seconds, each further piece `between`. `begun` is told what came
     first of an answer that is no refusal.
 
-    Raises EngineFailed as long as nothing was sent; later the connection is cut. What was sent to an engine is
+    `held`: the head of a stream that was sent while the request waited; a refusal of the engine's is then raised.
+    Raises LlmdError as long as nothing of the engine's was sent; later the connection is cut. What was sent to an engine is
     never sent again: it may have been carried out.
     """
     try:
@@ -135,10 +138,13 @@ async def relay(
             if upstream.status in (401, 403):  # our key, not the client's
                 raise _failed(lease, "did not accept llmd's key")
             if upstream.status >= 400:
-                return await _refused(request, upstream, first, record, between)
+                said = await _said(upstream, first, between)
+                if held is not None:
+                    raise retold(upstream.status, said)
+                return _refused(request, upstream, said, record)
             if begun:
                 begun(first)
-            return await _answer(request, upstream, first, lease, record, between)
+            return await _answer(request, upstream, first, lease, record, between, held)
     except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
         if limit.expired():
             raise _silent(lease, f"did not begin to answer within {patience:g} s") from error
@@ -152,14 +158,15 @@ async def _answer(
     lease: Lease,
     record: Record,
     between: float,
+    held: web.StreamResponse | None,
 ) -> web.StreamResponse:
     record.first, record.status = time.monotonic(), upstream.status
-    response = web.StreamResponse(status=upstream.status, headers=_to_client(upstream, record))
-    response.content_length = upstream.content_length
+    response = held or _head(upstream, record)
     passing = Passing(upstream.content_type == "text/event-stream", MARKS[dialect_of(request.path)])
     reader = Reader(upstream.content, between)
     try:
-        await response.prepare(request)
+        if held is None:
+            await response.prepare(request)
         broken = await _copy(first, upstream, reader, response, passing, lease)
         if broken is None:
             await response.write_eof()
@@ -173,16 +180,26 @@ async def _answer(
     return response
 
 
-async def _refused(
-    request: web.Request, upstream: aiohttp.ClientResponse, first: bytes, record: Record, between: float
-) -> web.StreamResponse:
-    """What the engine refuses, in the shape that the client reads. Raises TimeoutError and aiohttp's errors."""
-    record.first, record.status = time.monotonic(), upstream.status
+def _head(upstream: aiohttp.ClientResponse, record: Record) -> web.StreamResponse:
+    response = web.StreamResponse(status=upstream.status, headers=_to_client(upstream, record))
+    response.content_length = upstream.content_length
+    return response
+
+
+async def _said(upstream: aiohttp.ClientResponse, first: bytes, between: float) -> bytes:
+    """What the engine says to its refusal. Raises TimeoutError and aiohttp's errors."""
     body = bytearray(first)
     async with asyncio.timeout(between):
         while len(body) <= _LONGEST_REFUSAL and (chunk := await upstream.content.readany()):
             body += chunk
-    said = bytes(body[:_LONGEST_REFUSAL])
+    return bytes(body[:_LONGEST_REFUSAL])
+
+
+def _refused(
+    request: web.Request, upstream: aiohttp.ClientResponse, said: bytes, record: Record
+) -> web.StreamResponse:
+    """What the engine refuses, in the shape that the client reads."""
+    record.first, record.status = time.monotonic(), upstream.status
     told = dialects.retold(upstream.status, said, dialect_of(request.path))
     return web.Response(status=upstream.status, body=told or said, headers=_to_client(upstream, record))
 

@@ -14,6 +14,7 @@ from functools import partial
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from supervisor.config import Profile
 from supervisor.core.command import names_of
 from supervisor.core.routing import Ask
 from supervisor.errors import (
@@ -30,9 +31,11 @@ from supervisor.web.auth import Keyring, presented_key
 from supervisor.web.batching import PATH as EMBEDDINGS
 from supervisor.web.batching import Batches, read_wish
 from supervisor.web.bodies import Body, read_body
+from supervisor.web.demands import Demands, without_tools
 from supervisor.web.dialects import told
 from supervisor.web.driving import Driver, Lease
 from supervisor.web.health import health
+from supervisor.web.holding import BEGUN, Waiting, break_off
 from supervisor.web.kept import RESPONSES, Kept, previous
 from supervisor.web.metrics import Metrics
 from supervisor.web.openai import error_headers, model_entries
@@ -76,6 +79,7 @@ class Router:
         What no one foresaw goes on to the connection, which tells an answer that has begun from one that has not.
         """
         record = request[RECORD] = Record.of(request.headers.get("x-request-id"))
+        record.note_people(request.headers)
         try:
             response = await self._answered(request, handler, record)
         except asyncio.CancelledError:
@@ -94,6 +98,10 @@ class Router:
             check_head(request)
             response = await handler(request)
         except LlmdError as error:
+            begun: web.StreamResponse | None = request.get(BEGUN)
+            if begun is not None:
+                await break_off(request, begun, error, record)
+                return begun
             return _refusal(error, request, record)
         except web.HTTPException as error:
             return _refusal(_translated(error, request), request, record, _allowed(error))
@@ -139,17 +147,30 @@ class Router:
         record, limits = request[RECORD], self._driver.config.engine
         record.model = ask.model[:_LONGEST_NAME]
         keep = partial(self._kept.note, source=ask.source)
-        async with self._driver.lease(ask) as lease:
+        demands = Demands.of(body.data)
+        demands.check_any([p for p in self._driver.config.profiles.values() if ask.model in names_of(p)])
+        waiting = Waiting(request, ask, self._driver)
+        async with waiting.lease() as lease:
             record.profile, record.queued = lease.profile, lease.queued
+            fitted = self._fitted(body, demands, self._driver.config.profiles[lease.profile], record)
             return await relay(
                 request,
-                self._named(request, body, ask, lease),
+                self._named(request, fitted, ask, lease),
                 lease,
                 record,
                 patience=before_the_answer(ask, limits),
                 between=limits.token_timeout,
                 begun=partial(keep, lease) if request.path == RESPONSES else None,
+                held=waiting.begun,
             )
+
+    def _fitted(self, body: Body, demands: Demands, profile: Profile, record: Record) -> Body:
+        """Without the tools that the engine would refuse. Raises BadRequest for what it may not be given."""
+        demands.check(profile)
+        if not demands.drops_tools(profile):
+            return body
+        record.dropped = "tools"
+        return Body(without_tools(body.data))
 
     def _named(self, request: web.Request, body: Body, ask: Ask, lease: Lease) -> Body:
         """With a name that the engine knows: it may have been asked for by another."""
