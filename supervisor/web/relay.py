@@ -118,8 +118,8 @@ async def relay(
     first of an answer that is no refusal.
 
     `held`: the head of a stream that was sent while the request waited; a refusal of the engine's is then raised.
-    Raises LlmdError as long as nothing of the engine's was sent; later the connection is cut. What was sent to an engine is
-    never sent again: it may have been carried out.
+    Raises LlmdError as long as nothing of the engine's was sent; later the connection is cut. What was sent to an
+    engine is never sent again: it may have been carried out.
     """
     try:
         async with (
