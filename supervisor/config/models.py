@@ -163,6 +163,8 @@ class Server(Frozen):
     """A refusal that comes within keeps its HTTP status; then the head of a held stream is sent."""
     keepalive: Annotated[Seconds, Field(gt=0)] = 10.0
     """Between two signs of life while a stream is held; proxies and clients close what is silent."""
+    llama_cpp: bool = False
+    """llama.cpp's routes to load and unload models: for Open WebUI's buttons, and for everyone with a key."""
 
 
 class EngineDefaults(Frozen):

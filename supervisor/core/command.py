@@ -57,6 +57,7 @@ def argv(
     words: list[str] = [*(profile.command or config.engine.command), profile.weights]
     words += ["--uds", str(socket), "--served-model-name", *served_names(profile)]
     words += ["--gpu-memory-utilization", f"{utilization:g}", "--max-num-seqs", str(seats)]
+    words += [*_dialogue(profile), "--allowed-media-domains", *(profile.allowed_media_domains or (NO_HOST,))]
     words += POOLING[profile.task]
     if profile.max_model_len is not None:
         words += ["--max-model-len", str(profile.max_model_len)]
@@ -69,7 +70,6 @@ def argv(
         words += ["--enable-lora", "--lora-modules", *adapters]
     if profile.revision is not None:
         words += ["--revision", profile.revision]
-    words += [*_dialogue(profile), "--allowed-media-domains", *(profile.allowed_media_domains or (NO_HOST,))]
     return (*words, "--disable-fastapi-docs", *profile.args)
 
 

@@ -37,6 +37,7 @@ from supervisor.web.driving import Driver, Lease
 from supervisor.web.health import health
 from supervisor.web.holding import BEGUN, Waiting, break_off
 from supervisor.web.kept import RESPONSES, Kept, previous
+from supervisor.web.llamacpp import LlamaCpp
 from supervisor.web.metrics import Metrics
 from supervisor.web.openai import error_headers, model_entries
 from supervisor.web.patience import before_the_answer
@@ -68,6 +69,8 @@ class Router:
         app.router.add_get("/openapi.json", self._document)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/models/{id:.+}", self._model)
+        if self._driver.config.server.llama_cpp:
+            LlamaCpp(self._driver, self._source).add_to(app)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._expose)
         return app

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from cold import ANSWER, ASK, World, cold_world
 
-from supervisor.errors import BadRequest, EngineFailed, LlmdError, NotAvailable
+from supervisor.errors import BadRequest, EngineFailed, NotAvailable
 from supervisor.web.holding import COMMENT, retold, sign, stated_timeout
 
 DEAD = NotAvailable("llama_0 failed to start: CUDA out of memory", retry_after=30)
