@@ -18,7 +18,7 @@ from typing import Any
 import aiohttp
 
 from supervisor.config import Config, Peer, Profile
-from supervisor.core import calendar, command, decide, events, orders
+from supervisor.core import calendar, command, decide, events, orders, outlook
 from supervisor.core.devices import Survey
 from supervisor.core.events import Event
 from supervisor.core.fleet import Fleet
@@ -545,6 +545,11 @@ class Driver:
     def why(self, name: str) -> dict[str, Any]:
         """Why a profile, or every profile of a model, is as it is. Raises ModelNotFound."""
         return explain(self.fleet, name)
+
+    def progress(self, name: str) -> str:
+        """How far a model has come, for people who wait for it. Raises ModelNotFound."""
+        self.fleet.now = time.monotonic()
+        return outlook.progress(self.fleet, name)
 
     async def decisions(self, name: str | None, since: float | None, limit: int) -> list[dict[str, Any]]:
         """The newest decisions about a profile or a model, oldest first. `since`: seconds back."""

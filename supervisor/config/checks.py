@@ -33,6 +33,12 @@ OWNED = {
     ("--convert",): "write task = ... in the profile",
     ("--enable-lora",): "write lora = { NAME = ... } in the profile",
     ("--lora-modules",): "write lora = { NAME = ... } in the profile",
+    ("--tool-call-parser",): "write tool_parser = ... in the profile",
+    ("--enable-auto-tool-choice",): "write tool_parser = ... in the profile",
+    ("--reasoning-parser",): "write reasoning_parser = ... in the profile",
+    ("--chat-template",): "write chat_template = ... in the profile",
+    ("--speculative-config", "-sc"): "write speculative = { ... } in the profile",
+    ("--allowed-media-domains",): "write allowed_media_domains = [...] in the profile",
 }
 """vLLM's flags that llmd passes itself."""
 
@@ -167,6 +173,7 @@ def _profile(profile: Profile) -> Iterator[Finding]:
     yield from _devices(profile)
     yield from _memory(profile)
     yield from _sleep(profile)
+    yield from _writing(profile)
     yield from _flags(profile)
 
 
@@ -203,6 +210,13 @@ def _sleep(profile: Profile) -> Iterator[Finding]:
         yield ("sleep",), "vLLM cannot sleep on the CPU", "leave sleep out"
     if profile.sleep_after is not None and not profile.sleep:
         yield ("sleep_after",), "an engine that may not sleep has no sleep_after", "write sleep = true"
+
+
+def _writing(profile: Profile) -> Iterator[Finding]:
+    """What only a model that writes can use."""
+    for key in ("tool_parser", "reasoning_parser", "speculative"):
+        if profile.task != "generate" and getattr(profile, key) is not None:
+            yield (key,), f"a model for {profile.task} has no {key}", "leave it out"
 
 
 def _flags(profile: Profile) -> Iterator[Finding]:

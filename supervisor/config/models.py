@@ -19,6 +19,7 @@ MIB = 1 << 20
 
 Task = Literal["generate", "embed", "rerank", "classify", "pool", "transcribe"]
 Priority = Literal["interactive", "batch"]
+Hold = Literal["comment", "empty", "reasoning", "off"]
 
 DEFAULT_UTILIZATION = 0.92
 """vLLM's own default for --gpu-memory-utilization; always passed, so that its changes cannot surprise."""
@@ -92,7 +93,22 @@ def _timezone(value: str) -> str:
     return value
 
 
+def _host(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", value):
+        raise wrong(f"{value!r} is no host name", 'write it in small letters, such as "images.example.org"')
+    return value
+
+
+def _drafting(value: dict[str, object]) -> dict[str, object]:
+    if not {"method", "model"} & set(value):
+        raise wrong(
+            "it says neither method nor model", 'write { method = "ngram", num_speculative_tokens = 4 }'
+        )
+    return value
+
+
 Text = Annotated[str, AfterValidator(_text)]
+Name = Annotated[str, Field(min_length=1), AfterValidator(_text)]
 Env = dict[Annotated[str, AfterValidator(_variable)], Text]
 Strings = Annotated[tuple[Text, ...], BeforeValidator(_tuple)]
 Command = Annotated[tuple[Text, ...], BeforeValidator(_tuple), Field(min_length=1)]
@@ -150,6 +166,14 @@ class Server(Frozen):
     header_timeout: Annotated[Seconds, Field(gt=0)] = 10.0
     """A connection that has not sent the whole head of a request by then is closed."""
     max_body: Bytes = 64 * MIB
+    hold: Hold = "comment"
+    """What a stream is sent while its model loads: comments, empty chunks, progress as reasoning, or nothing."""
+    hold_after: Annotated[Seconds, Field(gt=0)] = 1.0
+    """A refusal that comes within keeps its HTTP status; then the head of a held stream is sent."""
+    keepalive: Annotated[Seconds, Field(gt=0)] = 10.0
+    """Between two signs of life while a stream is held; proxies and clients close what is silent."""
+    llama_cpp: bool = False
+    """llama.cpp's routes to load and unload models: for Open WebUI's buttons, and for everyone with a key."""
 
 
 class EngineDefaults(Frozen):
@@ -224,6 +248,8 @@ class Key(Frozen):
     priority: Priority = "interactive"
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """Its share of a model that several keys wait for, against the other keys' weights."""
+    hold: Hold | None = None
+    """Instead of server.hold."""
 
     @model_validator(mode="after")
     def _one_place(self) -> Key:
@@ -317,6 +343,19 @@ class ProfileFile(Frozen):
     batch_wait: Seconds = 0.003
     """How long such a request waits for others, while one is at work already."""
     revision: Text | None = None
+    tool_parser: Name | None = None
+    """vLLM's --tool-call-parser: reads the calls of tools out of what the model writes."""
+    tools: Literal["drop", "refuse", "pass"] = "drop"
+    """What becomes of a request's tools where there is no parser: vLLM refuses them with 400."""
+    reasoning_parser: Name | None = None
+    chat_template: Name | None = None
+    """A file, or the template itself."""
+    speculative: Annotated[dict[str, str | int | float | bool], AfterValidator(_drafting)] | None = None
+    """vLLM's --speculative-config."""
+    allowed_media_domains: Annotated[
+        tuple[Annotated[str, AfterValidator(_host)], ...], BeforeValidator(_tuple)
+    ] = ()
+    """Hosts that images, audio and video may be fetched from; none: only data: URLs."""
     args: Strings = ()
     env: Env = {}
     command: Command | None = None

@@ -92,9 +92,13 @@ class _Reader:
         written = self.model(file, ProfileFile, self.toml(file))
         if written is None:
             return None
-        weights = _beside(file, written.weights)
-        lora = {adapter: _beside(file, path) for adapter, path in written.lora.items()}
-        return Profile(**{**dict(written), "name": name, "weights": weights, "lora": lora})
+        template = written.chat_template
+        places = {
+            "weights": _beside(file, written.weights),
+            "chat_template": None if template is None else _beside(file, template),
+            "lora": {adapter: _beside(file, path) for adapter, path in written.lora.items()},
+        }
+        return Profile(**{**dict(written), "name": name, **places})
 
     def profile_files(self, path: Path, raw: dict[str, object] | None) -> dict[str, Path]:
         """Read from the raw document, so that a slip elsewhere in it hides no slip in a profile."""
@@ -125,9 +129,9 @@ class _Reader:
         self.problems.append(problem)
 
 
-def _beside(file: Path, weights: str) -> str:
-    """Weights by a path that begins with a dot lie relative to the file that names them."""
-    return str((file.parent / weights).resolve()) if weights.startswith(".") else weights
+def _beside(file: Path, named: str) -> str:
+    """A path that begins with a dot is relative to the file that names it."""
+    return str((file.parent / named).resolve()) if named.startswith(".") else named
 
 
 def _is_profile(file: Path) -> bool:

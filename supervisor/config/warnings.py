@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import grp
 import ipaddress
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from supervisor.config.checks import Finding
 from supervisor.config.lines import locate
-from supervisor.config.models import Config
+from supervisor.config.models import Config, Profile, option
+from supervisor.config.parsers import REASONING_PARSERS, TOOL_PARSERS
 from supervisor.config.secrets import find, peer_key
 from supervisor.errors import Problem
+
+CHAT_WITH_TOOLS = 7500
+"""Tokens. A browser chat of Open WebUI brings 36 tools, 25 KB of JSON, which is some 6,400; the rest is to talk."""
 
 
 def warnings(config: Config, environ: Mapping[str, str] = os.environ) -> list[Problem]:
@@ -28,6 +33,7 @@ def warnings(config: Config, environ: Mapping[str, str] = os.environ) -> list[Pr
     if not config.profiles:
         found.append(Problem(config.server.profiles, "holds no profile", "write one, such as llama_0.toml"))
     for name, profile in config.profiles.items():
+        found += [Problem(config.files[name], what, instead, key) for key, what, instead in _tools(profile)]
         # Path.is_dir raises where os.path's does not: on a name too long, or a folder it may not enter.
         if profile.weights.startswith("/") and not os.path.isdir(profile.weights):  # noqa: PTH112
             what = f"there is no directory {profile.weights}"
@@ -85,6 +91,31 @@ def _group(config: Config) -> Iterator[Finding]:
         grp.getgrnam(group)
     except KeyError:
         yield ("server", "admin_group"), f"this host has no group {group}", f"run groupadd --system {group}"
+
+
+def _tools(profile: Profile) -> Iterator[Finding]:
+    """Parsers that vLLM may not have, a template that is not there, a context that tools alone would fill."""
+    for kind, known in (("tool", TOOL_PARSERS), ("reasoning", REASONING_PARSERS)):
+        named = getattr(profile, f"{kind}_parser")
+        plugged = option(profile.args, f"--{kind}-parser-plugin") is not None
+        if named is not None and named not in known and not plugged:
+            yield (
+                (f"{kind}_parser",),
+                f"vLLM is not known to have a {kind} parser {named}",
+                _nearest(named, known),
+            )
+    template = profile.chat_template
+    if template and template.startswith("/") and not os.path.isfile(template):  # noqa: PTH113
+        yield ("chat_template",), f"there is no file {template}", "write where the template is"
+    window = profile.max_model_len
+    if profile.tool_parser and window is not None and window < CHAT_WITH_TOOLS:
+        what = f"the 36 tools of a chat in Open WebUI do not fit into {window} tokens"
+        yield ("max_model_len",), what, f"write {CHAT_WITH_TOOLS} or more, or leave tool_parser out"
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"write {close[0]}, or see that your vLLM has it" if close else "see that your vLLM has it"
 
 
 def _commands(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from supervisor.config import Config, Profile
@@ -19,10 +20,12 @@ POOLING: Mapping[str, tuple[str, ...]] = {
 """vLLM calls all but the first and the last pooling. What an architecture is made for it finds out by itself:
 --convert makes embeddings or classes of one that was made for something else."""
 
+NO_HOST = "none.invalid"
+"""A name that no URL can have (RFC 6761): vLLM takes an empty list of domains to allow all."""
 
 _SHAPING = (
     "weights", "revision", "task", "device", "gpus", "max_model_len", "gpu_memory_utilization", "vram", "memory",
-    "max_concurrent", "sleep", "lora", "args",
+    "max_concurrent", "sleep", "lora", "speculative", "args",
 )  # fmt: skip
 """What of a profile decides how its engine loads and what it takes."""
 
@@ -54,6 +57,7 @@ def argv(
     words: list[str] = [*(profile.command or config.engine.command), profile.weights]
     words += ["--uds", str(socket), "--served-model-name", *served_names(profile)]
     words += ["--gpu-memory-utilization", f"{utilization:g}", "--max-num-seqs", str(seats)]
+    words += [*_dialogue(profile), "--allowed-media-domains", *(profile.allowed_media_domains or (NO_HOST,))]
     words += POOLING[profile.task]
     if profile.max_model_len is not None:
         words += ["--max-model-len", str(profile.max_model_len)]
@@ -67,6 +71,18 @@ def argv(
     if profile.revision is not None:
         words += ["--revision", profile.revision]
     return (*words, "--disable-fastapi-docs", *profile.args)
+
+
+def _dialogue(profile: Profile) -> Iterator[str]:
+    """How prompts are put together, and what is read out of what the model writes."""
+    if profile.tool_parser is not None:
+        yield from ("--enable-auto-tool-choice", "--tool-call-parser", profile.tool_parser)
+    if profile.reasoning_parser is not None:
+        yield from ("--reasoning-parser", profile.reasoning_parser)
+    if profile.chat_template is not None:
+        yield from ("--chat-template", profile.chat_template)
+    if profile.speculative is not None:
+        yield from ("--speculative-config", json.dumps(profile.speculative))
 
 
 def environment(
@@ -95,6 +111,7 @@ def environment(
         **kept,
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "300",
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         **config.engine.env,
         **profile.env,
         **sleep,

@@ -218,6 +218,12 @@ def count_swap(fleet: Fleet, victim: Engine) -> None:
         fleet.note("swap_limit", victim, message, level="WARNING")
 
 
+def bring_up_for_later(fleet: Fleet, engine: Engine) -> None:
+    """For one who cannot wait so long, and comes again: else a slow model would never be there for it."""
+    if engine.name in fleet.available and placement.can_come(engine):
+        engine.wanted = True
+
+
 def waited(fleet: Fleet, engine: Engine) -> str:
     pressure = fleet.queues.pressure(engine.name)
     return f", waited for since {fleet.now - pressure.oldest:.0f} s" if pressure else ""

@@ -14,6 +14,7 @@ from supervisor.core import (
     lending,
     neighbours,
     orders,
+    outlook,
     peering,
     placement,
 )
@@ -66,6 +67,10 @@ def _(event: events.Arrived, fleet: Fleet) -> None:
         BATCH_WEIGHT if batch else 1.0,
         found.sticky,
     )
+    if late := outlook.out_of_reach(fleet, waiter):
+        dispatch.bring_up_for_later(fleet, late[0])
+        fleet.refuse(event.lease, late[1], ask)
+        return
     bound = sum(fleet.place(name).room for name in waiter.profiles)
     ahead = fleet.queues.ahead_of(frozenset(waiter.profiles))
     fleet.fairness.arrive(event.ask.source, fleet.active_sources())

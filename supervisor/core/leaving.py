@@ -246,8 +246,9 @@ def tell_waiters(fleet: Fleet, engine: Engine, failure: Failure) -> None:
         if engine.name in waiter.profiles:
             fleet.queues.give_up(waiter, engine.name)
             if not waiter.profiles:
-                told = "\n".join((message, *failure.tail))
-                fleet.refuse(waiter.lease, NotAvailable(told, retry_after=30), waiter.ask)
+                told, final = "\n".join((message, *failure.tail)), failure.kind is FailureClass.IMPOSSIBLE
+                refusal = NotAvailable(told, retry_after=None if final else 30)
+                fleet.refuse(waiter.lease, refusal, waiter.ask)
 
 
 def settle(fleet: Fleet, engine: Engine) -> None:

@@ -186,13 +186,14 @@ def choose(fleet: Fleet, waiter: Waiter) -> Choice | LlmdError | Blocked:
     message = "; ".join(dict.fromkeys([*(block.message for block in blocks), *down]))
     if any(block.transient or block.ours for block in blocks) or _squeezed(fleet, waiter):
         return Blocked(message, ours=True, until=until)
-    return NotAvailable(message, retry_after=fleet.forecast(waiter.profiles))
+    hopeless = all(block.hopeless for block in blocks)
+    return NotAvailable(message, retry_after=None if hopeless else fleet.forecast(waiter.profiles))
 
 
 def way_for(fleet: Fleet, engine: Engine) -> Way | Blocked:
     """As `way_up`, with the words for those that failed or are squeezed."""
     if engine.state is State.IMPOSSIBLE:
-        return Blocked(f"{engine.name} cannot start: {engine.last_reason}")
+        return Blocked(f"{engine.name} cannot start: {engine.last_reason}", hopeless=True)
     if engine.state is State.BACKOFF and engine.deadline is not None:
         return Blocked(f"{engine.name} failed and waits to be restarted", transient=True)
     if engine.state is State.READY and engine.squeezed:

@@ -173,7 +173,10 @@ def error_headers(error: LlmdError) -> dict[str, str]:
     """When to try again, or that it would not help: clients try three times unless told."""
     if error.retry_after is None:
         return {"x-should-retry": "false"}
-    return {"Retry-After": str(max(1, min(LONGEST_RETRY, math.ceil(error.retry_after))))}
+    seconds = max(1, math.ceil(error.retry_after))
+    if seconds > LONGEST_RETRY:
+        return {"Retry-After": str(LONGEST_RETRY)}
+    return {"Retry-After": str(seconds), "retry-after-ms": str(max(1, round(error.retry_after * 1000)))}
 
 
 def model_entries(

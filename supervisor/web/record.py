@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -12,6 +13,7 @@ from aiohttp import web
 from supervisor.host.logbook import log
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_WHERE_KNOWN = ("error", "person", "chat", "dropped")
 
 
 @dataclass(slots=True)
@@ -34,12 +36,20 @@ class Record:
     queued: float | None = None
     status: int = 500
     error: str | None = None
+    person: str | None = None
+    """Who asks through Open WebUI, and in which chat: ids, where it forwards them."""
+    chat: str | None = None
+    dropped: str | None = None
+    """What of the request the engine was not given."""
 
     @classmethod
     def of(cls, presented: str | None) -> Record:
         """Under the client's own request id where it gave a sane one."""
-        own = presented is not None and _SAFE_ID.fullmatch(presented)
-        return cls(presented if own and presented else uuid.uuid4().hex)
+        return cls(_safe(presented) or uuid.uuid4().hex)
+
+    def note_people(self, headers: Mapping[str, str]) -> None:
+        self.person = _safe(headers.get("X-OpenWebUI-User-Id"))
+        self.chat = _safe(headers.get("X-OpenWebUI-Chat-Id"))
 
     def headers(self) -> dict[str, str]:
         told = {"x-request-id": self.request_id, "request-id": self.request_id}
@@ -47,6 +57,8 @@ class Record:
             told["x-llmd-profile"] = self.profile
         if self.queued is not None:
             told["x-llmd-queue-ms"] = str(_ms(self.queued))
+        if self.dropped is not None:
+            told["x-llmd-dropped"] = self.dropped
         return told
 
     def outcome(self) -> dict[str, object]:
@@ -85,11 +97,16 @@ class Record:
             ttft_ms=_ms(self.ttft()),
             queue_ms=_ms(self.queued),
             status=self.status,
-            **({"error": self.error} if self.error else {}),
+            **{name: value for name in _WHERE_KNOWN if (value := getattr(self, name))},
         )
 
 
 RECORD = web.RequestKey("record", Record)
+
+
+def _safe(presented: str | None) -> str | None:
+    """An id that a client gave, where it is one: logs and headers take no other text from outside."""
+    return presented if presented is not None and _SAFE_ID.fullmatch(presented) else None
 
 
 def _ms(seconds: float | None) -> int | None:

@@ -22,6 +22,7 @@ from supervisor.web import dialects
 from supervisor.web.bodies import Body
 from supervisor.web.dialects import MARKS, Marks
 from supervisor.web.driving import Lease
+from supervisor.web.holding import retold
 from supervisor.web.onward import broke_off, for_peer, is_unwilling
 from supervisor.web.patience import Reader
 from supervisor.web.record import Record
@@ -115,12 +116,14 @@ async def relay(
     patience: float,
     between: float,
     begun: Callable[[bytes], None] | None = None,
+    held: web.StreamResponse | None = None,
 ) -> web.StreamResponse:
     """Give the answer's first byte `patience` seconds, each further piece `between`. `begun` is told what came
     first of an answer that is no refusal.
 
-    Raises EngineFailed as long as nothing was sent; later the connection is cut. Only EngineDied leaves the request
-    to another: what was sent to an engine that lives is never sent again, it may have been carried out.
+    `held`: the head of a stream that was sent while the request waited; a refusal of the engine's is then raised.
+    Raises LlmdError as long as nothing of the engine's was sent; later the connection is cut. Only EngineDied leaves
+    the request to another: what was sent to an engine that lives is never sent again, it may have been carried out.
     """
     try:
         async with (
@@ -138,15 +141,18 @@ async def relay(
             limit.reschedule(None)
             if lease.peer and is_unwilling(upstream.status):
                 raise EngineUnwilling(
-                    f"{_who(lease)} answered {upstream.status}{_said(first)}", retry_after=5
+                    f"{_who(lease)} answered {upstream.status}{_words(first)}", retry_after=5
                 )
             if upstream.status in (401, 403):  # our key, not the client's
                 raise _failed(lease, "did not accept llmd's key")
             if upstream.status >= 400:
-                return await _refused(request, upstream, first, record, between)
+                said = await _said(upstream, first, between)
+                if held is not None:
+                    raise retold(upstream.status, said)
+                return _refused(request, upstream, said, record)
             if begun:
                 begun(first)
-            return await _answer(request, upstream, first, lease, record, between)
+            return await _answer(request, upstream, first, lease, record, between, held)
     except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
         if limit.expired():
             raise _silent(lease, f"did not begin to answer within {patience:g} s") from error
@@ -162,14 +168,15 @@ async def _answer(
     lease: Lease,
     record: Record,
     between: float,
+    held: web.StreamResponse | None,
 ) -> web.StreamResponse:
     record.first, record.status = time.monotonic(), upstream.status
-    response = web.StreamResponse(status=upstream.status, headers=_to_client(upstream, record))
-    response.content_length = upstream.content_length
+    response = held or _head(upstream, record)
     passing = Passing(upstream.content_type == "text/event-stream", MARKS[dialect_of(request.path)])
     reader = Reader(upstream.content, between)
     try:
-        await response.prepare(request)
+        if held is None:
+            await response.prepare(request)
         broken = await _copy(first, upstream, reader, response, passing, lease)
         if broken is None:
             await response.write_eof()
@@ -183,16 +190,26 @@ async def _answer(
     return response
 
 
-async def _refused(
-    request: web.Request, upstream: aiohttp.ClientResponse, first: bytes, record: Record, between: float
-) -> web.StreamResponse:
-    """What the engine refuses, in the shape that the client reads. Raises TimeoutError and aiohttp's errors."""
-    record.first, record.status = time.monotonic(), upstream.status
+def _head(upstream: aiohttp.ClientResponse, record: Record) -> web.StreamResponse:
+    response = web.StreamResponse(status=upstream.status, headers=_to_client(upstream, record))
+    response.content_length = upstream.content_length
+    return response
+
+
+async def _said(upstream: aiohttp.ClientResponse, first: bytes, between: float) -> bytes:
+    """What the engine says to its refusal. Raises TimeoutError and aiohttp's errors."""
     body = bytearray(first)
     async with asyncio.timeout(between):
         while len(body) <= _LONGEST_REFUSAL and (chunk := await upstream.content.readany()):
             body += chunk
-    said = bytes(body[:_LONGEST_REFUSAL])
+    return bytes(body[:_LONGEST_REFUSAL])
+
+
+def _refused(
+    request: web.Request, upstream: aiohttp.ClientResponse, said: bytes, record: Record
+) -> web.StreamResponse:
+    """What the engine refuses, in the shape that the client reads."""
+    record.first, record.status = time.monotonic(), upstream.status
     told = dialects.retold(upstream.status, said, dialect_of(request.path))
     return web.Response(status=upstream.status, body=told or said, headers=_to_client(upstream, record))
 
@@ -241,7 +258,7 @@ def _failed(lease: Lease, what: str) -> EngineFailed:
     return EngineFailed(f"{_who(lease)} {what}", log=lease.log_tail(), retry_after=5)
 
 
-def _said(body: bytes) -> str:
+def _words(body: bytes) -> str:
     """A peer's own words for an error, where it has OpenAI's shape."""
     try:
         return f": {json.loads(body)['error']['message']}"[:500]

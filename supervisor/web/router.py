@@ -14,6 +14,7 @@ from functools import partial
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from supervisor.config import Profile
 from supervisor.config.models import EngineDefaults
 from supervisor.core.command import names_of
 from supervisor.core.routing import Ask
@@ -33,10 +34,13 @@ from supervisor.web.batching import PATH as EMBEDDINGS
 from supervisor.web.batching import Batches, read_wish
 from supervisor.web.bodies import Body, read_body
 from supervisor.web.conversation import by_name
+from supervisor.web.demands import Demands, without_tools
 from supervisor.web.dialects import told
 from supervisor.web.driving import Driver, Lease
 from supervisor.web.health import health
+from supervisor.web.holding import BEGUN, Waiting, break_off
 from supervisor.web.kept import RESPONSES, Kept, previous
+from supervisor.web.llamacpp import LlamaCpp
 from supervisor.web.metrics import Metrics
 from supervisor.web.onward import elsewhere, hops_of
 from supervisor.web.openai import error_headers, model_entries, peer_entries
@@ -69,6 +73,8 @@ class Router:
         app.router.add_get("/openapi.json", self._document)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/models/{id:.+}", self._model)
+        if self._driver.config.server.llama_cpp:
+            LlamaCpp(self._driver, self._source).add_to(app)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._expose)
         return app
@@ -80,6 +86,7 @@ class Router:
         What no one foresaw goes on to the connection, which tells an answer that has begun from one that has not.
         """
         record = request[RECORD] = Record.of(request.headers.get("x-request-id"))
+        record.note_people(request.headers)
         try:
             response = await self._answered(request, handler, record)
         except asyncio.CancelledError:
@@ -98,6 +105,10 @@ class Router:
             check_head(request)
             response = await handler(request)
         except LlmdError as error:
+            begun: web.StreamResponse | None = request.get(BEGUN)
+            if begun is not None:
+                await break_off(request, begun, error, record)
+                return begun
             return _refusal(error, request, record)
         except web.HTTPException as error:
             return _refusal(_translated(error, request), request, record, _allowed(error))
@@ -153,34 +164,51 @@ class Router:
         """To the place that is leased for it; to another where that one breaks off before it answers."""
         record, before = request[RECORD], None
         record.model = ask.model[:_LONGEST_NAME]
-        ask = self._known(ask, request)
+        ask, demands = self._known(ask, request), Demands.of(body.data)
+        demands.check_any([p for p in self._driver.config.profiles.values() if ask.model in names_of(p)])
+        waiting = Waiting(request, ask, self._driver)
         while True:
             lease: Lease | None = None
             try:
-                async with self._driver.lease(ask) as lease:
+                async with waiting.lease(ask) as lease:
                     record.profile, record.reason, record.queued = lease.profile, lease.reason, lease.queued
-                    return await self._to(request, body, ask, lease)
+                    return await self._to(request, body, ask, lease, demands, waiting)
             except EngineDied as error:
                 ask, before = await elsewhere(self._driver, ask, lease, error), error
             except LlmdError as error:
                 error.message += f" (before: {before.message.splitlines()[0]})" if before else ""
                 raise
 
-    async def _to(self, request: web.Request, body: Body, ask: Ask, lease: Lease) -> web.StreamResponse:
+    async def _to(
+        self, request: web.Request, body: Body, ask: Ask, lease: Lease, demands: Demands, waiting: Waiting
+    ) -> web.StreamResponse:
         keep = partial(self._kept.note, source=ask.source)
+        record, peer = request[RECORD], lease.peer
+        fitted = (
+            body if peer else self._fitted(body, demands, self._driver.config.profiles[lease.profile], record)
+        )
         return await relay(
             request,
-            self._named(request, body, ask, lease),
+            self._named(request, fitted, ask, lease),
             lease,
-            request[RECORD],
-            patience=lease.peer.timeout if lease.peer else before_the_answer(ask, self._limits),
+            record,
+            patience=peer.timeout if peer else before_the_answer(ask, self._limits),
             between=self._limits.token_timeout,
-            begun=partial(keep, lease) if request.path == RESPONSES and not lease.peer else None,
+            begun=partial(keep, lease) if request.path == RESPONSES and not peer else None,
+            held=waiting.begun,
         )
 
     @property
     def _limits(self) -> EngineDefaults:
         return self._driver.config.engine
+
+    def _fitted(self, body: Body, demands: Demands, profile: Profile, record: Record) -> Body:
+        """Without the tools that the engine would refuse. Raises BadRequest for what it may not be given."""
+        demands.check(profile)
+        if not demands.drops_tools(profile):
+            return body
+        record.dropped = "tools"
+        return Body(without_tools(body.data))
 
     def _named(self, request: web.Request, body: Body, ask: Ask, lease: Lease) -> Body:
         """With a name that the engine knows: it may have been asked for by another. A peer is asked as we were."""

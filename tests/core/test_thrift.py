@@ -88,7 +88,7 @@ def test_lost_patience_swaps_whatever_it_costs():
     world = busy(quantum=5.0, patience_interactive=60.0)
     for engine in world.fleet.engines.values():
         engine.learned = Learned(start=1000.0)
-    world.ask("coder")
+    world.ask("coder", patience=2000)
     world.wait(59)
     assert world.state("llama_1") is State.READY
     world.wait(2)
@@ -99,7 +99,7 @@ def test_batch_is_more_patient():
     world = busy(quantum=5.0)
     for engine in world.fleet.engines.values():
         engine.learned = Learned(start=1000.0)
-    world.send(events.Arrived("b", Ask("coder", "n8n"), 600))
+    world.send(events.Arrived("b", Ask("coder", "n8n"), 2000))
     world.wait(299)
     assert world.state("llama_1") is State.READY
     world.wait(2)

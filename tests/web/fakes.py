@@ -90,6 +90,9 @@ class FakeDriver:
         self.calls.append(("stop", profile, at_once))
         return f"{profile} has stopped"
 
+    def progress(self, name: str) -> str:
+        return f"Loading {name}: 45 %"
+
     def why(self, name: str) -> dict[str, Any]:
         if self.refusal is not None:
             raise self.refusal

@@ -144,8 +144,8 @@ def test_a_dead_engines_last_lines_are_told() -> None:
 @pytest.mark.parametrize(
     ("error", "headers"),
     [
-        (Overloaded("full", retry_after=0.2), {"Retry-After": "1"}),
-        (Overloaded("full", retry_after=7.2), {"Retry-After": "8"}),
+        (Overloaded("full", retry_after=0.2), {"Retry-After": "1", "retry-after-ms": "200"}),
+        (Overloaded("full", retry_after=7.2), {"Retry-After": "8", "retry-after-ms": "7200"}),
         (NotAvailable("night", retry_after=3600), {"Retry-After": "60"}),
         (NotAvailable("too large"), {"x-should-retry": "false"}),
     ],
