@@ -150,6 +150,8 @@ class Server(Frozen):
     header_timeout: Annotated[Seconds, Field(gt=0)] = 10.0
     """A connection that has not sent the whole head of a request by then is closed."""
     max_body: Bytes = 64 * MIB
+    engine_metrics: bool = False
+    """Whether /metrics shows what every engine's vLLM tells of itself, too."""
 
 
 class EngineDefaults(Frozen):

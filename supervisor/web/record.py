@@ -17,7 +17,8 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 @dataclass(slots=True)
 class Record:
     """Times are monotonic seconds; `queued` is a duration. `status` is what became of it, not only what was sent:
-    502 for a stream that broke, 499 for a client that left."""
+    502 for a stream that broke, 499 for a client that left. `hit`: whether the engine was warm, waking or cold.
+    `code`: the error's, one of those in `errors`."""
 
     request_id: str
     started: float = field(default_factory=time.monotonic)
@@ -32,8 +33,11 @@ class Record:
     completion: int | None = None
     first: float | None = None
     queued: float | None = None
+    hit: str | None = None
+    streamed: bool = False
     status: int = 500
     error: str | None = None
+    code: str | None = None
 
     @classmethod
     def of(cls, presented: str | None) -> Record:
@@ -67,6 +71,12 @@ class Record:
 
     def ttft(self) -> float | None:
         return None if self.first is None else self.first - self.started
+
+    def between_tokens(self) -> float | None:
+        """Seconds, the mean of a streamed answer; None where there is no second token."""
+        if self.first is None or not self.streamed or self.status >= 400 or (self.completion or 0) < 2:
+            return None
+        return (time.monotonic() - self.first) / ((self.completion or 0) - 1)
 
     def write(self) -> None:
         known = [count for count in (self.prompt, self.completion) if count is not None]

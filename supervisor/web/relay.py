@@ -167,6 +167,7 @@ async def _answer(
     response = web.StreamResponse(status=upstream.status, headers=_to_client(upstream, record))
     response.content_length = upstream.content_length
     passing = Passing(upstream.content_type == "text/event-stream", MARKS[dialect_of(request.path)])
+    record.streamed = passing.events
     reader = Reader(upstream.content, between)
     try:
         await response.prepare(request)
@@ -224,7 +225,7 @@ async def _copy(
 async def _cut(
     request: web.Request, response: web.StreamResponse, passing: Passing, why: EngineFailed, record: Record
 ) -> None:
-    record.status, record.error = why.status, why.message
+    record.status, record.error, record.code = why.status, why.message, why.code
     if passing.events and not passing.failed:
         await response.write(b"\n\n" + dialects.event(why, dialect_of(request.path)))
     if request.transport is not None:

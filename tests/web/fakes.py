@@ -13,7 +13,13 @@ import aiohttp
 
 from supervisor.config import Config
 from supervisor.core.routing import Ask, candidates
+from supervisor.core.tally import Tally
 from supervisor.errors import LlmdError
+
+VLLM = b"""# HELP vllm:num_requests_running Running.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0"} 2.0
+"""
 
 
 @dataclass
@@ -23,6 +29,7 @@ class FakeLease:
     reason: str = "the only profile"
     incarnation: str = "i1"
     queued: float = 0.25
+    hit: str = "warm"
 
     peer: None = None
     prompt: int | None = None
@@ -53,6 +60,10 @@ class FakeDriver:
     calls: list[tuple[str, str, bool]] = field(default_factory=list)
     asked: list[tuple[str | None, float | None, int]] = field(default_factory=list)
     started_at: float = field(default_factory=time.monotonic)
+    tally: Tally = field(default_factory=Tally)
+
+    async def engine_metrics(self) -> dict[str, bytes]:
+        return dict.fromkeys(self.config.profiles, VLLM)
 
     @asynccontextmanager
     async def lease(self, ask: Ask, patience: float | None = None) -> AsyncIterator[FakeLease]:
