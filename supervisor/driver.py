@@ -30,6 +30,7 @@ from supervisor.core.tally import Tally
 from supervisor.core.why import explain, profiles_called
 from supervisor.errors import EngineDied, LlmdError, ModelNotFound
 from supervisor.host import cgroup, pagecache, probe, process, procfs, weights
+from supervisor.host.activity import Activity, Register
 from supervisor.host.almanac import Almanac
 from supervisor.host.chronicle import Chronicle
 from supervisor.host.gpus import Gpus
@@ -104,6 +105,9 @@ class Driver:
         self.scribe = Scribe()
         self.almanac = Almanac(config.server.state_dir / "learned.db")
         self.chronicle = Chronicle(config.server.state_dir / "decisions.jsonl")
+        self.register = Register(
+            Activity(config.server.state_dir / "activity.db", config.activity), self.scribe
+        )
         self.running: dict[str, Incarnation] = {}
         self.peers = Peers(config, os.environ, self.post)
         self.requests = Requests()
@@ -139,12 +143,14 @@ class Driver:
             await engine.close()
         await self.peers.close()
         self.gpus.close()
+        self.register.flush()
         await self.scribe.ask(self._close_books)
         await self.scribe.close()
 
     def _close_books(self) -> None:
         self.almanac.close()
         self.chronicle.close()
+        self.register.activity.close()
 
     # Facts in, orders out
 
@@ -542,14 +548,15 @@ class Driver:
         pids = {name: engine.pid for name, engine in self.running.items()}
         body = describe(self.fleet, pids, self.strays, self.log_path, time.monotonic())
         body["disk_trouble"] = self._disk_trouble()
-        body["dropped"] = {"entry": self.scribe.dropped}
+        body["dropped"] = {"entry": self.scribe.dropped, "request": self.register.lost}
         uptime = time.monotonic() - self.started_at
         body["daemon"] = {"pid": os.getpid(), "uptime_s": round(uptime, 1), **self.announce()}
         return body
 
     def _disk_trouble(self) -> list[str]:
         """What is not kept, in words; serving goes on without it."""
-        found = [trouble for trouble in (self.almanac.trouble, self.chronicle.trouble) if trouble]
+        books = self.almanac.trouble, self.chronicle.trouble, self.register.activity.trouble
+        found = [trouble for trouble in books if trouble]
         if self.scribe.dropped:
             found.append(f"{self.scribe.dropped} entries were given up: the disk does not keep up")
         return found

@@ -150,6 +150,8 @@ CODES = [
     (0, ("stop", "tiny_0", "--now")),
     (0, ("logs", "tiny_0")),
     (0, ("check",)),
+    (0, ("activity",)),
+    (0, ("activity", "--totals", "--csv")),
     (0, ("why", "tiny")),
     (0, ("why", "--history")),
     (0, ("mode",)),
@@ -159,6 +161,7 @@ CODES = [
     (1, ("stop", "gone")),
     (1, ("logs", "gone")),
     (1, ("why", "gone")),
+    (1, ("--config", "BAD", "activity")),
     (1, ("why", "gone", "--history")),
     (1, ("mode", "dusk")),
     (1, ("plan", "gone")),
@@ -170,6 +173,8 @@ CODES = [
     *((2, (command,)) for command in ("start", "stop", "logs", "gone")),
     (2, ("logs", "tiny_0", "-n", "-1")),
     (2, ("why",)),
+    (2, ("activity", "--csv", "--json")),
+    (2, ("activity", "--since", "soon")),
     (2, ("why", "tiny", "--since", "1h")),
     (2, ("why", "--history", "--since", "soon")),
     (2, ("why", "--history", "-n", "0")),
@@ -179,6 +184,7 @@ CODES = [
     (3, (*NO_DAEMON, "logs", "tiny_0")),
     (3, (*NO_DAEMON, "why", "tiny_0")),
     (3, (*NO_DAEMON, "mode")),
+    (3, (*NO_DAEMON, "activity")),
     (3, (*NO_DAEMON, "lease", "1GiB")),
 ]
 

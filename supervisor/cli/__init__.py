@@ -302,6 +302,51 @@ def why(
 
 
 @main.command()
+@click.argument("model", required=False)
+@click.option("--key", help="Of this key alone, by its name in llmd.toml.")
+@click.option("--since", "seconds", type=Duration(), help="Of this long alone, such as 7d.")
+@click.option("--failed", is_flag=True, help="Those alone that did not end well.")
+@click.option("--totals", is_flag=True, help="Sums by day, key and model.")
+@click.option("-n", "limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Requests.")
+@click.option("--csv", "as_csv", is_flag=True, help="Answer in CSV, for spreadsheets.")
+@as_json
+@click.pass_obj
+def activity(
+    place: Place,
+    model: str | None,
+    key: str | None,
+    seconds: float | None,
+    failed: bool,
+    totals: bool,
+    limit: int,
+    as_csv: bool,
+    as_json: bool,
+) -> None:
+    """Tell who asked for what (of MODEL, or a profile), with tokens and times; never what was written.
+
+    IN and OUT are tokens, WAIT is for an engine, TOOK is all of it. In totals ENGINE is the time on engines.
+    """
+    if as_csv and as_json:
+        raise click.UsageError("--csv or --json, not both")
+    flags = {"failed": int(failed) or None, "totals": int(totals) or None}
+    with _errors(as_json):
+        rows = _call(
+            place, lambda client: client.activity(model=model, key=key, since=seconds, limit=limit, **flags)
+        )
+        if as_json:
+            _print_json({"totals" if totals else "requests": rows})
+            return
+        from rich.console import Console
+
+        from supervisor.cli import requests
+
+        if as_csv:
+            requests.write_csv(rows)
+        else:
+            requests.show(rows, Console(highlight=False), totals=totals)
+
+
+@main.command()
 @as_json
 @click.pass_obj
 def check(place: Place, as_json: bool) -> None:

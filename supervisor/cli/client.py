@@ -18,6 +18,9 @@ from supervisor.errors import DaemonRefused, NoDaemon, OperatorError
 INSTANT = aiohttp.ClientTimeout(total=10)
 """For what the daemon answers from memory; a start and a log that is followed have no limit."""
 
+LONG = aiohttp.ClientTimeout(total=120)
+"""For what it looks up in many rows."""
+
 ENDLESS = aiohttp.ClientTimeout(total=None)
 
 
@@ -61,6 +64,12 @@ class Client:
         query |= {"model": name} if name is not None else {}
         query |= {"since": since} if since is not None else {}
         return await self._json("GET", f"/decisions?{urlencode(query)}", INSTANT)
+
+    async def activity(self, **wanted: str | float | None) -> list[dict[str, Any]]:
+        """Requests, or their totals; see the daemon's GET /activity for what may be wanted. None: left out."""
+        query = {name: value for name, value in wanted.items() if value is not None}
+        answer = await self._json("GET", f"/activity?{urlencode(query)}", LONG)
+        return list(answer.get("totals") or answer.get("requests") or ())
 
     async def start(self, profile: str) -> str:
         """Waits until the engine is ready, however long it loads."""

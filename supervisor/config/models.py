@@ -341,6 +341,13 @@ class Profile(ProfileFile):
         return int(given) if re.fullmatch(r"[1-9]\d{0,3}", given) else 1
 
 
+class Activity(Frozen):
+    """What is kept of requests that have ended."""
+
+    keep: Seconds = 90 * 86400.0
+    max_size: Annotated[Bytes, Field(ge=MIB)] = 256 * MIB
+
+
 class Document(Frozen):
     """llmd.toml, as written."""
 
@@ -349,6 +356,7 @@ class Document(Frozen):
     memory: Memory = Memory()
     scheduling: Scheduling = Scheduling()
     restarts: Restarts = Restarts()
+    activity: Activity = Activity()
     keys: dict[str, Key] = {}
     routing: Routing = Routing()
     peers: dict[str, Peer] = {}

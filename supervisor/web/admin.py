@@ -11,6 +11,7 @@ import socket
 import stat
 import struct
 from collections.abc import Awaitable, Callable, Collection
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,8 @@ from supervisor.errors import (
     RouteNotFound,
     Unauthorized,
 )
+from supervisor.host.activity import Wanted
+from supervisor.host.chronicle import stamp
 from supervisor.host.logbook import log
 from supervisor.web.driving import Driver
 from supervisor.web.protocol import Runner
@@ -39,7 +42,8 @@ _SO_PEERGROUPS = 59
 LONGEST = 366 * 86400.0
 """Seconds that a mode may be forced for."""
 
-_MOST_DECISIONS = 100_000
+_MOST = 100_000
+"""Decisions or requests in one answer."""
 
 _LOOK_AGAIN = 0.25
 _MODE = 0o660
@@ -72,6 +76,7 @@ class AdminServer:
         app.router.add_get("/why/{name:.+}", self._why)
         app.router.add_get("/requests/{name:.+}", self._request)
         app.router.add_get("/decisions", self._decisions)
+        app.router.add_get("/activity", self._activity)
         app.router.add_post("/mode/{name}", self._set_mode)
         app.router.add_get("/mode/{name}/plan", self._plan_mode)
         app.router.add_post("/loans", self._lend)
@@ -112,12 +117,20 @@ class AdminServer:
 
     async def _decisions(self, request: web.Request) -> web.StreamResponse:
         """`model`: a model or profile; `since`: seconds back; `limit`: the newest so many."""
-        query = request.query
-        limit, since = query.get("limit", "100"), _seconds(request, "since")
-        if not limit.isdecimal() or not 0 < int(limit[:9]) <= _MOST_DECISIONS:
-            raise BadRequest(f"limit={limit!r} is not 1 to {_MOST_DECISIONS}", param="limit")
-        found = await self._driver.decisions(query.get("model"), since, int(limit))
+        limit, since = _limit(request), _seconds(request, "since")
+        found = await self._driver.decisions(request.query.get("model"), since, limit)
         return web.json_response({"decisions": found})
+
+    async def _activity(self, request: web.Request) -> web.StreamResponse:
+        """As `decisions`, and `key`: a source; `failed`, `totals`: 1."""
+        query, limit, since = request.query, _limit(request), _seconds(request, "since")
+        after = None if since is None else stamp(datetime.now(UTC) - timedelta(seconds=since))
+        wanted = Wanted(query.get("model"), query.get("key"), after, query.get("failed") == "1")
+        if query.get("totals") == "1":
+            totals = await self._driver.register.ask(lambda activity: activity.totals(wanted))
+            return web.json_response({"totals": totals})
+        requests = await self._driver.register.ask(lambda activity: activity.requests(wanted, limit))
+        return web.json_response({"requests": requests})
 
     async def _set_mode(self, request: web.Request) -> web.StreamResponse:
         seconds = _seconds(request, "seconds")
@@ -170,6 +183,14 @@ class AdminServer:
         with contextlib.suppress(ConnectionResetError):  # the reader has seen enough
             await _send_log(response, path, int(lines), request.query.get("follow") == "1")
         return response
+
+
+def _limit(request: web.Request) -> int:
+    """How many to answer with. Raises BadRequest."""
+    limit = request.query.get("limit", "100")
+    if not limit.isdecimal() or not 0 < int(limit[:9]) <= _MOST:
+        raise BadRequest(f"limit={limit!r} is not 1 to {_MOST}", param="limit")
+    return int(limit)
 
 
 def _seconds(request: web.Request, name: str) -> float | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from supervisor.host.activity import Request
 from supervisor.host.logbook import log
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -22,6 +23,7 @@ class Record:
 
     request_id: str
     started: float = field(default_factory=time.monotonic)
+    path: str = ""
     model: str | None = None
     profile: str | None = None
     reason: str | None = None
@@ -77,6 +79,26 @@ class Record:
         if self.first is None or not self.streamed or self.status >= 400 or (self.completion or 0) < 2:
             return None
         return (time.monotonic() - self.first) / ((self.completion or 0) - 1)
+
+    def request(self) -> Request | None:
+        """What of it is kept; None of whoever is not known, or asked for no model."""
+        if self.source is None or self.model is None:
+            return None
+        return Request(
+            self.request_id,
+            self.source,
+            self.model,
+            self.profile,
+            self.path,
+            self.status,
+            self.code,
+            self.hit,
+            self.prompt,
+            self.completion,
+            round(self.latency() * 1000),
+            _ms(self.ttft()),
+            _ms(self.queued),
+        )
 
     def write(self) -> None:
         known = [count for count in (self.prompt, self.completion) if count is not None]

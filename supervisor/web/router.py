@@ -81,6 +81,7 @@ class Router:
         What no one foresaw goes on to the connection, which tells an answer that has begun from one that has not.
         """
         record = request[RECORD] = Record.of(request.headers.get("x-request-id"))
+        record.path = request.path
         try:
             response = await self._answered(request, handler, record)
         except asyncio.CancelledError:
@@ -113,6 +114,8 @@ class Router:
         record.write()
         self._driver.ended(record.request_id, record.outcome())
         self._metrics.count(record)
+        if request := record.request():
+            self._driver.register.note(request)
 
     def _handler(self, route: Route) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:

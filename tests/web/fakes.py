@@ -15,6 +15,7 @@ from supervisor.config import Config
 from supervisor.core.routing import Ask, candidates
 from supervisor.core.tally import Tally
 from supervisor.errors import LlmdError
+from supervisor.host.activity import Request
 
 VLLM = b"""# HELP vllm:num_requests_running Running.
 # TYPE vllm:num_requests_running gauge
@@ -43,6 +44,16 @@ class FakeLease:
 
 
 @dataclass
+class FakeRegister:
+    """Has no file."""
+
+    noted: list[Request] = field(default_factory=list)
+
+    def note(self, request: Request) -> None:
+        self.noted.append(request)
+
+
+@dataclass
 class FakeDriver:
     config: Config
     engine: Path = Path("/nowhere")
@@ -61,6 +72,7 @@ class FakeDriver:
     asked: list[tuple[str | None, float | None, int]] = field(default_factory=list)
     started_at: float = field(default_factory=time.monotonic)
     tally: Tally = field(default_factory=Tally)
+    register: FakeRegister = field(default_factory=FakeRegister)
 
     async def engine_metrics(self) -> dict[str, bytes]:
         return dict.fromkeys(self.config.profiles, VLLM)
