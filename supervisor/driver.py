@@ -29,7 +29,7 @@ from supervisor.core.status import Stray, describe
 from supervisor.core.tally import Tally
 from supervisor.core.why import explain, profiles_called
 from supervisor.errors import EngineDied, LlmdError, ModelNotFound
-from supervisor.host import cgroup, pagecache, probe, process, procfs, weights
+from supervisor.host import cgroup, logbook, pagecache, probe, process, procfs, weights
 from supervisor.host.activity import Activity, Register
 from supervisor.host.almanac import Almanac
 from supervisor.host.chronicle import Chronicle
@@ -540,6 +540,11 @@ class Driver:
         self.post(events.LoanEnded(name, why))
         return f"the loan {name} is over"
 
+    @property
+    def own_log(self) -> Path:
+        """Beside the engines' directory, in which a profile may have any name."""
+        return self.config.server.state_dir / "llmd.log"
+
     def log_path(self, profile: str) -> Path:
         return self.config.server.state_dir / "logs" / f"{profile}.log"
 
@@ -548,7 +553,12 @@ class Driver:
         pids = {name: engine.pid for name, engine in self.running.items()}
         body = describe(self.fleet, pids, self.strays, self.log_path, time.monotonic())
         body["disk_trouble"] = self._disk_trouble()
-        body["dropped"] = {"entry": self.scribe.dropped, "request": self.register.lost}
+        body["dropped"] = {
+            "entry": self.scribe.dropped,
+            "request": self.register.lost,
+            "log_line": logbook.dropped(),
+        }
+        body["suppressed"] = logbook.suppressed()
         uptime = time.monotonic() - self.started_at
         body["daemon"] = {"pid": os.getpid(), "uptime_s": round(uptime, 1), **self.announce()}
         return body

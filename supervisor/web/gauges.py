@@ -171,5 +171,7 @@ def _daemon(status: Json) -> Iterator[Metric]:
     yield _gauge(
         "mode_rolled_back", "1 while a mode could not begin", (), [((), bool(mode.get("rolled_back")))]
     )
+    thinned = [((), status.get("suppressed", 0))]
+    yield _counter("log_lines_suppressed", "Lines like others of the same second", (), thinned)
     lost = (((what,), count) for what, count in status.get("dropped", {}).items())
     yield _counter("dropped", "Lines and entries given up, by what they were", ("what",), lost)

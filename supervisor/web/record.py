@@ -117,7 +117,7 @@ class Record:
             ttft_ms=_ms(self.ttft()),
             queue_ms=_ms(self.queued),
             status=self.status,
-            **({"error": self.error} if self.error else {}),
+            **({"error": self.error, "code": self.code} if self.error else {}),
         )
 
 
