@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import sys
 import termios
@@ -22,8 +23,11 @@ from supervisor.errors import LlmdError, OperatorError
 EVERY = 1.0
 """Seconds between two looks."""
 
-KEYS = {"\x1b[A": "k", "\x1bOA": "k", "\x1b[B": "j", "\x1bOB": "j", "\x03": "q", "\x1b": "q"}
+KEYS = {"\x1b[A": "k", "\x1bOA": "k", "\x1b[B": "j", "\x1bOB": "j", "\x03": "q"}
 """What a terminal sends -> the key that it means."""
+
+_KEY = re.compile(r"\x1b[\[O][0-9;]*[A-Za-z~]|.", re.DOTALL)
+"""Keys that are pressed fast, or pasted, come together."""
 
 
 async def watch(client: Client) -> None:
@@ -108,7 +112,7 @@ def _raw(keys: asyncio.Queue[str]) -> Iterator[None]:
 
     def read() -> None:
         pressed = os.read(number, 64).decode(errors="replace")
-        for key in [KEYS[pressed]] if pressed in KEYS else pressed or "q":  # nothing: the terminal has gone
+        for key in _KEY.findall(pressed) or ["q"]:  # nothing: the terminal has gone
             keys.put_nowait(KEYS.get(key, key))
 
     tty.setcbreak(number)
