@@ -18,7 +18,7 @@ from supervisor.config import Config, warnings
 from supervisor.core import events
 from supervisor.driver import Driver
 from supervisor.errors import LlmdError
-from supervisor.host import systemd
+from supervisor.host import logbook, systemd
 from supervisor.host.gpus import Gpus
 from supervisor.host.journal import Journal
 from supervisor.host.logbook import log
@@ -58,11 +58,13 @@ class Daemon:
 
     async def run(self) -> None:
         self.journal.lock()
+        logbook.keep(self.driver.own_log)
         try:
             async with self._opened():
                 await self._stop.wait()
                 await self._wind_down()
         finally:
+            logbook.close()
             self.journal.unlock()
 
     @asynccontextmanager

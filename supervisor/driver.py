@@ -26,9 +26,11 @@ from supervisor.core.orders import Order
 from supervisor.core.requests import Requests
 from supervisor.core.routing import Ask
 from supervisor.core.status import Stray, describe
+from supervisor.core.tally import Tally
 from supervisor.core.why import explain, profiles_called
 from supervisor.errors import EngineDied, LlmdError, ModelNotFound
-from supervisor.host import cgroup, pagecache, process, procfs, weights
+from supervisor.host import cgroup, logbook, pagecache, probe, process, procfs, weights
+from supervisor.host.activity import Activity, Register
 from supervisor.host.almanac import Almanac
 from supervisor.host.chronicle import Chronicle
 from supervisor.host.gpus import Gpus
@@ -52,6 +54,7 @@ class Lease:
     profile: str
     reason: str
     queued: float
+    hit: str
     _engine: Incarnation | Contact
     prompt: int | None = None
     output: int | None = None
@@ -97,10 +100,14 @@ class Driver:
         self.gpus = gpus
         self.started_at = time.monotonic()
         self.fleet = Fleet(config, name_incarnation=lambda: secrets.token_hex(4), rng=random.Random())
+        self.tally = Tally()
         self.modes = ModeKeeper(config, self.post)
         self.scribe = Scribe()
         self.almanac = Almanac(config.server.state_dir / "learned.db")
         self.chronicle = Chronicle(config.server.state_dir / "decisions.jsonl")
+        self.register = Register(
+            Activity(config.server.state_dir / "activity.db", config.activity), self.scribe
+        )
         self.running: dict[str, Incarnation] = {}
         self.peers = Peers(config, os.environ, self.post)
         self.requests = Requests()
@@ -136,12 +143,14 @@ class Driver:
             await engine.close()
         await self.peers.close()
         self.gpus.close()
+        self.register.flush()
         await self.scribe.ask(self._close_books)
         await self.scribe.close()
 
     def _close_books(self) -> None:
         self.almanac.close()
         self.chronicle.close()
+        self.register.activity.close()
 
     # Facts in, orders out
 
@@ -277,6 +286,7 @@ class Driver:
             self._on_ready(self.fleet.engines[order.profile or ""].incarnation or "")
         if order.event == "adoption_failed":
             self._let_go(order)
+        self.tally.take(order, time.monotonic())
         log(order.event, order.level, profile=order.profile, message=order.message, **order.facts)
         entry = self._entry(order)
         self.scribe.write(lambda: self.chronicle.write(entry))
@@ -420,7 +430,7 @@ class Driver:
         try:
             grant = await waiting
             self.requests.granted(ask.request, grant.profile, grant.reason, time.monotonic())
-            lease = self._leased(grant, time.monotonic() - began)
+            lease = self._leased(grant, began)
             with lease.counted():
                 yield lease
         except LlmdError as error:
@@ -431,11 +441,18 @@ class Driver:
             if name in self.fleet.leases or name in self.fleet.queues:
                 self.post(events.Left(name, *(lease.prompt, lease.output) if lease else ()))
 
-    def _leased(self, grant: orders.Grant, waited: float) -> Lease:
+    def _leased(self, grant: orders.Grant, arrived: float) -> Lease:
         place = self.running.get(grant.incarnation)
         if place is None and grant.profile not in self.peers:
             raise EngineDied(f"{grant.profile} ended just now", retry_after=5)
-        return Lease(grant.profile, grant.reason, waited, place or self.peers[grant.profile])
+        waited, hit = time.monotonic() - arrived, self._hit(grant.profile, arrived)
+        return Lease(grant.profile, grant.reason, waited, hit, place or self.peers[grant.profile])
+
+    def _hit(self, profile: str, arrived: float) -> str:
+        """What a request that has its lease found: an engine that was "warm", "waking" or "cold", or a "peer"."""
+        if profile in self.peers:
+            return "peer"
+        return "warm" if self.fleet.engines[profile].ready_since <= arrived else self.tally.way(profile)
 
     async def is_over(self, lease: Lease) -> bool:
         """Whether the place of a lease that failed has ended: an engine that died is known to be gone at once, a
@@ -523,6 +540,11 @@ class Driver:
         self.post(events.LoanEnded(name, why))
         return f"the loan {name} is over"
 
+    @property
+    def own_log(self) -> Path:
+        """Beside the engines' directory, in which a profile may have any name."""
+        return self.config.server.state_dir / "llmd.log"
+
     def log_path(self, profile: str) -> Path:
         return self.config.server.state_dir / "logs" / f"{profile}.log"
 
@@ -531,16 +553,29 @@ class Driver:
         pids = {name: engine.pid for name, engine in self.running.items()}
         body = describe(self.fleet, pids, self.strays, self.log_path, time.monotonic())
         body["disk_trouble"] = self._disk_trouble()
+        body["dropped"] = {
+            "entry": self.scribe.dropped,
+            "request": self.register.lost,
+            "log_line": logbook.dropped(),
+        }
+        body["suppressed"] = logbook.suppressed()
         uptime = time.monotonic() - self.started_at
         body["daemon"] = {"pid": os.getpid(), "uptime_s": round(uptime, 1), **self.announce()}
         return body
 
     def _disk_trouble(self) -> list[str]:
         """What is not kept, in words; serving goes on without it."""
-        found = [trouble for trouble in (self.almanac.trouble, self.chronicle.trouble) if trouble]
+        books = self.almanac.trouble, self.chronicle.trouble, self.register.activity.trouble
+        found = [trouble for trouble in books if trouble]
         if self.scribe.dropped:
             found.append(f"{self.scribe.dropped} entries were given up: the disk does not keep up")
         return found
+
+    async def engine_metrics(self) -> dict[str, bytes]:
+        """Profile -> what its engine tells Prometheus, of those that answer."""
+        engines = [engine for engine in self.running.values() if engine.record.ready]
+        told = await asyncio.gather(*(probe.metrics(e.socket, e.record.key) for e in engines))
+        return {e.profile.name: text for e, text in zip(engines, told, strict=True) if text is not None}
 
     def why(self, name: str) -> dict[str, Any]:
         """Why a profile, or every profile of a model, is as it is. Raises ModelNotFound."""

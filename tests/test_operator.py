@@ -150,6 +150,9 @@ CODES = [
     (0, ("stop", "tiny_0", "--now")),
     (0, ("logs", "tiny_0")),
     (0, ("check",)),
+    (0, ("logs", "--since", "1h", "--grep", "serving", "--json")),
+    (0, ("activity",)),
+    (0, ("activity", "--totals", "--csv")),
     (0, ("why", "tiny")),
     (0, ("why", "--history")),
     (0, ("mode",)),
@@ -159,6 +162,8 @@ CODES = [
     (1, ("stop", "gone")),
     (1, ("logs", "gone")),
     (1, ("why", "gone")),
+    (1, ("top",)),  # no terminal here
+    (1, ("--config", "BAD", "activity")),
     (1, ("why", "gone", "--history")),
     (1, ("mode", "dusk")),
     (1, ("plan", "gone")),
@@ -167,9 +172,13 @@ CODES = [
     (1, ("--config", "BAD", "serve")),
     (1, ("serve",)),  # a second one
     *((2, (command, "--gone")) for command in COMMANDS),
-    *((2, (command,)) for command in ("start", "stop", "logs", "gone")),
+    *((2, (command,)) for command in ("start", "stop", "gone")),
+    (2, ("logs", "--grep", "(")),
+    (2, ("logs", "--since", "soon")),
     (2, ("logs", "tiny_0", "-n", "-1")),
     (2, ("why",)),
+    (2, ("activity", "--csv", "--json")),
+    (2, ("activity", "--since", "soon")),
     (2, ("why", "tiny", "--since", "1h")),
     (2, ("why", "--history", "--since", "soon")),
     (2, ("why", "--history", "-n", "0")),
@@ -179,6 +188,8 @@ CODES = [
     (3, (*NO_DAEMON, "logs", "tiny_0")),
     (3, (*NO_DAEMON, "why", "tiny_0")),
     (3, (*NO_DAEMON, "mode")),
+    (3, (*NO_DAEMON, "logs")),
+    (3, (*NO_DAEMON, "activity")),
     (3, (*NO_DAEMON, "lease", "1GiB")),
 ]
 
@@ -195,8 +206,9 @@ def test_exit_codes(llmd: Llmd, tmp_path: Path, code: int, words: tuple[str, ...
 
 
 def test_every_command_has_a_row_for_done_and_for_refused() -> None:
-    """But `serve`, which ends well only when told to, and `lease`, which needs a card, are done elsewhere."""
-    for code, elsewhere in ((0, {"serve", "lease"}), (1, {"serve"})):
+    """But `serve`, which ends well only when told to, `lease`, which needs a card, and `top`, which needs a
+    terminal, are done elsewhere."""
+    for code, elsewhere in ((0, {"serve", "lease", "top"}), (1, {"serve"})):
         rows = {word for row, words in CODES if row == code for word in words if word in COMMANDS}
         assert rows | elsewhere == set(COMMANDS)
 

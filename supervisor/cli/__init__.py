@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
@@ -104,6 +105,16 @@ def status(place: Place, as_json: bool) -> None:
         from supervisor.cli import tables
 
         tables.show(answer, Console(highlight=False))
+
+
+@main.command()
+@click.pass_obj
+def top(place: Place) -> None:
+    """Show devices and models as they change; keys choose, sort, stop and tell why."""
+    from supervisor.cli.watch import watch
+
+    with _errors(False), contextlib.suppress(Interrupted):
+        _call(place, watch)
 
 
 @main.command()
@@ -240,20 +251,52 @@ def mode(place: Place, name: str | None, seconds: float | None, plan: bool, as_j
         _print_json(answer) if as_json else click.echo(modes.told(answer))
 
 
+class Pattern(click.ParamType["re.Pattern[str]"]):
+    """A regular expression, as Python has them."""
+
+    name = "pattern"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> re.Pattern[str]:
+        try:
+            return re.compile(str(value))
+        except re.error as error:
+            self.fail(f"{value!r} is no regular expression: {error}", param, ctx)
+
+
 @main.command()
-@click.argument("profile")
+@click.argument("profile", required=False)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on.")
-@click.option("-n", "--lines", type=click.IntRange(min=0), default=100, show_default=True)
+@click.option("-n", "--lines", type=click.IntRange(0, 100_000), default=100, show_default=True)
+@click.option("--since", "seconds", type=Duration(), help="Of this long alone, such as 10m.")
+@click.option("--grep", "pattern", type=Pattern(), help="Lines alone that match this regular expression.")
+@as_json
 @click.pass_obj
-def logs(place: Place, profile: str, follow: bool, lines: int) -> None:
-    """Print the log of PROFILE's engine. Ctrl-C ends it."""
+def logs(
+    place: Place,
+    profile: str | None,
+    follow: bool,
+    lines: int,
+    seconds: float | None,
+    pattern: re.Pattern[str] | None,
+    as_json: bool,
+) -> None:
+    """Print the log of PROFILE's engine; without one those of the daemon and all engines. Ctrl-C ends it."""
+    from supervisor.cli import loglines
+
+    wanted = loglines.Filter(profile, lines, seconds, pattern, follow)
+    as_it_is = profile is not None and seconds is None and pattern is None and not as_json
 
     async def copy(client: Client) -> None:
-        async for chunk in client.logs(profile, lines=lines, follow=follow):
+        async for chunk in client.logs(profile or "", lines=lines, follow=follow):
             click.echo(chunk, nl=False)
 
-    with _errors(False), contextlib.suppress(Interrupted):
-        _call(place, copy)
+    def read(client: Client) -> Coroutine[Any, Any, None]:
+        return loglines.show(client, wanted, click.echo, as_json=as_json)
+
+    with _errors(as_json), contextlib.suppress(Interrupted):
+        _call(place, copy if as_it_is else read)
 
 
 @main.command()
@@ -299,6 +342,51 @@ def why(
             itinerary.show(answer, console)
             return
         reasons.show_history(answer["decisions"], console) if history else reasons.show(answer, console)
+
+
+@main.command()
+@click.argument("model", required=False)
+@click.option("--key", help="Of this key alone, by its name in llmd.toml.")
+@click.option("--since", "seconds", type=Duration(), help="Of this long alone, such as 7d.")
+@click.option("--failed", is_flag=True, help="Those alone that did not end well.")
+@click.option("--totals", is_flag=True, help="Sums by day, key and model.")
+@click.option("-n", "limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Requests.")
+@click.option("--csv", "as_csv", is_flag=True, help="Answer in CSV, for spreadsheets.")
+@as_json
+@click.pass_obj
+def activity(
+    place: Place,
+    model: str | None,
+    key: str | None,
+    seconds: float | None,
+    failed: bool,
+    totals: bool,
+    limit: int,
+    as_csv: bool,
+    as_json: bool,
+) -> None:
+    """Tell who asked for what (of MODEL, or a profile), with tokens and times; never what was written.
+
+    IN and OUT are tokens, WAIT is for an engine, TOOK is all of it. In totals ENGINE is the time on engines.
+    """
+    if as_csv and as_json:
+        raise click.UsageError("--csv or --json, not both")
+    flags = {"failed": int(failed) or None, "totals": int(totals) or None}
+    with _errors(as_json):
+        rows = _call(
+            place, lambda client: client.activity(model=model, key=key, since=seconds, limit=limit, **flags)
+        )
+        if as_json:
+            _print_json({"totals" if totals else "requests": rows})
+            return
+        from rich.console import Console
+
+        from supervisor.cli import requests
+
+        if as_csv:
+            requests.write_csv(rows)
+        else:
+            requests.show(rows, Console(highlight=False), totals=totals)
 
 
 @main.command()

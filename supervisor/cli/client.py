@@ -18,6 +18,12 @@ from supervisor.errors import DaemonRefused, NoDaemon, OperatorError
 INSTANT = aiohttp.ClientTimeout(total=10)
 """For what the daemon answers from memory; a start and a log that is followed have no limit."""
 
+_LINE = 1 << 20
+"""Bytes of the longest line that is read: an engine's log may hold one of 64 KiB, each letter escaped."""
+
+LONG = aiohttp.ClientTimeout(total=120)
+"""For what it looks up in many rows."""
+
 ENDLESS = aiohttp.ClientTimeout(total=None)
 
 
@@ -38,7 +44,7 @@ class Client:
 
     async def __aenter__(self) -> Client:
         connector = aiohttp.UnixConnector(path=str(self._socket))
-        self._session = aiohttp.ClientSession(connector=connector)
+        self._session = aiohttp.ClientSession(connector=connector, read_bufsize=_LINE)
         return self
 
     async def __aexit__(
@@ -61,6 +67,12 @@ class Client:
         query |= {"model": name} if name is not None else {}
         query |= {"since": since} if since is not None else {}
         return await self._json("GET", f"/decisions?{urlencode(query)}", INSTANT)
+
+    async def activity(self, **wanted: str | float | None) -> list[dict[str, Any]]:
+        """Requests, or their totals; see the daemon's GET /activity for what may be wanted. None: left out."""
+        query = {name: value for name, value in wanted.items() if value is not None}
+        answer = await self._json("GET", f"/activity?{urlencode(query)}", LONG)
+        return list(answer.get("totals") or answer.get("requests") or ())
 
     async def start(self, profile: str) -> str:
         """Waits until the engine is ready, however long it loads."""
@@ -91,6 +103,20 @@ class Client:
 
     async def take_back(self, name: str) -> str:
         return str((await self._json("DELETE", f"/loans/{quote(name, safe='')}", INSTANT)).get("message", ""))
+
+    async def all_logs(
+        self, *, profile: str | None, since: float | None, limit: int, follow: bool
+    ) -> AsyncIterator[dict[str, Any] | None]:
+        """Entries of all logs, or of one; None once all that was there is told; with `follow` then each `new` one."""
+        query: dict[str, str | float] = {"limit": limit, "follow": int(follow)}
+        query |= {"profile": profile} if profile is not None else {}
+        query |= {"since": since} if since is not None else {}
+        async with self._ask("GET", f"/logs?{urlencode(query)}", ENDLESS) as response:
+            for _ in range(int(json.loads(await response.content.readline())["past"])):
+                yield json.loads(await response.content.readline()) | {"new": False}
+            yield None
+            while line := await response.content.readline():
+                yield json.loads(line) | {"new": True}
 
     async def logs(self, profile: str, *, lines: int, follow: bool) -> AsyncIterator[bytes]:
         path = f"{_path(profile)}/logs?lines={lines}" + ("&follow=1" if follow else "")

@@ -33,23 +33,32 @@ def show(status: Json, console: Console) -> None:
 
 def render(status: Json) -> Iterator[RenderableType]:
     yield _daemon(status.get("daemon", {}))
-    for device in status.get("devices", []):
+    for reading in status.get("devices", []):
         yield Text()
-        yield _device(device)
+        yield device(reading)
     engines = status.get("engines", [])
     if engines:
         yield Text()
-        yield _models(engines)
+        yield models(engines)
     if loans := status.get("loans"):
         yield Text()
         yield Group(*map(_loan, loans))
     if peers := status.get("peers"):
         yield Text()
         yield Group(*map(told_of, peers))
-    troubles = [*_failures(engines), *_strays(status), *_warnings(status)]
-    if troubles:
+    if said := troubles(status):
         yield Text()
-        yield Group(*troubles)
+        yield Group(*said)
+
+
+def troubles(status: Json) -> list[Text]:
+    """A line for each thing that a person should look at."""
+    return [*_failures(status.get("engines", [])), *_strays(status), *_warnings(status)]
+
+
+def headline(daemon: Json) -> Text:
+    """One line of what `status` tells of the daemon in several."""
+    return Text(" ").join(_daemon(daemon).split("\n")[:2])
 
 
 def told_of(peer: Json) -> Text:
@@ -108,7 +117,7 @@ def _daemon(daemon: Json) -> Text:
     return text
 
 
-def _device(device: Json) -> Group:
+def device(device: Json) -> Group:
     lines = [_title(device)]
     if trouble := (device.get("trouble") or device.get("quarantined")):
         lines.append(Text(f"  {trouble if isinstance(trouble, str) else 'not trusted'}", "red"))
@@ -145,7 +154,7 @@ def _who(processes: list[Json]) -> str:
     return f": {', '.join(known[:3])}{more}" if known else ""
 
 
-def _models(engines: list[Json]) -> Table:
+def models(engines: list[Json]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     table.add_column("PROFILE", overflow="fold")
     table.add_column("MODEL", overflow="fold")

@@ -174,6 +174,8 @@ class Server(Frozen):
     """Between two signs of life while a stream is held; proxies and clients close what is silent."""
     llama_cpp: bool = False
     """llama.cpp's routes to load and unload models: for Open WebUI's buttons, and for everyone with a key."""
+    engine_metrics: bool = False
+    """Whether /metrics shows what every engine's vLLM tells of itself, too."""
 
 
 class EngineDefaults(Frozen):
@@ -378,6 +380,13 @@ class Profile(ProfileFile):
         return int(given) if re.fullmatch(r"[1-9]\d{0,3}", given) else 1
 
 
+class Activity(Frozen):
+    """What is kept of requests that have ended."""
+
+    keep: Seconds = 90 * 86400.0
+    max_size: Annotated[Bytes, Field(ge=MIB)] = 256 * MIB
+
+
 class Document(Frozen):
     """llmd.toml, as written."""
 
@@ -386,6 +395,7 @@ class Document(Frozen):
     memory: Memory = Memory()
     scheduling: Scheduling = Scheduling()
     restarts: Restarts = Restarts()
+    activity: Activity = Activity()
     keys: dict[str, Key] = {}
     routing: Routing = Routing()
     peers: dict[str, Peer] = {}

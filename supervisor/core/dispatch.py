@@ -193,7 +193,7 @@ def make_way(fleet: Fleet, engine: Engine, way: Way) -> None:
 
 def evict(fleet: Fleet, victim: Engine, engine: Engine, *, asleep: bool) -> None:
     fleet.ageing = max(fleet.ageing, fleet.policy.worth(fleet, victim))
-    if is_needed(fleet, victim):
+    if swap := is_needed(fleet, victim):
         count_swap(fleet, victim)
     why = f"{victim.name} makes room for {engine.name}{waited(fleet, engine)}"
     fleet.note(
@@ -201,6 +201,7 @@ def evict(fleet: Fleet, victim: Engine, engine: Engine, *, asleep: bool) -> None
         victim,
         why,
         by=engine.name,
+        swap=swap,
         busy=len(victim.leases),
         idle_s=victim.idle_seconds(fleet.now),
         worth=round(fleet.policy.worth(fleet, victim), 6),

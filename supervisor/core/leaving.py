@@ -47,11 +47,13 @@ def retire(
         engine.step(Step.DRAIN, fleet.now)
         if not patient:
             engine.deadline = fleet.now + (fleet.config.server.drain if drain is None else drain)
-        fleet.note("engine_draining", engine, f"{engine.name} drains: {why}", busy=len(engine.leases))
+        fleet.note(
+            "engine_draining", engine, f"{engine.name} drains: {why}", why=why, busy=len(engine.leases)
+        )
     elif engine.state is State.DRAINING and at_once:
         engine.deadline = fleet.now
     elif engine.state in (State.STARTING, State.ADOPTING, State.SLEEPING, State.WAKING):
-        fleet.note("engine_stopping", engine, f"{engine.name} stops while {engine.state}: {why}")
+        fleet.note("engine_stopping", engine, f"{engine.name} stops while {engine.state}: {why}", why=why)
         terminate(fleet, engine)
     go_on_draining(fleet, engine)
 

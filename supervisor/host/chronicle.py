@@ -1,19 +1,18 @@
 """The journal of decisions, STATE/decisions.jsonl: what was decided, when, and on what grounds, one JSON line each.
 
-Bounded: when a half of the cap is full it becomes `decisions.jsonl.1`, in the place of the half before it. A line
-torn by a crash is passed over, and the next one begins on a line of its own.
+Bounded; a line torn by a crash is passed over.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from supervisor.host.logbook import log
+from supervisor.host.rollover import Rollover
 
 CAP = 8 << 20
 """Bytes of both halves together."""
@@ -28,18 +27,15 @@ class Chronicle:
     """Everything here blocks for a disk's time, and all of it is called from one thread."""
 
     def __init__(self, path: Path, cap: int = CAP) -> None:
-        self.path = path
-        self.older = path.with_name(path.name + ".1")
+        self._lines = Rollover(path, cap)
+        self.path, self.older = path, self._lines.older
         self.trouble: str | None = None
         """Why the last entry could not be written."""
-        self._half = cap // 2
-        self._file: int | None = None
-        self._size = 0
 
     def write(self, entry: Mapping[str, object]) -> None:
         """An entry that cannot be written is lost; that is said once until it works again."""
         try:
-            self._append(_line(entry))
+            self._lines.append(_line(entry))
             self.trouble = None
         except OSError as error:
             if self.trouble is None:
@@ -52,7 +48,7 @@ class Chronicle:
     ) -> list[Entry]:
         """The newest that concern one of `names` (none: all), oldest first."""
         found: list[Entry] = []
-        for entry in self._newest_first():
+        for entry in filter(None, map(_entry, self._lines.newest_first())):
             if len(found) == limit:
                 break
             if since is not None and entry["at"] < stamp(
@@ -64,38 +60,7 @@ class Chronicle:
         return found[::-1]
 
     def close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-    def _append(self, line: bytes) -> None:
-        file = self._opened()
-        if self._size and self._size + len(line) > self._half:
-            self.close()
-            self.path.replace(self.older)
-            file = self._opened()
-        written = os.write(file, line)
-        self._size += written
-        if written < len(line):  # the disk is full now: whoever opens the file next mends its end
-            self.close()
-
-    def _opened(self) -> int:
-        if self._file is None:
-            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-            self._size = os.fstat(self._file).st_size
-            if self._size and os.pread(self._file, 1, self._size - 1) != b"\n":
-                self._size += os.write(self._file, b"\n")
-        return self._file
-
-    def _newest_first(self) -> Iterator[Entry]:
-        for path in (self.path, self.older):
-            try:
-                lines = path.read_bytes().splitlines()
-            except OSError:
-                continue
-            for line in reversed(lines):
-                if entry := _entry(line):
-                    yield entry
+        self._lines.close()
 
 
 def stamp(when: datetime) -> str:

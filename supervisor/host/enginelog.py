@@ -58,14 +58,15 @@ def rotate(path: Path, cap: int) -> bool:
 async def keep(path: Path, cap: int) -> None:
     """Rotate the log as often as it takes to hold it and `NAME.1` to `cap` bytes; runs until it is cancelled."""
     while True:
-        if _size(path) >= _due(cap):
+        if size(path) >= _due(cap):
             await asyncio.to_thread(rotate, path, cap)
-        await asyncio.sleep(_pause(_size(path), cap))
+        await asyncio.sleep(_pause(size(path), cap))
 
 
-def tail(path: Path, lines: int = 20, max_bytes: int = 64 << 10) -> list[str]:
-    """The last lines as a person reads them: no colours, progress bars one line a step, junk replaced."""
-    found = _lines(_last_bytes(path, max_bytes))
+def tail(path: Path, lines: int = 20, max_bytes: int = 64 << 10, end: int | None = None) -> list[str]:
+    """The last lines, up to byte `end`, as a person reads them: no colours, progress bars one line a step, junk
+    replaced."""
+    found = _lines(_last_bytes(path, max_bytes, end))
     if len(found) < lines:  # just rotated
         found = _lines(_last_bytes(old(path), max_bytes)) + found
     return found[-lines:] if lines > 0 else []
@@ -131,18 +132,20 @@ def _copy(source: int, target: Path, size: int, cap: int) -> None:
         os.close(fd)
 
 
-def _size(path: Path) -> int:
+def size(path: Path) -> int:
+    """Bytes; 0 of a log that is not there yet."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
 
 
-def _last_bytes(path: Path, count: int) -> bytes:
+def _last_bytes(path: Path, count: int, end: int | None = None) -> bytes:
     try:
         with path.open("rb") as log:
-            log.seek(max(0, os.fstat(log.fileno()).st_size - count))
-            return log.read(count)
+            start = max(0, (os.fstat(log.fileno()).st_size if end is None else end) - count)
+            log.seek(start)
+            return log.read(count if end is None else end - start)
     except FileNotFoundError:
         return b""
 

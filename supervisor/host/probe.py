@@ -22,6 +22,7 @@ _REPLY_LIMIT = 1 << 20
 """Bytes of a reply that are read: a thing on the socket that is no engine may send without end."""
 
 _MODELS_TIMEOUT = 5.0
+_METRICS_TIMEOUT = 2.0
 _LONGEST_VERSION = 100
 
 
@@ -90,6 +91,15 @@ async def version(socket: Path, key: str) -> str | None:
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, TypeError):
         return None
     return told[:_LONGEST_VERSION] if isinstance(told, str) and told else None
+
+
+async def metrics(socket: Path, key: str) -> bytes | None:
+    """What Prometheus would read of the engine, cut at a whole line; None where it does not answer."""
+    try:
+        async with connected(socket, key, _METRICS_TIMEOUT) as session, session.get("/metrics") as reply:
+            return (await read(reply)).rpartition(b"\n")[0] if reply.status == 200 else None
+    except (aiohttp.ClientError, OSError, TimeoutError):
+        return None
 
 
 def listener(socket: Path) -> int | None:

@@ -22,14 +22,15 @@ class Scribe:
         self.dropped = 0
         """Writes given up because too many waited."""
 
-    def write(self, work: Callable[[], None]) -> None:
-        """Have `work` done after all that was asked for before; it must see to its own errors."""
+    def write(self, work: Callable[[], None]) -> bool:
+        """Have `work` done after all that was asked for before; it must see to its own errors. False: given up."""
         if self._waiting >= BACKLOG:
             self.dropped += 1
-            return
+            return False
         self._waiting += 1
         loop = asyncio.get_running_loop()
         self._thread.submit(work).add_done_callback(lambda done: self._done(loop, done))
+        return True
 
     def _done(self, loop: asyncio.AbstractEventLoop, done: Future[None]) -> None:
         if not loop.is_closed():

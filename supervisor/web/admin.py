@@ -11,6 +11,8 @@ import socket
 import stat
 import struct
 from collections.abc import Awaitable, Callable, Collection
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +29,10 @@ from supervisor.errors import (
     RouteNotFound,
     Unauthorized,
 )
+from supervisor.host.activity import Wanted
+from supervisor.host.chronicle import stamp
 from supervisor.host.logbook import log
+from supervisor.host.logstream import DAEMON, Entry, Logs
 from supervisor.web.driving import Driver
 from supervisor.web.protocol import Runner
 
@@ -39,7 +44,8 @@ _SO_PEERGROUPS = 59
 LONGEST = 366 * 86400.0
 """Seconds that a mode may be forced for."""
 
-_MOST_DECISIONS = 100_000
+_MOST = 100_000
+"""Decisions or requests in one answer."""
 
 _LOOK_AGAIN = 0.25
 _MODE = 0o660
@@ -72,6 +78,8 @@ class AdminServer:
         app.router.add_get("/why/{name:.+}", self._why)
         app.router.add_get("/requests/{name:.+}", self._request)
         app.router.add_get("/decisions", self._decisions)
+        app.router.add_get("/activity", self._activity)
+        app.router.add_get("/logs", self._all_logs)
         app.router.add_post("/mode/{name}", self._set_mode)
         app.router.add_get("/mode/{name}/plan", self._plan_mode)
         app.router.add_post("/loans", self._lend)
@@ -112,12 +120,20 @@ class AdminServer:
 
     async def _decisions(self, request: web.Request) -> web.StreamResponse:
         """`model`: a model or profile; `since`: seconds back; `limit`: the newest so many."""
-        query = request.query
-        limit, since = query.get("limit", "100"), _seconds(request, "since")
-        if not limit.isdecimal() or not 0 < int(limit[:9]) <= _MOST_DECISIONS:
-            raise BadRequest(f"limit={limit!r} is not 1 to {_MOST_DECISIONS}", param="limit")
-        found = await self._driver.decisions(query.get("model"), since, int(limit))
+        limit, since = _limit(request), _seconds(request, "since")
+        found = await self._driver.decisions(request.query.get("model"), since, limit)
         return web.json_response({"decisions": found})
+
+    async def _activity(self, request: web.Request) -> web.StreamResponse:
+        """As `decisions`, and `key`: a source; `failed`, `totals`: 1."""
+        query, limit, since = request.query, _limit(request), _seconds(request, "since")
+        after = None if since is None else stamp(datetime.now(UTC) - timedelta(seconds=since))
+        wanted = Wanted(query.get("model"), query.get("key"), after, query.get("failed") == "1")
+        if query.get("totals") == "1":
+            totals = await self._driver.register.ask(lambda activity: activity.totals(wanted))
+            return web.json_response({"totals": totals})
+        requests = await self._driver.register.ask(lambda activity: activity.requests(wanted, limit))
+        return web.json_response({"requests": requests})
 
     async def _set_mode(self, request: web.Request) -> web.StreamResponse:
         seconds = _seconds(request, "seconds")
@@ -160,6 +176,32 @@ class AdminServer:
         at_once = request.query.get("now") == "1"
         return web.json_response({"message": await self._driver.stop(profile, at_once=at_once)})
 
+    async def _all_logs(self, request: web.Request) -> web.StreamResponse:
+        """JSON lines: how many entries there are, those, and with `follow` each new one. `profile`: its log alone;
+        `since`: seconds back; `limit`: the newest so many."""
+        limit, since = _limit(request), _seconds(request, "since")
+        after = None if since is None else stamp(datetime.now(UTC) - timedelta(seconds=since))
+        logs = Logs(self._paths(request.query.get("profile")))
+        past = await asyncio.to_thread(logs.past, limit, after)
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionResetError):  # the reader has seen enough
+            await response.write(json.dumps({"past": len(past)}).encode() + b"\n")
+            await response.write(b"".join(map(_entry, past)))
+            if request.query.get("follow") == "1":
+                async with contextlib.aclosing(logs.coming()) as coming:
+                    async for entry in coming:
+                        await response.write(_entry(entry))
+        return response
+
+    def _paths(self, name: str | None) -> dict[str, Path]:
+        """Origin -> its log; of one profile, or of all and the daemon. Raises ModelNotFound."""
+        if name is not None:
+            profile = profile_named(name, self._driver.config)
+            return {profile: self._driver.log_path(profile)}
+        engines = {profile: self._driver.log_path(profile) for profile in self._driver.config.profiles}
+        return engines | {DAEMON: self._driver.own_log}
+
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         path = self._driver.log_path(profile_named(request.match_info["name"], self._driver.config))
         lines = request.query.get("lines", "100")
@@ -170,6 +212,18 @@ class AdminServer:
         with contextlib.suppress(ConnectionResetError):  # the reader has seen enough
             await _send_log(response, path, int(lines), request.query.get("follow") == "1")
         return response
+
+
+def _entry(entry: Entry) -> bytes:
+    return json.dumps(asdict(entry)).encode() + b"\n"
+
+
+def _limit(request: web.Request) -> int:
+    """How many to answer with. Raises BadRequest."""
+    limit = request.query.get("limit", "100")
+    if not limit.isdecimal() or not 0 < int(limit[:9]) <= _MOST:
+        raise BadRequest(f"limit={limit!r} is not 1 to {_MOST}", param="limit")
+    return int(limit)
 
 
 def _seconds(request: web.Request, name: str) -> float | None:

@@ -313,6 +313,7 @@ def _share(lease: Lease, members: Sequence[Member], body: bytes) -> None:
     lease.used(sum(count for _, count in parts), None)
     for member, (part, count) in zip(members, parts, strict=True):
         member.record.profile, member.record.queued = lease.profile, lease.queued
+        member.record.hit = lease.hit
         member.record.prompt = count
         if not member.part.done():
             member.part.set_result(part)

@@ -10,19 +10,22 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from supervisor.host.activity import Request
 from supervisor.host.logbook import log
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-_WHERE_KNOWN = ("error", "person", "chat", "dropped")
+_WHERE_KNOWN = ("error", "code", "person", "chat", "dropped")
 
 
 @dataclass(slots=True)
 class Record:
     """Times are monotonic seconds; `queued` is a duration. `status` is what became of it, not only what was sent:
-    502 for a stream that broke, 499 for a client that left."""
+    502 for a stream that broke, 499 for a client that left. `hit`: whether the engine was warm, waking or cold.
+    `code`: the error's, one of those in `errors`."""
 
     request_id: str
     started: float = field(default_factory=time.monotonic)
+    path: str = ""
     model: str | None = None
     profile: str | None = None
     reason: str | None = None
@@ -34,6 +37,8 @@ class Record:
     completion: int | None = None
     first: float | None = None
     queued: float | None = None
+    hit: str | None = None
+    streamed: bool = False
     status: int = 500
     error: str | None = None
     person: str | None = None
@@ -41,6 +46,7 @@ class Record:
     chat: str | None = None
     dropped: str | None = None
     """What of the request the engine was not given."""
+    code: str | None = None
 
     @classmethod
     def of(cls, presented: str | None) -> Record:
@@ -79,6 +85,32 @@ class Record:
 
     def ttft(self) -> float | None:
         return None if self.first is None else self.first - self.started
+
+    def between_tokens(self) -> float | None:
+        """Seconds, the mean of a streamed answer; None where there is no second token."""
+        if self.first is None or not self.streamed or self.status >= 400 or (self.completion or 0) < 2:
+            return None
+        return (time.monotonic() - self.first) / ((self.completion or 0) - 1)
+
+    def request(self) -> Request | None:
+        """What of it is kept; None of whoever is not known, or asked for no model."""
+        if self.source is None or self.model is None:
+            return None
+        return Request(
+            self.request_id,
+            self.source,
+            self.model,
+            self.profile,
+            self.path,
+            self.status,
+            self.code,
+            self.hit,
+            self.prompt,
+            self.completion,
+            round(self.latency() * 1000),
+            _ms(self.ttft()),
+            _ms(self.queued),
+        )
 
     def write(self) -> None:
         known = [count for count in (self.prompt, self.completion) if count is not None]

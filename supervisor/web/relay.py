@@ -173,6 +173,7 @@ async def _answer(
     record.first, record.status = time.monotonic(), upstream.status
     response = held or _head(upstream, record)
     passing = Passing(upstream.content_type == "text/event-stream", MARKS[dialect_of(request.path)])
+    record.streamed = passing.events
     reader = Reader(upstream.content, between)
     try:
         if held is None:
@@ -241,7 +242,7 @@ async def _copy(
 async def _cut(
     request: web.Request, response: web.StreamResponse, passing: Passing, why: EngineFailed, record: Record
 ) -> None:
-    record.status, record.error = why.status, why.message
+    record.status, record.error, record.code = why.status, why.message, why.code
     if passing.events and not passing.failed:
         await response.write(b"\n\n" + dialects.event(why, dialect_of(request.path)))
     if request.transport is not None:

@@ -77,6 +77,7 @@ class Router:
             LlamaCpp(self._driver, self._source).add_to(app)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._expose)
+        app.cleanup_ctx.append(self._metrics.watch_the_loop)
         return app
 
     @web.middleware
@@ -87,6 +88,7 @@ class Router:
         """
         record = request[RECORD] = Record.of(request.headers.get("x-request-id"))
         record.note_people(request.headers)
+        record.path = request.path
         try:
             response = await self._answered(request, handler, record)
         except asyncio.CancelledError:
@@ -94,6 +96,7 @@ class Router:
             raise
         except Exception:
             record.status, record.error = InternalError.status, InternalError.code
+            record.code = InternalError.code
             raise
         finally:
             if request.path not in _UNRECORDED:
@@ -121,10 +124,9 @@ class Router:
     def _note(self, record: Record) -> None:
         record.write()
         self._driver.ended(record.request_id, record.outcome())
-        config = self._driver.config
-        profile = config.profiles.get(record.profile or "")
-        abroad = record.model if record.profile in config.peers else None  # it is in the peer's list
-        self._metrics.count(record, profile.model if profile else abroad or "")
+        self._metrics.count(record)
+        if request := record.request():
+            self._driver.register.note(request)
 
     def _handler(self, route: Route) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -172,6 +174,7 @@ class Router:
             try:
                 async with waiting.lease(ask) as lease:
                     record.profile, record.reason, record.queued = lease.profile, lease.reason, lease.queued
+                    record.hit = lease.hit
                     return await self._to(request, body, ask, lease, demands, waiting)
             except EngineDied as error:
                 ask, before = await elsewhere(self._driver, ask, lease, error), error
@@ -226,7 +229,7 @@ class Router:
         record, ask = request[RECORD], Ask(self._hearing(request, route), source, tasks=route.tasks)
         record.model = ask.model[:_LONGEST_NAME]
         async with self._driver.lease(ask) as lease:
-            record.profile, record.queued = lease.profile, lease.queued
+            record.profile, record.queued, record.hit = lease.profile, lease.queued, lease.hit
             return await relay_socket(request, lease, record)
 
     def _hearing(self, request: web.Request, route: Route) -> str:
@@ -269,7 +272,7 @@ class Router:
         return web.json_response(health(self._driver.status()))
 
     async def _expose(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(body=self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return web.Response(body=await self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 def _translated(error: web.HTTPException, request: web.Request) -> LlmdError:
@@ -288,6 +291,6 @@ def _allowed(error: web.HTTPException) -> dict[str, str]:
 def _refusal(
     error: LlmdError, request: web.Request, record: Record, more: Mapping[str, str] | None = None
 ) -> web.Response:
-    record.status, record.error = error.status, error.code
+    record.status, record.error, record.code = error.status, error.code, error.code
     headers = {**error_headers(error), **record.headers(), **(more or {})}
     return web.json_response(told(error, dialect_of(request.path)), status=error.status, headers=headers)

@@ -121,10 +121,10 @@ def test_a_full_disk_is_said_once_and_over_when_there_is_room(
     almanac: Almanac, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     almanac.keep("llama_0", "a", KNOWN)
-    full = almanac._connection()
+    full = almanac._database.connection()
     full.execute("PRAGMA max_page_count=1")  # SQLite answers as it does where a write finds no room
     large = Learned("0.32.0", peak={f"GPU-{number}": number for number in range(2000)})
-    monkeypatch.setattr(almanac, "close", lambda: None)
+    monkeypatch.setattr(almanac._database, "close", lambda: None)
     for _ in range(3):
         almanac.keep("llama_0", "a", large)
     assert almanac.trouble is not None

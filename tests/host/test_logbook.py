@@ -1,14 +1,24 @@
-"""One JSON object a line, times in UTC, whatever the fields are."""
+"""One JSON object a line, times in UTC, whatever the fields are; kept, thinned out, and in words for people."""
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from supervisor.host import logbook
 from supervisor.host.logbook import log
+from supervisor.host.rollover import Rollover
 
 
 def test_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,3 +36,112 @@ def test_times_are_rfc_3339_in_utc(capsys: pytest.CaptureFixture[str]) -> None:
     assert line["timestamp"].endswith("Z")
     assert datetime.fromisoformat(line["timestamp"]).utcoffset() is not None
     assert line["level"] == "WARNING"
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[Path]:
+    logbook.keep(tmp_path / "llmd.log")
+    yield tmp_path / "llmd.log"
+    logbook.close()
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_daemon_keeps_its_lines_as_stderr_has_them(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(10):
+        log("tick", number=number)
+    logbook.close()
+    assert kept.read_text() == capsys.readouterr().err
+    assert kept.stat().st_mode & 0o777 == 0o640
+
+
+def test_what_repeats_itself_is_thinned_out_by_class_and_counted(
+    kept: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(logbook.time, "monotonic", lambda: clock[0])
+    for _ in range(1000):
+        log("request", "INFO", source=None, error="invalid_api_key", code="invalid_api_key", status=401)
+        log("request", "INFO", source="webui", status=200)
+    log("request", "WARNING", source="webui", error="engine_failed", code="engine_failed")
+    told = [(line["source"], line.get("code")) for line in events(capsys.readouterr().err)]
+    assert told.count((None, "invalid_api_key")) == 1
+    assert told.count(("webui", None)) == 1000
+    assert told.count(("webui", "engine_failed")) == 1
+    assert logbook.suppressed() == 999
+    clock[0] += 1.5
+    log("request", "INFO", source=None, error="invalid_api_key", code="invalid_api_key", status=401)
+    assert events(capsys.readouterr().err)[0]["suppressed"] == 999
+
+
+def test_a_class_has_its_burst_and_then_one_line_a_second(
+    kept: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(logbook.time, "monotonic", lambda: clock[0])
+    for _ in range(1000):
+        log("flaps", profile="llama_0")
+        clock[0] += 0.01
+    assert logbook.BURST + 9 <= len(capsys.readouterr().err.splitlines()) <= logbook.BURST + 10
+
+
+def test_a_disk_that_hangs_costs_lines_that_are_counted_and_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, began = threading.Event(), threading.Event()
+
+    def hang(self: Rollover, line: bytes) -> None:
+        began.set()
+        go.wait(30)
+
+    monkeypatch.setattr(Rollover, "append", hang)
+    monkeypatch.setattr(logbook, "BACKLOG", 5)
+    logbook.keep(tmp_path / "llmd.log")
+    log("first")
+    assert began.wait(10)
+    for _ in range(10):
+        log("request", source="webui")
+    assert logbook.dropped() == 5
+    go.set()
+    logbook.close()
+
+
+def test_a_disk_that_is_full_costs_lines_that_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logbook.keep(tmp_path / "none" / "llmd.log")
+    log("said")
+    logbook.close()
+    assert '"said"' in capsys.readouterr().err
+
+
+def test_on_a_terminal_it_is_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    log("engine_failed", "ERROR", profile="llama_0", message="out of memory", tail=[], code=None)
+    log("serving")
+    failed, serving = terminal.getvalue().splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d ERROR engine_failed: out of memory profile=llama_0", failed)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d serving", serving)
+
+
+def test_under_systemd_each_line_bears_its_priority(tmp_path: Path) -> None:
+    """Where stderr is the journal, and not where a child only inherited the variable."""
+    program = (
+        "from supervisor.host.logbook import log; log('bad', 'ERROR'); log('odd', 'WARNING'); log('good')"
+    )
+    with (tmp_path / "journal").open("w+") as journal:
+        found = os.fstat(journal.fileno())
+        env = os.environ | {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
+        subprocess.run([sys.executable, "-c", program], stderr=journal, env=env, check=True)
+    told = (tmp_path / "journal").read_text().splitlines()
+    assert [line[:3] for line in told] == ["<3>", "<4>", "<6>"]
+    assert [json.loads(line[3:])["event"] for line in told] == ["bad", "odd", "good"]
+    piped = subprocess.run([sys.executable, "-c", program], capture_output=True, env=env, check=True)
+    assert piped.stderr.startswith(b"{")

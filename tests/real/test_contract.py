@@ -10,7 +10,9 @@ import struct
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from supervisor.web.exposition import merged
 from tests.real.conftest import CHAT_WINDOW, WINDOW, Engines
 from tests.standin.launch import Engine, metric, until
 
@@ -109,6 +111,20 @@ async def test_metrics_have_what_llmd_reads(engines: Engines) -> None:
     await until_gauge(engines.chat, "generation_tokens_total", before + 3)
     await until_gauge(engines.chat, "num_requests_running", 0)
     await until_gauge(engines.chat, "num_requests_waiting", 0)
+
+
+async def test_metrics_can_be_shown_as_ours(engines: Engines) -> None:
+    async with (
+        engines.chat.client() as client,
+        client.get("/metrics", headers={"Authorization": ""}) as answer,
+    ):
+        told = await answer.read()
+    sent = [line for line in told.splitlines() if line.startswith(b"vllm:")]
+    shown = list(text_string_to_metric_families(merged({"llama_0": told, "coder_1": told}).decode()))
+    samples = [sample for family in shown for sample in family.samples]
+    assert len(samples) == 2 * len(sent) > 0
+    assert {sample.labels["profile"] for sample in samples} == {"llama_0", "coder_1"}
+    assert len({family.name for family in shown}) == len(shown)
 
 
 async def test_tokenize_counts(engines: Engines) -> None:

@@ -286,4 +286,9 @@ def metrics(model: str, running: int, waiting: int, prompt: int, generated: int)
         "prefix_cache_hits_total": 0,
         "num_preemptions_total": 0,
     }
-    return "".join(f"vllm:{name}{label} {float(value)}\n" for name, value in values.items())
+    lines = []
+    for name, value in values.items():
+        kind = "counter" if name.endswith("_total") else "gauge"
+        lines += [f"# HELP vllm:{name} As vLLM has it.", f"# TYPE vllm:{name} {kind}"]
+        lines.append(f"vllm:{name}{label} {float(value)}")
+    return "\n".join(lines) + "\n"

@@ -13,7 +13,14 @@ import aiohttp
 
 from supervisor.config import Config
 from supervisor.core.routing import Ask, candidates
+from supervisor.core.tally import Tally
 from supervisor.errors import LlmdError
+from supervisor.host.activity import Request
+
+VLLM = b"""# HELP vllm:num_requests_running Running.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0"} 2.0
+"""
 
 
 @dataclass
@@ -23,6 +30,7 @@ class FakeLease:
     reason: str = "the only profile"
     incarnation: str = "i1"
     queued: float = 0.25
+    hit: str = "warm"
 
     peer: None = None
     prompt: int | None = None
@@ -33,6 +41,16 @@ class FakeLease:
 
     def log_tail(self) -> tuple[str, ...]:
         return ("CUDA out of memory",)
+
+
+@dataclass
+class FakeRegister:
+    """Has no file."""
+
+    noted: list[Request] = field(default_factory=list)
+
+    def note(self, request: Request) -> None:
+        self.noted.append(request)
 
 
 @dataclass
@@ -53,6 +71,11 @@ class FakeDriver:
     calls: list[tuple[str, str, bool]] = field(default_factory=list)
     asked: list[tuple[str | None, float | None, int]] = field(default_factory=list)
     started_at: float = field(default_factory=time.monotonic)
+    tally: Tally = field(default_factory=Tally)
+    register: FakeRegister = field(default_factory=FakeRegister)
+
+    async def engine_metrics(self) -> dict[str, bytes]:
+        return dict.fromkeys(self.config.profiles, VLLM)
 
     @asynccontextmanager
     async def lease(self, ask: Ask, patience: float | None = None) -> AsyncIterator[FakeLease]:

@@ -148,6 +148,24 @@ async def test_an_engine_is_asked_by_a_name_that_it_knows(
         assert (await answer.json())["echo"] == ASK
 
 
+async def test_what_is_kept_of_a_request_is_who_what_and_how_it_ended(world: World) -> None:
+    async with world.post(headers=KEY | {"X-Request-Id": "r1"}) as answer:
+        await answer.read()
+    async with world.post(headers={}) as answer:
+        assert answer.status == 401
+    async with world.get("/v1/models") as answer:
+        assert answer.status == 200
+    async with world.post(json={"model": "gone"}) as answer:
+        assert answer.status == 404
+    good, bad = (
+        world.driver.register.noted
+    )  # of strangers, and of those who asked for no model, nothing is kept
+    assert (good.request_id, good.source, good.model, good.profile) == ("r1", "webui", "llama", "llama_0")
+    assert (good.path, good.status, good.code, good.hit) == ("/v1/chat/completions", 200, None, "warm")
+    assert (good.prompt, good.completion, good.queue_ms) == (5, 3, 250)
+    assert (bad.model, bad.profile, bad.status, bad.code) == ("gone", None, 404, "model_not_found")
+
+
 async def test_keys_and_privileges_stay_here(world: World) -> None:
     sent = KEY | {
         "Cookie": "a=b",
