@@ -19,6 +19,7 @@ MIB = 1 << 20
 
 Task = Literal["generate", "embed", "rerank", "classify", "pool", "transcribe"]
 Priority = Literal["interactive", "batch"]
+Scope = Literal["api", "read", "admin"]
 
 DEFAULT_UTILIZATION = 0.92
 """vLLM's own default for --gpu-memory-utilization; always passed, so that its changes cannot surprise."""
@@ -224,6 +225,8 @@ class Key(Frozen):
     priority: Priority = "interactive"
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """Its share of a model that several keys wait for, against the other keys' weights."""
+    scope: Scope = "api"
+    """What it opens besides the API: with "read" the dashboard, with "admin" its buttons too."""
 
     @model_validator(mode="after")
     def _one_place(self) -> Key:

@@ -4,7 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import deque
 from datetime import UTC, datetime
+
+
+class Recent:
+    """The last lines, for those who look on. `count` is of all that ever were."""
+
+    def __init__(self, most: int = 1000) -> None:
+        self._lines: deque[str] = deque(maxlen=most)
+        self.count = 0
+
+    def add(self, line: str) -> None:
+        self._lines.append(line)
+        self.count += 1
+
+    def since(self, count: int) -> list[str]:
+        """What came after the first `count` lines, as far as it is still here."""
+        new = min(self.count - count, len(self._lines))
+        return list(self._lines)[-new:] if new > 0 else []
+
+
+RECENT = Recent()
 
 
 def log(event: str, level: str = "INFO", **fields: object) -> None:
@@ -14,8 +35,10 @@ def log(event: str, level: str = "INFO", **fields: object) -> None:
     along.
     """
     line = {"timestamp": _now(), "level": level, "event": event, **fields}
+    text = json.dumps(line, default=str)
+    RECENT.add(text)
     try:
-        sys.stderr.write(json.dumps(line, default=str) + "\n")
+        sys.stderr.write(text + "\n")
         sys.stderr.flush()
     except (BrokenPipeError, ValueError):
         return

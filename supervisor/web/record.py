@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -12,6 +13,10 @@ from aiohttp import web
 from supervisor.host.logbook import log
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+
+
+def _unknown() -> None:
+    return None
 
 
 @dataclass(slots=True)
@@ -34,6 +39,10 @@ class Record:
     queued: float | None = None
     status: int = 500
     error: str | None = None
+    made: Callable[[], int | None] = _unknown
+    """Tokens that went by so far, about; None where they cannot be told before the end."""
+    cut: Callable[[], None] | None = None
+    """Ends an answer that has begun: an error frame, then the connection is cut."""
 
     @classmethod
     def of(cls, presented: str | None) -> Record:
