@@ -7,7 +7,6 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,15 @@ from tests.daemon import KEY, QUICK, Llmd, until
 from tests.standin.nvml import FakeGpus, build
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this host (Debian: apt install chromium)")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium on this host (Debian: apt install chromium)"
+)
+
+PATIENCE = 20_000
+"""Milliseconds that the page is given to show something: GPUs are read every 5 s."""
+expect.set_options(timeout=PATIENCE)
 
 LOOKER, ADMIN = "sk-looker", "sk-admin"
-PATIENCE = 20_000
-"""Milliseconds that the page is given to show something."""
-
 CARD: dict[str, Any] = {"weights": "tiny", "max_model_len": 4096}
 SLOW = {"STANDIN_LOAD_SECONDS": "4", "STANDIN_WEIGHTS": "0.01"}
 TALKS = {"STANDIN_TOKENS_PER_SECOND": "20", "STANDIN_WEIGHTS": "0.01"}
@@ -83,7 +85,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A window of its own; whatever its console complains of fails the test."""
+    """A window of its own. What its console complains of fails the test, but for refusals, which the page shows."""
     context = browser.new_context(viewport={"width": 1440, "height": 1000})
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
@@ -92,7 +94,7 @@ def page(browser: Browser) -> Iterator[Page]:
     page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
     yield page
     context.close()
-    assert [text for text in complaints if "401" not in text] == []  # before signing in
+    assert [text for text in complaints if not text.startswith("Failed to load resource")] == []
 
 
 def sign_in(page: Page, llmd: Llmd, key: str = ADMIN) -> None:
@@ -153,9 +155,184 @@ def test_signing_in_shows_the_cards_and_whose_memory_is_whose(page: Page, llmd: 
     gpus.foreign(os.getpid(), 1, 3 * GIB)
     sign_in(page, llmd)
     first, second = page.locator(".gpu").nth(0), page.locator(".gpu").nth(1)
-    expect(first).to_contain_text("GPU 0 · NVIDIA GeForce RTX 4090")
+    expect(first.get_by_role("heading")).to_have_text("GPU 0")
+    expect(first).to_contain_text("GeForce RTX 4090")
     for value in ("37 %", "61 °C", "284 W"):
         expect(first).to_contain_text(value)
     expect(second.locator(".legend")).to_contain_text(f"(PID {os.getpid()})3.0 GiB")
     gpus.release(os.getpid())
     expect(second.locator(".legend")).not_to_contain_text("PID")
+    assert llmd.run("lease", "2GiB", "--gpu", "1", "--ttl", "1m", "--as", "blender").returncode == 0
+    expect(second.locator(".legend")).to_contain_text("lent to blender2.0 GiB")
+    expect(second.locator(".bar")).to_have_attribute("aria-label", "lent to blender 2.0 GiB, free 22.0 GiB")
+    gpus.card(0, memory="lost")
+    expect(first).to_contain_text("Trouble: GPU is lost")
+    gpus.card(0, memory="ok")
+    expect(first).not_to_contain_text("Trouble")
+
+
+def test_a_model_is_started_its_percentage_moves_and_it_is_stopped(page: Page, llmd: Llmd) -> None:
+    sign_in(page, llmd)
+    row(page, "llama_1").get_by_role("button", name="Start llama_1").click()
+    expect(state(page, "llama_1")).to_have_text("starting")
+    expect(page.locator(".gpu").nth(1).locator(".legend")).to_contain_text("llama_1, reserved")
+    seen: set[float] = set()
+    until(lambda: moved(page, seen), 20, llmd.text)
+    shoot(page, "loading-light")
+    expect(row(page, "llama_1").locator(".doing")).to_contain_text("%")
+    expect(state(page, "llama_1")).to_have_text("ready")
+    expect(row(page, "llama_1")).to_contain_text("12.0 / 12.0")
+    expect(row(page, "llama_1").locator(".doing")).to_contain_text("idle, stops in 30 min")
+    expect(page.locator(".gpu").nth(1).locator(".legend")).to_contain_text("llama_112.0 GiB")
+    expect(page.locator("#decisions")).to_contain_text("llama_1")
+    row(page, "llama_1").get_by_role("button", name="Stop llama_1").click()
+    expect(state(page, "llama_1")).to_have_text("cold")
+    assert llmd.engine("llama_1")["state"] == "cold"
+
+
+def moved(page: Page, seen: set[float]) -> bool:
+    """Whether the bar has stood at three places."""
+    seen.add(row(page, "llama_1").locator("progress").evaluate("bar => bar.value"))
+    return len(seen) > 2
+
+
+def test_a_request_is_seen_and_cancelled_and_its_client_hears_of_it(page: Page, llmd: Llmd) -> None:
+    sign_in(page, llmd)
+    chat = Chat(llmd)
+    flight = page.locator("#flights tr")
+    expect(flight).to_have_count(1)
+    expect(flight).to_contain_text("webui")
+    expect(flight).to_contain_text("llama_0")
+    until(lambda: int(flight.locator("td").nth(4).text_content().replace("–", "0")) > 5, 20, llmd.text)
+    until(lambda: float(_figure(page, "llama_0", "tokens/s")) > 1, 20, llmd.text)
+    shoot(page, "busy-light")
+    page.set_viewport_size({"width": 390, "height": 844})
+    button = flight.get_by_role("button").bounding_box()
+    assert button
+    assert button["x"] + button["width"] <= 390
+    shoot(page, "busy-phone")
+    flight.get_by_role("button", name="Cancel the request of webui").click()
+    chat.join(10)
+    assert "cancelled by an operator" in chat.error
+    expect(flight).to_have_count(0)
+    expect(page.locator("#recent tr").first).to_contain_text("503 cancelled by an operator")
+    until(lambda: llmd.engine("llama_0")["in_flight"] == 0, 10, llmd.text)
+    page.locator("#by-end").select_option("good")
+    expect(page.locator("#recent")).not_to_contain_text("cancelled")
+
+
+def _figure(page: Page, profile: str, name: str) -> str:
+    return row(page, profile).locator(f".numbers div:has(dt:text-is('{name}')) dd").text_content() or ""
+
+
+def test_a_model_that_may_sleep_is_put_to_sleep_and_woken(page: Page, llmd: Llmd) -> None:
+    sign_in(page, llmd)
+    if llmd.engine("llama_0")["state"] != "ready":
+        row(page, "llama_0").get_by_role("button", name="Start llama_0").click()
+    expect(state(page, "llama_0")).to_have_text("ready")
+    row(page, "llama_0").get_by_role("button", name="Sleep llama_0").click()
+    expect(state(page, "llama_0")).to_have_text("sleeping")
+    row(page, "llama_0").get_by_role("button", name="Start llama_0").click()
+    expect(state(page, "llama_0")).to_have_text("ready")
+
+
+def test_a_failed_start_is_one_line_and_its_log_a_click_away(page: Page, llmd: Llmd) -> None:
+    sign_in(page, llmd)
+    row(page, "qwen_coder_1").get_by_role("button", name="Start qwen_coder_1").click()
+    failure = row(page, "qwen_coder_1").locator(".failure")
+    expect(failure).to_be_visible()
+    assert "\n" not in (failure.text_content() or "")
+    failure.click()
+    expect(page.locator("#log-of")).to_have_value("qwen_coder_1")
+    expect(page.locator("#log")).to_contain_text("Starting to load model")
+
+
+def test_logs_are_live_filtered_and_held_back(page: Page, llmd: Llmd) -> None:
+    sign_in(page, llmd)
+    log, held = page.locator("#log"), page.locator("#log-pause")
+    expect(log).to_contain_text("serving")
+    page.get_by_label("Containing").fill("sign_in_refused")
+    expect(log.locator("div:visible").filter(has_text="serving")).to_have_count(0)
+    held.click()
+    llmd.run("mode", "dusk")
+    page.request.post(f"{llmd.url}/ui/signin", form={"key": "x"}, headers={"Origin": llmd.url})
+    expect(held).to_contain_text("held)")
+    lines = log.locator("div:visible").count()
+    held.click()
+    expect(log.locator("div:visible")).to_have_count(lines + 1)
+
+
+def test_night_is_planned_forced_and_given_back(page: Page, llmd: Llmd) -> None:
+    sign_in(page, llmd)
+    expect(page.locator("#now-mode")).to_have_text("day, by the calendar")
+    expect(page.locator("#next-mode")).to_contain_text("Next: night at")
+    page.get_by_role("button", name="Plan night").click()
+    expect(page.locator("#plan")).to_contain_text("serve qwen_72b_dual")
+    page.get_by_role("button", name="Change to night").click()
+    expect(page.locator("#now-mode")).to_have_text("night, forced by a person")
+    expect(page.locator("#mode")).to_have_text("night, forced")
+    assert llmd.status()["daemon"]["mode"]["name"] == "night"
+    page.get_by_role("button", name="Back to the calendar").click()
+    expect(page.locator("#now-mode")).to_have_text("day, by the calendar")
+
+
+def test_who_may_only_look_has_no_buttons(page: Page, llmd: Llmd) -> None:
+    sign_in(page, llmd, LOOKER)
+    expect(page.locator("#who")).to_have_text("wall, may only look")
+    expect(row(page, "llama_1").get_by_role("button", name="Log llama_1")).to_be_visible()
+    for name in ("Start", "Stop", "Sleep", "Cancel", "Change"):
+        expect(page.get_by_role("button", name=name)).to_have_count(0)
+
+
+def test_it_fits_a_telephone_in_light_and_dark(page: Page, llmd: Llmd, gpus: FakeGpus) -> None:
+    gpus.foreign(os.getpid(), 1, 3 * GIB)
+    page.emulate_media(color_scheme="dark")
+    sign_in(page, llmd)
+    expect(page.locator(".gpu").nth(1).locator(".legend")).to_contain_text("PID")
+    assert _brightness(page) < 60
+    expect(page.locator("#decisions li")).not_to_have_count(0)
+    shoot(page, "dark")
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    shoot(page, "phone-dark")
+    page.get_by_role("button", name="Theme").click()
+    assert _brightness(page) > 200
+    page.reload()
+    expect(page.locator("#line")).to_have_text("live")
+    assert _brightness(page) > 200  # it is remembered
+    shoot(page, "phone-light")
+    gpus.release(os.getpid())
+
+
+def _brightness(page: Page) -> int:
+    shade: int = page.evaluate("parseInt(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])")
+    return shade
+
+
+def test_a_button_keeps_the_keyboard_while_all_around_it_changes(page: Page, llmd: Llmd) -> None:
+    sign_in(page, llmd)
+    page.get_by_label("Containing").focus()
+    page.keyboard.press("Tab")
+    expect(page.locator("#log-pause")).to_be_focused()
+    log = row(page, "llama_1").get_by_role("button", name="Log llama_1")
+    log.focus()
+    llmd.run("start", "llama_1")
+    expect(state(page, "llama_1")).to_have_text("ready")
+    expect(log).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#log-of")).to_have_value("llama_1")
+
+
+def test_a_daemon_that_comes_back_is_found_again(page: Page, llmd: Llmd, gpus: FakeGpus) -> None:
+    """Its sessions went with it, so a person signs in again. Before that its readings have grown old."""
+    sign_in(page, llmd)
+    gpus.card(0, hang=60)
+    expect(page.locator(".gpu").first).to_contain_text("Stale: last read", timeout=2 * PATIENCE)
+    gpus.card(0, hang=0)
+    address = llmd.url.removeprefix("http://")
+    llmd.stop()
+    expect(page.locator("#line")).to_have_text("lost, coming back")
+    text = llmd.config.read_text().replace("127.0.0.1:0", address)
+    llmd.config.write_text(text)
+    llmd.start()
+    page.wait_for_url("**/ui/signin")

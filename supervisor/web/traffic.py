@@ -136,7 +136,7 @@ def _ended(record: Record) -> dict[str, Any]:
         "profile": record.profile,
         "source": record.source,
         "prompt": record.prompt,
-        "output": record.completion,
+        "output": record.made() if record.completion is None else record.completion,
         "ttft_s": record.ttft(),
         "queue_s": record.queued,
         "latency_s": record.latency(),

@@ -55,6 +55,7 @@ class Dashboard:
         self._driver, self._traffic = driver, traffic
         self._gate = Gate(driver.config, keyring)
         self._history, self._speed = History(), Speed()
+        self._picture: Picture = {}
         self._stream = Stream(self._painted)
         self._closing = asyncio.Event()
         self._under_way: set[asyncio.Task[str]] = set()
@@ -90,13 +91,9 @@ class Dashboard:
 
     def _actions(self) -> dict[str, Callable[[web.Request], Awaitable[str]]]:
         return {
-            "/profiles/{name:.+}/start": lambda request: self._begin(
-                self._driver.start(self._profile(request))
-            ),
-            "/profiles/{name:.+}/stop": lambda request: self._begin(
-                self._driver.stop(self._profile(request))
-            ),
-            "/profiles/{name:.+}/sleep": lambda request: self._driver.sleep(self._profile(request)),
+            "/profiles/{name:.+}/start": lambda request: self._begin(request, self._driver.start),
+            "/profiles/{name:.+}/stop": lambda request: self._begin(request, self._driver.stop),
+            "/profiles/{name:.+}/sleep": lambda request: self._begin(request, self._driver.sleep),
             "/requests/{name}/cancel": self._cancel,
             "/mode/{name}": self._set_mode,
         }
@@ -228,13 +225,14 @@ class Dashboard:
             raise RouteNotFound(f"no profile {name!r}")
         return name
 
-    async def _begin(self, work: Coroutine[Any, Any, str]) -> str:
+    async def _begin(self, request: web.Request, ask: Callable[[str], Coroutine[Any, Any, str]]) -> str:
         """A start takes minutes, and browsers hold few connections: it is left to itself when it is under way."""
-        task = asyncio.create_task(work)
+        profile = self._profile(request)
+        task = asyncio.create_task(ask(profile))
         self._under_way.add(task)
         task.add_done_callback(self._over)
         done, _ = await asyncio.wait({task}, timeout=_PATIENCE)
-        return task.result() if done else "under way"
+        return task.result() if done else f"{profile}: under way"
 
     def _over(self, task: asyncio.Task[str]) -> None:
         self._under_way.discard(task)
@@ -260,8 +258,11 @@ class Dashboard:
 
     def _painted(self) -> Picture:
         speed = self._speed.look(self._traffic.written(), time.monotonic())
-        flights, recent = self._traffic.in_flight(), self._traffic.recent()
-        return paint(self._driver.config, self._driver.status(), flights, recent, speed, time.time())
+        now = self._traffic.in_flight(), self._traffic.recent(), speed, time.time()
+        self._picture = paint(
+            self._driver.config, self._driver.status(), *now, told=self._picture.get("recent", {})
+        )
+        return self._picture
 
     async def _sampling(self, app: web.Application) -> AsyncIterator[None]:
         task = asyncio.create_task(self._sample(), name="history")

@@ -24,8 +24,9 @@ def paint(
     recent: Mapping[str, Any],
     speed: Mapping[str, float],
     wall: float,
+    told: Mapping[str, str],
 ) -> Picture:
-    """`wall`: seconds since 1970, now."""
+    """`wall`: seconds since 1970, now. `told`: the pieces of `recent` painted before, which never change."""
     totals = {device["index"]: device["total"] for device in status["devices"]}
     engines = {
         engine["profile"]: _engine(engine, config.profiles[engine["profile"]], speed, totals, wall)
@@ -37,9 +38,9 @@ def paint(
         "engines": engines,
         "loans": {loan["name"]: _loan(loan, wall) for loan in status["loans"]},
         "flights": flights,
-        "recent": recent,
     }
-    return {section: {key: _json(item) for key, item in items.items()} for section, items in whole.items()}
+    picture = {section: {key: _json(item) for key, item in items.items()} for section, items in whole.items()}
+    return {**picture, "recent": {key: told.get(key) or _json(item) for key, item in recent.items()}}
 
 
 def changes(old: Picture, new: Picture) -> Picture:

@@ -4,6 +4,8 @@ import { now, read, state } from "./live.js";
 import { colour } from "./colours.js";
 
 const SVG = "http://www.w3.org/2000/svg";
+/** What they have not given back is no memory of somebody else. */
+const LEAVING = new Set(["draining", "stopping", "settling"]);
 let span = "hour";
 let history = { steps: {}, devices: {} };
 const cards = new Keyed($("cards"), card);
@@ -28,19 +30,20 @@ for (const button of document.querySelectorAll("[data-span]")) {
 }
 
 function card(key) {
-  const title = el("h3");
+  const title = el("h3"), kind = el("span", { className: "kind" });
   const total = el("p", { className: "big" });
   const note = el("p", { className: "note", hidden: true });
   const bar = el("div", { className: "bar", role: "img" });
   const legend = el("ul", { className: "legend" });
   const gauges = el("dl", { className: "numbers" });
   const chart = lines();
-  const node = el("article", { className: "card gpu" }, title, total, note, bar, legend, gauges, chart.node);
+  const node = el("article", { className: "card gpu" }, el("div", { className: "name" }, title, kind), total, note, bar, legend, gauges, chart.node);
   const parts = new Keyed(bar, segment);
   const named = new Keyed(legend, entry);
   const shown = new Keyed(gauges, gauge);
   function update(device) {
-    put(title, device.host ? "Host memory" : `GPU ${device.index ?? "?"} · ${device.name}`);
+    put(title, device.host ? "Host memory" : `GPU ${device.index ?? "?"}`);
+    put(kind, device.host ? "" : device.name.replace(/^NVIDIA /, ""));
     put(total, device.total ? `${gib(device.used)} / ${gib(device.total)} GiB` : "no reading");
     tell(note, node, device);
     const shares = device.total ? split(key, device) : [];
@@ -70,14 +73,18 @@ function tell(note, node, device) {
 
 /** The memory of a device in the order of the bar: ours, promised, lent, foreign, unnamed, free. */
 function split(key, device) {
-  const shares = [];
+  const shares = [], leaving = [];
   let named = 0, promised = 0;
   for (const [name, engine] of Object.entries(state.engines)) {
     const held = engine.measured[key] ?? 0, reserved = engine.reserved[key] ?? 0;
     if (!held && !reserved) continue;
     named += held;
-    shares.push({ key: `of ${name}`, name, size: held, kind: colour(name) });
     const left = Math.max(0, reserved - held);
+    if (held) shares.push({ key: `of ${name}`, name, size: held, kind: colour(name) });
+    if (LEAVING.has(engine.state)) {
+      leaving.push([name, left]);
+      continue;
+    }
     promised += left;
     if (left > 2 ** 26) shares.push({ key: `for ${name}`, name: `${name}, reserved`, size: left, kind: `${colour(name)} hatched` });
   }
@@ -93,7 +100,13 @@ function split(key, device) {
     named += size;
     shares.push({ key: `pid ${holder.pid}`, name: `${holder.name} (PID ${holder.pid})`, size, kind: "foreign" });
   }
-  const rest = device.used - named;
+  let rest = device.used - named;
+  for (const [name, left] of leaving) {
+    const size = Math.max(0, Math.min(left, rest));
+    rest -= size;
+    promised += left - size;
+    if (size) shares.push({ key: `back ${name}`, name: `${name}, not back yet`, size, kind: `${colour(name)} hatched` });
+  }
   if (rest > 2 ** 28) shares.push({ key: "rest", name: device.host ? "in use by others" : "not attributed", size: rest, kind: "unnamed" });
   shares.push({ key: "free", name: "free", size: Math.max(0, device.free - promised), kind: "free" });
   return shares;

@@ -6,7 +6,7 @@ const PAUSE = 1000;
 let seen = "";
 let due = 0;
 
-$("about").onchange = () => recall();
+$("about").onchange = recall;
 
 export function render() {
   const engines = Object.entries(state.engines);
@@ -19,8 +19,12 @@ export function render() {
 }
 
 export async function recall() {
-  const { decisions } = await read(`decisions?limit=100&about=${encodeURIComponent($("about").value)}`);
-  $("decisions").replaceChildren(...decisions.reverse().map(line));
+  try {
+    const { decisions } = await read(`decisions?limit=100&about=${encodeURIComponent($("about").value)}`);
+    $("decisions").replaceChildren(...decisions.reverse().map(line));
+  } catch {
+    seen = ""; // the stream tells when the daemon is lost; its next change asks again
+  }
 }
 
 function line(entry) {

@@ -40,7 +40,7 @@ function row(name) {
   buttons.append(start, sleep, stop, log);
   error.onclick = () => openLog(name);
   const node = el("article", { className: "profile" }, title,
-    el("div", { className: "now" }, kind, doing), bar, figures, error, buttons);
+    el("div", { className: "now" }, kind, doing, bar), figures, error, buttons);
   node.dataset.profile = name;
   const numbers = new Keyed(figures, figure);
   function update(engine) {
@@ -80,13 +80,18 @@ function activity(engine) {
   const lasted = now() - engine.since;
   if (COMING.has(engine.state)) {
     const stage = engine.stage ? `${engine.stage}, ${Math.round(engine.percent)} %` : "waiting for its place";
-    const left = engine.eta == null ? "" : `, about ${coarse(Math.max(1, engine.eta))} to go`;
-    return `${stage}, ${coarse(lasted)} so far${left}`;
+    return `${stage}, ${coarse(lasted)} so far${toGo(engine, lasted)}`;
   }
   if (engine.ends != null) return `idle, stops in ${coarse(engine.ends - now())}`;
   if (!engine.available) return "not in this mode";
   if (engine.state === "cold") return engine.eta == null ? "" : `up in about ${coarse(engine.eta)}`;
   return engine.state === "ready" && engine.in_flight ? "busy" : `for ${coarse(lasted)}`;
+}
+
+/** Against what a cold start took before; waking takes its own time. */
+function toGo(engine, lasted) {
+  if (engine.state !== "starting" || engine.eta == null) return "";
+  return lasted < engine.eta ? `, about ${coarse(Math.ceil(engine.eta - lasted))} to go` : ", longer than usual";
 }
 
 function figuresOf(engine) {

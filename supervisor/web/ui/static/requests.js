@@ -2,6 +2,7 @@
 import { $, Keyed, clock, coarse, el, mark, number, options, put, show, span } from "./dom.js";
 import { act, now, state } from "./live.js";
 
+const HEADS = ["Source", "Model", "Profile", "Prompt", "Output", "TTFT", "Age"];
 const flying = new Keyed($("flights"), flight);
 const ended = new Keyed($("recent"), past);
 const shown = new Keyed($("percentiles"), figure);
@@ -10,7 +11,7 @@ for (const id of ["by-model", "by-source", "by-end"]) $(id).onchange = renderRec
 export function renderFlights() {
   const flights = Object.entries(state.flights);
   put($("flying"), String(flights.length));
-  show($("no-flights"), !flights.length);
+  some("flights", flights.length);
   flying.sync(flights);
 }
 
@@ -22,14 +23,19 @@ export function renderRecent() {
   const [model, source, end] = ["by-model", "by-source", "by-end"].map((id) => $(id).value);
   const found = all.filter(([, done]) => (!model || done.model === model) && (!source || done.source === source)
     && (!end || (done.status < 400) === (end === "good")));
-  show($("no-recent"), !found.length);
+  some("recent", found.length);
   ended.sync(found);
   shown.sync(summary(found.map(([, done]) => done)));
 }
 
+function some(id, any) {
+  show($(`no-${id}`), !any);
+  show($(id).parentElement, any);
+}
+
 function summary(done) {
   const bad = done.filter((one) => one.status >= 400).length;
-  const rows = [["requests", String(done.length)], ["badly ended", String(bad)]];
+  const rows = [["requests", String(done.length)], ["failed", String(bad)]];
   for (const [name, key] of [["TTFT", "ttft_s"], ["total", "latency_s"], ["queue", "queue_s"]]) {
     const known = done.map((one) => one[key]).filter((value) => value != null).sort((a, b) => a - b);
     rows.push([`${name} p50 / p95 / p99`, [0.5, 0.95, 0.99].map((share) => span(at(known, share))).join(" / ")]);
@@ -48,6 +54,7 @@ function cells(count, numeric) {
 
 function flight(key) {
   const tds = cells(7, [3, 4, 5, 6]);
+  tds.forEach((td, index) => (td.dataset.head = HEADS[index])); // on a telephone each has its head beside it
   const cancel = el("button", { type: "button", textContent: "Cancel", onclick: () => act(`requests/${key}/cancel`) });
   const last = el("td", {}, cancel);
   function update(one) {
