@@ -67,7 +67,8 @@ def llmd(gpus: FakeGpus, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
         "LLMD_ADMIN_KEY": ADMIN,
         "LLMD_LOOKER_KEY": LOOKER,
     }
-    made = Llmd(profiles, env=env, keys=keys, modes=modes, **QUICK)
+    limits = QUICK | {"engine": QUICK["engine"] | {"settle_timeout": 3}}
+    made = Llmd(profiles, env=env, keys=keys, modes=modes, **limits)
     try:
         yield made.start()
     finally:
@@ -274,6 +275,19 @@ def test_night_is_planned_forced_and_given_back(page: Page, llmd: Llmd) -> None:
     assert llmd.status()["daemon"]["mode"]["name"] == "night"
     page.get_by_role("button", name="Back to the calendar").click()
     expect(page.locator("#now-mode")).to_have_text("day, by the calendar")
+
+
+def test_a_card_whose_memory_does_not_come_back_is_seen_to_be_quarantined(
+    page: Page, llmd: Llmd, gpus: FakeGpus
+) -> None:
+    llmd.run("start", "llama_1")
+    gpus.card(1, linger=8)
+    sign_in(page, llmd)
+    row(page, "llama_1").get_by_role("button", name="Stop llama_1").click()
+    expect(page.locator(".gpu").nth(1)).to_contain_text("Quarantined: memory of llama_1 did not come back")
+    shoot(page, "quarantine")
+    expect(page.locator(".gpu").nth(1)).not_to_contain_text("Quarantined")
+    gpus.card(1, linger=0)
 
 
 def test_who_may_only_look_has_no_buttons(page: Page, llmd: Llmd) -> None:
