@@ -285,6 +285,7 @@ def test_a_card_whose_memory_does_not_come_back_is_seen_to_be_quarantined(
     sign_in(page, llmd)
     row(page, "llama_1").get_by_role("button", name="Stop llama_1").click()
     expect(page.locator(".gpu").nth(1)).to_contain_text("Quarantined: memory of llama_1 did not come back")
+    expect(page.locator(".gpu").nth(1).locator(".legend")).to_contain_text("llama_1, not back yet12.0 GiB")
     shoot(page, "quarantine")
     expect(page.locator(".gpu").nth(1)).not_to_contain_text("Quarantined")
     gpus.card(1, linger=0)

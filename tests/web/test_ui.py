@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import aiohttp
 import psutil
 import pytest
+from aiohttp import web
 from fakes import FakeDriver
 
 from supervisor.config import Config, Key, Profile
@@ -214,6 +216,91 @@ async def test_without_keys_it_opens_on_this_host_alone(client: aiohttp.ClientSe
         assert driver.calls == [("start", "llama_0", False)]
 
 
+# Requests
+
+
+@asynccontextmanager
+async def engine(driver: Driver, begins: bool) -> AsyncIterator[asyncio.Event]:
+    """One that `begins` an answer, or does not, and never ends it. The event: a request has come that far."""
+    here = asyncio.Event()
+
+    async def chat(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        if begins:
+            await response.prepare(request)
+            for _ in range(3):
+                await response.write(b'data: {"choices": []}\n\n')
+        here.set()
+        await asyncio.Event().wait()
+        return response
+
+    with tempfile.TemporaryDirectory(prefix="llmd-", dir="/tmp") as folder:
+        driver.engine = Path(folder) / "e"
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", chat)
+        runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.UnixSite(runner, str(driver.engine)).start()
+        yield here
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def cancelled(place: Any, client: aiohttp.ClientSession, begins: bool) -> AsyncIterator[Any]:
+    """The answer to a chat that is cancelled at the dashboard."""
+    url, driver = place
+    admin = await sign_in(client, url)
+    ask = {"model": "llama", "messages": [], "stream": True}
+    chat = url.removesuffix("ui/") + "v1/chat/completions"
+    async with engine(driver, begins) as here, client.get(url + "events") as shown:
+        events = Events(shown)
+        await events.next()
+        key = {"Authorization": "Bearer sk-webui"}
+        waiting = asyncio.create_task(client.post(chat, json=ask, headers=key).__aenter__())
+        await here.wait()
+        number, flight = await flying(events)
+        assert (flight["source"], flight["model"]) == ("webui", "llama")
+        assert flight["output"] in ((0, 1, 2) if begins else (None,))
+        assert await status(client, "POST", f"{url}requests/{number}/cancel", headers=admin) == 200
+        answer = await waiting
+        yield answer
+        answer.close()
+
+
+async def gather(answer: aiohttp.ClientResponse, into: list[bytes]) -> None:
+    async for piece in answer.content.iter_any():
+        into.append(piece)
+
+
+async def flying(events: Events) -> tuple[str, dict[str, Any]]:
+    """The first request that the stream tells of."""
+    while not (found := (await events.next())[1].get("flights")):
+        continue
+    number, flight = next(iter(found.items()))
+    return number, flight
+
+
+async def test_a_request_cancelled_before_its_answer_is_refused(
+    place: Any, client: aiohttp.ClientSession
+) -> None:
+    async with cancelled(place, client, begins=False) as answer:
+        assert (answer.status, answer.headers["x-should-retry"]) == (503, "false")
+        assert (await answer.json())["error"]["code"] == "cancelled"
+
+
+async def test_an_answer_cancelled_on_the_way_ends_with_an_error_and_a_cut(
+    place: Any, client: aiohttp.ClientSession
+) -> None:
+    async with cancelled(place, client, begins=True) as answer:
+        seen: list[bytes] = []
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await gather(answer, seen)
+    told = b"".join(seen)
+    assert b'data: {"error"' in told
+    assert b"cancelled by an operator" in told
+    assert b"[DONE]" not in told
+
+
 # What browsers are told
 
 
@@ -328,18 +415,13 @@ async def test_a_browser_that_does_not_read_is_let_go_and_holds_up_nobody(
     head = f"GET /ui/events HTTP/1.1\r\nHost: {url[7:-4]}\r\nCookie: {cookie.key}={cookie.value}\r\n\r\n"
     stuck.sendall(head.encode())
     async with client.get(url + "events", max_line_size=1 << 22, read_bufsize=1 << 22) as answer:
-        reader = asyncio.create_task(drain(answer))
+        reader = asyncio.create_task(gather(answer, []))
         await until(lambda: not served(stuck), 20)
         before = driver.looks
         await until(lambda: driver.looks > before + 3)
         assert not reader.done()
         reader.cancel()
     stuck.close()
-
-
-async def drain(answer: aiohttp.ClientResponse) -> None:
-    async for _ in answer.content.iter_any():
-        pass
 
 
 def served(browser: socket.socket) -> bool:

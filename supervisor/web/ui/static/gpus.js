@@ -5,7 +5,7 @@ import { colour } from "./colours.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 /** What they have not given back is no memory of somebody else. */
-const LEAVING = new Set(["draining", "stopping", "settling"]);
+const LEAVING = new Set(["stopping", "settling"]);
 let span = "hour";
 let history = { steps: {}, devices: {} };
 const cards = new Keyed($("cards"), card);
