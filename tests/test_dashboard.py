@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -243,6 +244,9 @@ def test_a_failed_start_is_one_line_and_its_log_a_click_away(page: Page, llmd: L
     failure = row(page, "qwen_coder_1").locator(".failure")
     expect(failure).to_be_visible()
     assert "\n" not in (failure.text_content() or "")
+    expect(page.locator("#decisions .error").first).to_have_text(
+        re.compile("qwen_coder_1: .*exited with status 1")
+    )
     failure.click()
     expect(page.locator("#log-of")).to_have_value("qwen_coder_1")
     expect(page.locator("#log")).to_contain_text("Starting to load model")
@@ -336,6 +340,24 @@ def test_a_button_keeps_the_keyboard_while_all_around_it_changes(page: Page, llm
     expect(log).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.locator("#log-of")).to_have_value("llama_1")
+
+
+def test_a_tab_that_nobody_sees_holds_no_stream(page: Page, llmd: Llmd) -> None:
+    """A browser has six connections for all its tabs; actions need one too."""
+    sign_in(page, llmd)
+    see(page, False)
+    expect(page.locator("#line")).to_have_text("resting")
+    llmd.run("start" if llmd.engine("llama_1")["state"] == "cold" else "stop", "llama_1")
+    see(page, True)
+    expect(page.locator("#line")).to_have_text("live")
+    expect(state(page, "llama_1")).to_have_text(llmd.engine("llama_1")["state"])
+
+
+def see(page: Page, seen: bool) -> None:
+    hide = (
+        f"Object.defineProperty(document, 'hidden', {{value: {str(not seen).lower()}, configurable: true}})"
+    )
+    page.evaluate(f"{hide}; document.dispatchEvent(new Event('visibilitychange'))")
 
 
 def test_a_daemon_that_comes_back_is_found_again(page: Page, llmd: Llmd, gpus: FakeGpus) -> None:

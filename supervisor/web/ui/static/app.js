@@ -1,6 +1,6 @@
 // The dashboard: what came by the stream goes to the parts of the page that show it.
 import { $, Keyed, el, put } from "./dom.js";
-import { follow, say, state } from "./live.js";
+import { follow, rest, resume, say, state } from "./live.js";
 import * as gpus from "./gpus.js";
 import * as journal from "./journal.js";
 import * as logs from "./logs.js";
@@ -44,7 +44,17 @@ $("signout").onclick = async () => {
 };
 const quietly = (work) => work().catch((error) => say(error.message, "bad"));
 
-await follow(render);
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) {
+    rest();
+    logs.rest();
+  } else {
+    resume(render);
+    logs.follow();
+  }
+});
+
+follow(render).catch(() => resume(render, 3000));
 logs.follow();
 quietly(gpus.recall);
 setInterval(() => render(new Set()), 1000);

@@ -30,5 +30,7 @@ export async function recall() {
 function line(entry) {
   const at = new Date(entry.at);
   const time = el("time", { dateTime: entry.at, textContent: at.toLocaleTimeString("en-GB"), title: at.toLocaleString() });
-  return el("li", { className: entry.level === "INFO" ? "" : entry.level.toLowerCase() }, time, ` ${entry.message || entry.event}`);
+  const said = entry.message || entry.event;
+  const about = entry.profile && !said.includes(entry.profile) ? `${entry.profile}: ` : "";
+  return el("li", { className: entry.level === "INFO" ? "" : entry.level.toLowerCase() }, time, ` ${about}${said}`);
 }

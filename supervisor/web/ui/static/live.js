@@ -12,16 +12,18 @@ export const now = () => Date.now() / 1000 + state.ahead;
 
 const SILENT = 40000; // the server tells every 15 s that it is there
 let watchdog = 0;
+let stream = null;
 
 export async function follow(render) {
   const answer = await fetch("me");
   if (answer.status === 401) return location.replace("signin");
   state.me = await answer.json();
-  const stream = new EventSource("events");
+  stream?.close();
+  stream = new EventSource("events");
   const heard = () => {
     line("live", "good");
     clearTimeout(watchdog);
-    watchdog = setTimeout(() => begin(stream, render), SILENT);
+    watchdog = setTimeout(() => resume(render), SILENT);
   };
   stream.addEventListener("snapshot", (event) => {
     for (const section of Object.keys(JSON.parse(event.data).sections)) state[section] = {};
@@ -35,17 +37,22 @@ export async function follow(render) {
   stream.onopen = heard;
   stream.onerror = () => {
     line("lost, coming back", "bad");
-    if (stream.readyState === EventSource.CLOSED) begin(stream, render, 3000);
+    if (stream.readyState === EventSource.CLOSED) resume(render, 3000);
   };
   return undefined;
 }
 
-/** Closed for good, after a sign-out or by a daemon that restarts: ask again who we are. */
-function begin(stream, render, after = 0) {
-  stream.close();
+/** Closed for good, after a sign-out, by a daemon that restarts or by `rest`: ask again who we are. */
+export function resume(render, after = 0) {
+  rest("lost, coming back", "bad");
+  watchdog = setTimeout(() => follow(render).catch(() => resume(render, 3000)), after);
+}
+
+/** A tab that nobody sees needs no stream, and a browser has only six for all tabs together. */
+export function rest(text = "resting", kind = "") {
+  stream?.close();
   clearTimeout(watchdog);
-  line("lost, coming back", "bad");
-  setTimeout(() => follow(render).catch(() => begin(stream, render, 3000)), after);
+  line(text, kind);
 }
 
 function merge(event, render) {

@@ -18,8 +18,12 @@ export function openLog(name) {
   $("log").focus({ preventScroll: true });
 }
 
+export function rest() {
+  stream?.close();
+}
+
 export function follow() {
-  if (stream) stream.close();
+  rest();
   held = [];
   $("log").replaceChildren();
   stream = new EventSource(`logs/${$("log-of").value}`);
