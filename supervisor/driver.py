@@ -477,6 +477,10 @@ class Driver:
     async def stop(self, profile: str, *, at_once: bool = False) -> str:
         return await self._ask(profile, lambda ticket: events.StopAsked(ticket, profile, at_once))
 
+    async def sleep(self, profile: str) -> str:
+        """Give up the GPU and keep the process. Raises DaemonRefused where it cannot."""
+        return await self._ask(profile, lambda ticket: events.SleepAsked(ticket, profile))
+
     async def _ask(self, profile: str, event: Callable[[str], Event]) -> str:
         if profile not in self.config.profiles:
             known = ", ".join(self.config.profiles)

@@ -6,12 +6,14 @@
     │   ├── ContextExceeded      400  longer than the model's context
     │   ├── WrongTask            400  a chat for an embedding model, and the like
     │   ├── Unauthorized         401  no key, or an unknown one
+    │   ├── Forbidden            403  a known one that may not do this
     │   ├── ModelNotFound        404  no such model or profile
     │   ├── RouteNotFound        404  not a route llmd serves
     │   ├── MethodNotAllowed     405  a route, asked in another way than it takes
     │   └── BodyTooLarge         413  over server.max_body
     ├── Overloaded               503  every place is taken, come back          fault "llmd"
     ├── NotAvailable             503  cannot be ready: memory, mode, give-up   fault "llmd"
+    ├── Withdrawn                503  a person ended it at the dashboard           fault "llmd"
     ├── EngineFailed             502  the engine died or would not start       fault "engine"
     │   ├── EngineDied           502  it broke off before its answer began; another may take the request
     │   │   └── EngineUnwilling  502  a peer that answered, but would not serve it
@@ -76,6 +78,12 @@ class Unauthorized(ClientError):
     type = "authentication_error"
 
 
+class Forbidden(ClientError):
+    status = 403
+    code = "forbidden"
+    type = "permission_error"
+
+
 class ModelNotFound(ClientError):
     status = 404
     code = "model_not_found"
@@ -104,6 +112,11 @@ class Overloaded(LlmdError):
 class NotAvailable(LlmdError):
     status = 503
     code = "model_not_available"
+
+
+class Withdrawn(LlmdError):
+    status = 503
+    code = "cancelled"
 
 
 class EngineFailed(LlmdError):

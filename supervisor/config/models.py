@@ -20,6 +20,7 @@ MIB = 1 << 20
 Task = Literal["generate", "embed", "rerank", "classify", "pool", "transcribe"]
 Priority = Literal["interactive", "batch"]
 Hold = Literal["comment", "empty", "reasoning", "off"]
+Scope = Literal["api", "read", "admin"]
 
 DEFAULT_UTILIZATION = 0.92
 """vLLM's own default for --gpu-memory-utilization; always passed, so that its changes cannot surprise."""
@@ -252,6 +253,8 @@ class Key(Frozen):
     """Its share of a model that several keys wait for, against the other keys' weights."""
     hold: Hold | None = None
     """Instead of server.hold."""
+    scope: Scope = "api"
+    """What it opens besides the API: with "read" the dashboard, with "admin" its buttons too."""
 
     @model_validator(mode="after")
     def _one_place(self) -> Key:

@@ -182,6 +182,14 @@ class StopAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class SleepAsked:
+    """An operator wants an engine to give up its GPU and keep its process."""
+
+    ticket: str
+    profile: str
+
+
+@dataclass(frozen=True, slots=True)
 class LoanAsked:
     """Another program wants `size` bytes on each of `gpus` for `ttl` seconds. `name` is its ticket, too."""
 
@@ -259,6 +267,7 @@ Event = (
     | StartAsked
     | WarmAsked
     | StopAsked
+    | SleepAsked
     | LoanAsked
     | LoanEnded
     | TicketDropped

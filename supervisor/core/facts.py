@@ -23,7 +23,7 @@ from supervisor.core.failures import Failure, FailureClass, classify
 from supervisor.core.fleet import Fleet
 from supervisor.core.lifecycle import LIVE, State, Step
 from supervisor.core.queueing import Waiter
-from supervisor.errors import LlmdError, NotAvailable
+from supervisor.errors import DaemonRefused, LlmdError, NotAvailable
 
 BATCH_WEIGHT = 0.2
 """What a second of a batch request's waiting counts for, against an interactive one's."""
@@ -266,6 +266,17 @@ def _(event: events.StopAsked, fleet: Fleet) -> None:
         return
     engine.stop_tickets.append(event.ticket)
     leaving.retire(fleet, engine, "asked by an operator", drain=0 if event.at_once else None)
+
+
+@on.register
+def _(event: events.SleepAsked, fleet: Fleet) -> None:
+    engine = fleet.engines[event.profile]
+    if why := leaving.cannot_sleep(engine):
+        fleet.order(orders.Answer(event.ticket, why, DaemonRefused(why)))
+        return
+    engine.wanted = False
+    leaving.retire(fleet, engine, "put to sleep by an operator", asleep=True)
+    fleet.order(orders.Answer(event.ticket, f"{engine.name} goes to sleep"))
 
 
 @on.register

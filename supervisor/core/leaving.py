@@ -82,6 +82,19 @@ def sleep_level(fleet: Fleet, engine: Engine, claims: Claims) -> int:
     return 1 if fleet.ledger.room(HOST, claims) >= engine.host_need else 2
 
 
+def cannot_sleep(engine: Engine) -> str | None:
+    """Why it cannot be put to sleep now, in words; None where it can."""
+    if not engine.profile.sleep:
+        return f"{engine.name} does not sleep: its profile has no sleep = true"
+    if engine.sleep_broken:
+        return f"{engine.name} did not sleep properly before; it can be stopped"
+    return (
+        None
+        if engine.state is State.READY
+        else f"{engine.name} is {engine.state}: only a ready engine sleeps"
+    )
+
+
 def fall_asleep(fleet: Fleet, engine: Engine, level: int) -> None:
     """Its memory stays promised to it until the devices show that it came back; its weights' place is taken now."""
     remember_before(fleet, engine)

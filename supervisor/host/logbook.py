@@ -14,6 +14,7 @@ import queue
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,6 +38,26 @@ PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3}
 _HEAD = ("timestamp", "level", "event")
 
 
+class Recent:
+    """The last lines, for those who look on. `count` is of all that ever were."""
+
+    def __init__(self, most: int = 1000) -> None:
+        self._lines: deque[str] = deque(maxlen=most)
+        self.count = 0
+
+    def add(self, line: str) -> None:
+        self._lines.append(line)
+        self.count += 1
+
+    def since(self, count: int) -> list[str]:
+        """What came after the first `count` lines, as far as it is still here."""
+        new = min(self.count - count, len(self._lines))
+        return list(self._lines)[-new:] if new > 0 else []
+
+
+RECENT = Recent()
+
+
 def log(event: str, level: str = "INFO", **fields: object) -> None:
     """Write one line: `timestamp` (RFC 3339, UTC), `level`, `event`, then `fields` in the order given.
 
@@ -50,6 +71,7 @@ def log(event: str, level: str = "INFO", **fields: object) -> None:
             return
         line |= {"suppressed": untold} if untold else {}
     text = json.dumps(line, default=str)
+    RECENT.add(text)
     if _kept.keeper is not None:
         _kept.keeper.write(text)
     try:

@@ -8,6 +8,9 @@ import aiohttp
 
 from supervisor.config.models import EngineDefaults
 from supervisor.core.routing import Ask
+from supervisor.errors import Withdrawn
+
+CANCELLED = "cancelled by an operator of this host"
 
 
 def before_the_answer(ask: Ask, limits: EngineDefaults) -> float:
@@ -35,6 +38,10 @@ class Reader:
             return await self._content.readany()
         finally:
             self._since = None
+
+    def withdraw(self) -> None:
+        """The next read, or the one under way, raises Withdrawn."""
+        self._content.set_exception(Withdrawn(CANCELLED))
 
     def close(self) -> None:
         self._timer.cancel()

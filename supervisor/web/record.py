@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -15,6 +15,10 @@ from supervisor.host.logbook import log
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _WHERE_KNOWN = ("error", "code", "person", "chat", "dropped")
+
+
+def _unknown() -> None:
+    return None
 
 
 @dataclass(slots=True)
@@ -47,6 +51,10 @@ class Record:
     dropped: str | None = None
     """What of the request the engine was not given."""
     code: str | None = None
+    made: Callable[[], int | None] = _unknown
+    """Tokens that went by so far, about; None where they cannot be told before the end."""
+    cut: Callable[[], None] | None = None
+    """Ends an answer that has begun: an error frame, then the connection is cut."""
 
     @classmethod
     def of(cls, presented: str | None) -> Record:

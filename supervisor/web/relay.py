@@ -17,7 +17,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-from supervisor.errors import EngineDied, EngineFailed, EngineSilent, EngineUnwilling
+from supervisor.errors import EngineDied, EngineFailed, EngineSilent, EngineUnwilling, LlmdError, Withdrawn
 from supervisor.web import dialects
 from supervisor.web.bodies import Body
 from supervisor.web.dialects import MARKS, Marks
@@ -53,6 +53,7 @@ _NO_LIMIT = aiohttp.ClientTimeout(total=None, sock_connect=10)
 _LONGEST_REFUSAL = 1 << 20
 _ENGINE = "http://engine"
 """Its socket knows no host; the name is there for HTTP."""
+_FRAME = b"data: {"
 _KEPT = 16 * 1024
 _USAGE = re.compile(rb'"(prompt_tokens|completion_tokens|input_tokens|output_tokens)"\s*:\s*(\d+)')
 _CALLED = {b"input_tokens": "prompt_tokens", b"output_tokens": "completion_tokens"}
@@ -67,12 +68,14 @@ class Passing:
         self._marks = marks
         self.failed = False  # an error frame went by, whole
         self._closing = False  # the last event has begun to go by
+        self._frames = 0
         self._in_error = False
         self._head = b""
         self._tail = b"\n"
 
     def pass_on(self, chunk: bytes) -> bytes:
         """What of `chunk` may go on: all, or up to the end of an error frame (vLLM sends [DONE] after it)."""
+        self._frames += chunk.count(_FRAME)
         before = len(self._tail)
         seen = self._tail + chunk
         self._closing |= (
@@ -97,6 +100,10 @@ class Passing:
     def ended(self) -> bool:
         """Every stream of events has a last one; where that did not come whole, it was broken off."""
         return not self.events or (self._closing and self._tail.endswith(self._marks.close))
+
+    def made(self) -> int | None:
+        """Tokens so far, about: engines send most of them in a frame of their own, after one without any."""
+        return max(0, self._frames - 1) if self.events else None
 
     def usage(self) -> dict[str, int]:
         """Token counts; near the end of most answers, near the start of a ranking."""
@@ -175,6 +182,7 @@ async def _answer(
     passing = Passing(upstream.content_type == "text/event-stream", MARKS[dialect_of(request.path)])
     record.streamed = passing.events
     reader = Reader(upstream.content, between)
+    record.made, record.cut = passing.made, reader.withdraw
     try:
         if held is None:
             await response.prepare(request)
@@ -222,7 +230,7 @@ async def _copy(
     response: web.StreamResponse,
     passing: Passing,
     lease: Lease,
-) -> EngineFailed | None:
+) -> LlmdError | None:
     """Until the end, or what went wrong on the engine's side. Raises ConnectionResetError for the client's."""
     while chunk:
         await response.write(passing.pass_on(chunk))
@@ -232,6 +240,8 @@ async def _copy(
             chunk = await reader.read()
         except TimeoutError:
             return _silent(lease, "fell silent in the middle of its answer")
+        except Withdrawn as error:
+            return error
         except (aiohttp.ClientError, OSError):
             return _failed(lease, "died in the middle of its answer")
     if passing.ended():
@@ -240,7 +250,7 @@ async def _copy(
 
 
 async def _cut(
-    request: web.Request, response: web.StreamResponse, passing: Passing, why: EngineFailed, record: Record
+    request: web.Request, response: web.StreamResponse, passing: Passing, why: LlmdError, record: Record
 ) -> None:
     record.status, record.error, record.code = why.status, why.message, why.code
     if passing.events and not passing.failed:

@@ -51,6 +51,9 @@ from supervisor.web.record import RECORD, Record
 from supervisor.web.relay import relay
 from supervisor.web.routes import ROUTES, Route, dialect_of
 from supervisor.web.splice import with_model
+from supervisor.web.traffic import Traffic
+from supervisor.web.ui import UI
+from supervisor.web.ui.dashboard import Dashboard
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -65,6 +68,8 @@ class Router:
         self._driver, self._keyring = driver, keyring
         self._metrics = Metrics(driver)
         self._kept, self._batches = Kept(driver), Batches(driver)
+        self._traffic = Traffic()
+        self._dashboard = Dashboard(driver, keyring, self._traffic)
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard])
@@ -78,6 +83,7 @@ class Router:
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._expose)
         app.cleanup_ctx.append(self._metrics.watch_the_loop)
+        app.add_subapp(UI, self._dashboard.app())
         return app
 
     @web.middleware
@@ -99,7 +105,7 @@ class Router:
             record.code = InternalError.code
             raise
         finally:
-            if request.path not in _UNRECORDED:
+            if request.path not in _UNRECORDED and not request.path.startswith(UI):
                 self._note(record)
         return response
 
@@ -123,6 +129,7 @@ class Router:
 
     def _note(self, record: Record) -> None:
         record.write()
+        self._traffic.ended(record)
         self._driver.ended(record.request_id, record.outcome())
         self._metrics.count(record)
         if request := record.request():
@@ -142,11 +149,12 @@ class Router:
     async def _serve(self, request: web.Request, route: Route, source: str) -> web.StreamResponse:
         body = await read_body(request, self._driver.config.server.max_body)
         ask = self._ask(request, body, route, source)
-        if route.path == EMBEDDINGS and isinstance(body.data, bytes) and (wish := read_wish(body.data)):
-            request[RECORD].model = ask.model[:_LONGEST_NAME]
-            alone = partial(self._pass_on, request, body, ask)
-            return await self._batches.serve(wish, ask, request[RECORD], alone)
-        return await self._pass_on(request, body, ask)
+        async with self._traffic.watched(request[RECORD], ask):
+            if route.path == EMBEDDINGS and isinstance(body.data, bytes) and (wish := read_wish(body.data)):
+                request[RECORD].model = ask.model[:_LONGEST_NAME]
+                alone = partial(self._pass_on, request, body, ask)
+                return await self._batches.serve(wish, ask, request[RECORD], alone)
+            return await self._pass_on(request, body, ask)
 
     def _ask(self, request: web.Request, body: Body, route: Route, source: str) -> Ask:
         """Raises BadRequest; and ModelNotFound, where it goes on from an answer that nobody keeps."""
@@ -223,12 +231,15 @@ class Router:
     async def _serve_kept(self, request: web.Request, route: Route, source: str) -> web.StreamResponse:
         profile = self._kept.profile_of(request.match_info["id"], source)
         stream = request.query.get("stream", "").lower() in ("true", "1")
-        return await self._pass_on(request, Body(b""), Ask(profile, source, tasks=route.tasks, stream=stream))
+        ask = Ask(profile, source, tasks=route.tasks, stream=stream)
+        async with self._traffic.watched(request[RECORD], ask):
+            return await self._pass_on(request, Body(b""), ask)
 
     async def _serve_socket(self, request: web.Request, route: Route, source: str) -> web.StreamResponse:
         record, ask = request[RECORD], Ask(self._hearing(request, route), source, tasks=route.tasks)
         record.model = ask.model[:_LONGEST_NAME]
-        async with self._driver.lease(ask) as lease:
+        record.cut = request.transport.close if request.transport else None
+        async with self._traffic.watched(record, ask), self._driver.lease(ask) as lease:
             record.profile, record.queued, record.hit = lease.profile, lease.queued, lease.hit
             return await relay_socket(request, lease, record)
 

@@ -169,3 +169,29 @@ def test_sleep_comes_before_the_stop_on_an_idle_engine() -> None:
     assert world.asleep("alpha_0")
     world.wait(10)
     assert world.state("alpha_0") is State.COLD
+
+
+def test_an_operator_puts_an_idle_engine_to_sleep_and_wakes_it() -> None:
+    world = Sleepers(config(ALPHA))
+    world.leave(world.ask("alpha"))
+    world.ready("alpha_0")
+    (answer,) = [o for o in world.send(events.SleepAsked("t", "alpha_0")) if isinstance(o, orders.Answer)]
+    assert (answer.error, answer.message) == (None, "alpha_0 goes to sleep")
+    world.read()
+    assert world.asleep("alpha_0")
+    world.send(events.StartAsked("u", "alpha_0"))
+    assert world.state("alpha_0") is State.READY
+
+
+@pytest.mark.parametrize(
+    ("sleeps", "up", "says"), [(False, True, "no sleep = true"), (True, False, "only a ready engine sleeps")]
+)
+def test_an_operator_is_told_why_an_engine_does_not_sleep(sleeps: bool, up: bool, says: str) -> None:
+    world = Sleepers(config(profile("alpha_0", 0, sleep=sleeps)))
+    if up:
+        world.ask("alpha")
+        world.ready("alpha_0")
+    before = world.state("alpha_0")
+    (answer,) = [o for o in world.send(events.SleepAsked("t", "alpha_0")) if isinstance(o, orders.Answer)]
+    assert says in str(answer.error)
+    assert world.state("alpha_0") is before

@@ -1,0 +1,149 @@
+"""Requests as people look at them: those in flight, which can be cancelled, and the last few hundred that ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from supervisor.core.routing import Ask
+from supervisor.errors import ModelNotFound, Withdrawn
+from supervisor.web.patience import CANCELLED
+from supervisor.web.record import Record
+
+REMEMBERED = 300
+"""Requests that ended."""
+
+WINDOW = 5.0
+"""Seconds that tokens a second are counted over."""
+
+_WORDS = 300
+"""Letters of an error that are kept."""
+
+
+@dataclass(slots=True)
+class Flight:
+    """A request under way. `tokens`: of its prompt, as estimated; `scope` ends it while it waits."""
+
+    record: Record
+    tokens: int
+    scope: asyncio.Timeout
+
+    def cancel(self) -> None:
+        if self.record.cut is not None:
+            self.record.cut()
+        else:
+            self.scope.reschedule(asyncio.get_running_loop().time())
+
+    def describe(self) -> dict[str, Any]:
+        record = self.record
+        head = {"id": record.request_id, "model": record.model, "source": record.source}
+        return {
+            **head,
+            "profile": record.profile,
+            "prompt": self.tokens,
+            "output": record.made(),
+            "ttft_s": record.ttft(),
+            "started": round(_on_the_wall(record.started), 1),
+        }
+
+
+class Traffic:
+    def __init__(self) -> None:
+        self._numbers = count(1)
+        self._flights: dict[str, Flight] = {}
+        self._recent: deque[tuple[str, dict[str, Any]]] = deque(maxlen=REMEMBERED)
+        self._written: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def watched(self, record: Record, ask: Ask) -> AsyncIterator[None]:
+        """Raises Withdrawn where the request was cancelled before its answer began."""
+        number = str(next(self._numbers))  # clients may give two requests one id
+        scope = asyncio.timeout(None)
+        self._flights[number] = Flight(record, ask.tokens, scope)
+        try:
+            async with scope:
+                yield
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise Withdrawn(CANCELLED) from None
+        finally:
+            del self._flights[number]
+
+    def ended(self, record: Record) -> None:
+        """What was asked of no model (a list of models, a wrong key) is no traffic."""
+        if record.model is None:
+            return
+        self._written[record.profile or ""] += _tokens(record)
+        self._recent.append((str(next(self._numbers)), _ended(record)))
+
+    def cancel(self, number: str) -> str:
+        """Raises ModelNotFound where no such request is under way."""
+        if number not in self._flights:
+            raise ModelNotFound("this request has ended")
+        self._flights[number].cancel()
+        return "cancelled"
+
+    def in_flight(self) -> dict[str, dict[str, Any]]:
+        return {number: flight.describe() for number, flight in self._flights.items()}
+
+    def recent(self) -> dict[str, dict[str, Any]]:
+        """By number, oldest first."""
+        return dict(self._recent)
+
+    def written(self) -> Mapping[str, int]:
+        """Profile -> tokens written since the daemon began, by requests ended and under way."""
+        total = Counter(self._written)
+        for flight in self._flights.values():
+            total[flight.record.profile or ""] += flight.record.made() or 0
+        return total
+
+
+class Speed:
+    """Tokens a second by profile, over the last WINDOW seconds that were looked at."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, Mapping[str, int]]] = deque()
+
+    def look(self, written: Mapping[str, int], now: float) -> dict[str, float]:
+        """`now`: monotonic. The first look tells nothing."""
+        self._seen.append((now, written))
+        while len(self._seen) > 2 and self._seen[1][0] <= now - WINDOW:
+            self._seen.popleft()
+        then, before = self._seen[0]
+        if now <= then:
+            return {}
+        return {name: max(0.0, (made - before.get(name, 0)) / (now - then)) for name, made in written.items()}
+
+
+def _tokens(record: Record) -> int:
+    """Those that were counted on the way count once: what the engine said in the end may differ a little."""
+    made = record.made()
+    return (record.completion or 0) if made is None else made
+
+
+def _ended(record: Record) -> dict[str, Any]:
+    return {
+        "id": record.request_id,
+        "at": round(time.time(), 1),
+        "model": record.model,
+        "profile": record.profile,
+        "source": record.source,
+        "prompt": record.prompt,
+        "output": record.made() if record.completion is None else record.completion,
+        "ttft_s": record.ttft(),
+        "queue_s": record.queued,
+        "latency_s": record.latency(),
+        "status": record.status,
+        "error": record.error[:_WORDS] if record.error else None,
+    }
+
+
+def _on_the_wall(monotonic: float) -> float:
+    return time.time() - (time.monotonic() - monotonic)
