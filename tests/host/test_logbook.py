@@ -108,12 +108,15 @@ def test_a_disk_that_hangs_costs_lines_that_are_counted_and_no_time(
     logbook.close()
 
 
-def test_a_disk_that_is_full_costs_lines_that_are_counted(
+def test_a_disk_that_takes_nothing_costs_lines_that_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logbook.keep(tmp_path / "none" / "llmd.log")
     log("said")
+    keeper = logbook._kept.keeper
     logbook.close()
+    assert keeper is not None
+    assert keeper.dropped == 1
     assert '"said"' in capsys.readouterr().err
 
 
