@@ -168,6 +168,7 @@ CODES = [
     (1, ("mode", "dusk")),
     (1, ("plan", "gone")),
     (1, ("lease", "1GiB")),  # no card here
+    (1, ("simulate", "gone.csv")),
     (1, ("--config", "BAD", "check")),
     (1, ("--config", "BAD", "serve")),
     (1, ("serve",)),  # a second one
@@ -206,9 +207,9 @@ def test_exit_codes(llmd: Llmd, tmp_path: Path, code: int, words: tuple[str, ...
 
 
 def test_every_command_has_a_row_for_done_and_for_refused() -> None:
-    """But `serve`, which ends well only when told to, `lease`, which needs a card, and `top`, which needs a
-    terminal, are done elsewhere."""
-    for code, elsewhere in ((0, {"serve", "lease", "top"}), (1, {"serve"})):
+    """But `serve`, which ends well only when told to, `lease`, which needs a card, `top`, which needs a terminal,
+    and `simulate`, whose profiles need cards: they are done elsewhere."""
+    for code, elsewhere in ((0, {"serve", "lease", "top", "simulate"}), (1, {"serve"})):
         rows = {word for row, words in CODES if row == code for word in words if word in COMMANDS}
         assert rows | elsewhere == set(COMMANDS)
 
