@@ -1,0 +1,130 @@
+"""Commands that change something: the daemon itself, its engines, the mode, what is lent."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from supervisor.cli.arguments import Duration, Size
+from supervisor.cli.base import Place, as_json, call, errors, print_json
+
+if TYPE_CHECKING:
+    pass
+
+
+@click.command()
+@click.option("--keep-engines", is_flag=True, help="Leave engines running at the end, for the next daemon.")
+@click.pass_obj
+def serve(place: Place, keep_engines: bool) -> None:
+    """Run the daemon here, until Ctrl-C or SIGTERM."""
+    with errors(False):
+        config = place.load()
+        from supervisor.daemon import serve as run
+
+        sys.exit(run(config, keep_engines=keep_engines))
+
+
+@click.command()
+@click.argument("profile")
+@as_json
+@click.pass_obj
+def start(place: Place, profile: str, as_json: bool) -> None:
+    """Start PROFILE's engine and wait until it is ready. Ctrl-C ends the waiting alone."""
+    with errors(as_json):
+        going_on = f"the daemon goes on starting {profile}; `llmd stop {profile}` ends that"
+        if as_json:
+            print_json({"message": call(place, lambda client: client.start(profile), going_on)})
+            return
+        from supervisor.cli.starting import shown, start_watched
+
+        with shown(profile) as show:
+            message = call(place, lambda client: start_watched(client, profile, show), going_on)
+        click.echo(message)
+
+
+@click.command()
+@click.argument("profile")
+@click.option("--now", is_flag=True, help="Do not wait for running requests.")
+@as_json
+@click.pass_obj
+def stop(place: Place, profile: str, now: bool, as_json: bool) -> None:
+    """Stop PROFILE's engine, after its running requests."""
+    with errors(as_json):
+        going_on = f"the daemon goes on stopping {profile}"
+        message = call(place, lambda client: client.stop(profile, now=now), going_on)
+        print_json({"message": message}) if as_json else click.echo(message)
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option(
+    "--for", "seconds", type=Duration(), help="Only for so long, such as 2h; then the calendar again."
+)
+@click.option("--plan", is_flag=True, help="Tell what the change would do, and do nothing.")
+@as_json
+@click.pass_obj
+def mode(place: Place, name: str | None, seconds: float | None, plan: bool, as_json: bool) -> None:
+    """Show the mode, or change to mode NAME; NAME `auto` goes back to the calendar."""
+    from supervisor.cli import modes
+
+    if name is None and (plan or seconds):
+        raise click.UsageError("name the mode: llmd mode NAME")
+    if seconds is not None and (plan or name == "auto"):
+        raise click.UsageError("--for goes with the name of a mode alone")
+    with errors(as_json):
+        if name is None:
+            answer = {"mode": call(place, lambda client: client.status())["daemon"]["mode"]}
+        elif plan:
+            answer = call(place, lambda client: client.plan_mode(name))
+        else:
+            answer = {"message": call(place, lambda client: client.set_mode(name, seconds))}
+        print_json(answer) if as_json else click.echo(modes.told(answer))
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("size", type=Size(), required=False)
+@click.option("--gpu", "gpus", type=int, multiple=True, help="On this GPU; again for several. [default: 0]")
+@click.option("--ttl", type=Duration(), help="For so long, such as 20m. [default: 1h; a week with a command]")
+@click.option("--as", "borrower", help="Who borrows, for status. [default: the command, or you]")
+@click.option("--end", help="Give back the loan of this name.")
+@as_json
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def lease(
+    place: Place,
+    size: int | None,
+    gpus: tuple[int, ...],
+    ttl: float | None,
+    borrower: str | None,
+    end: str | None,
+    as_json: bool,
+    command: tuple[str, ...],
+) -> None:
+    """Borrow SIZE of GPU memory for another program.
+
+    Idle engines make room, busy ones are waited for. With `-- COMMAND ...` the loan lasts as long as the
+    command, whose exit code is passed on; without, until its time is over or `llmd lease --end NAME`.
+    """
+    import getpass
+
+    from supervisor.cli.lending import run_under_loan
+
+    if (size is None) == (end is None):
+        raise click.UsageError("say how much, such as 12GiB, or --end and the name of a loan")
+    with errors(as_json):
+        if end is not None:
+            message = call(place, lambda client: client.take_back(end))
+            print_json({"message": message}) if as_json else click.echo(message)
+            return
+        who = borrower or (Path(command[0]).name if command else getpass.getuser())
+        lasts = ttl or (7 * 86400.0 if command else 3600.0)
+        wish = {"borrower": who, "gpus": list(gpus or (0,)), "size": size, "ttl": lasts}
+        if command:
+            say = partial(click.echo, err=True)
+            sys.exit(call(place, lambda client: run_under_loan(client, wish, command, say)))
+        answer = call(place, lambda client: client.lend(wish))
+        print_json(answer) if as_json else click.echo(f"{answer['message']}; it is called {answer['name']}")
