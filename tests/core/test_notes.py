@@ -34,7 +34,9 @@ def test_an_eviction_tells_for_whom_and_at_what_cost():
     world.ask("llama")
     (note,) = notes(world, "evict")
     assert note.message.startswith("coder_0 makes room for llama_0")
-    assert note.facts == {"by": "llama_0", "busy": 0, "idle_s": 30, "worth": 0, "waiting": 1}
+    assert note.facts == {
+        "by": "llama_0", "busy": 0, "idle_s": 30, "worth": 0, "waiting": 1, "swap": False,
+    }  # fmt: skip
     assert [note.message for note in notes(world, "engine_draining")] == [
         "coder_0 drains: llama_0 needs its place"
     ]
