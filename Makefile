@@ -38,10 +38,11 @@ test: check
 test-fast: env
 	$(PYTEST) -m "not real"
 
-# What waiting costs under each policy, and what a decision costs.
+# What waiting costs under each policy, what a decision costs, and what the router costs beside nginx.
 bench: env
 	$(BIN)/python -m benchmarks.scheduling
 	$(BIN)/python -m benchmarks.deciding
+	$(BIN)/python benchmarks/router
 
 # Fifty times the chaos that `make test` plays; a seed that fails is named with the command that plays it again.
 soak: env
