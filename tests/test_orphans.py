@@ -78,6 +78,13 @@ def test_who_is_left_fails_the_run_is_named_with_its_test_and_killed(tmp_path: P
     assert not psutil.pid_exists(pid)
 
 
+def test_ctrl_c_is_heard_even_where_the_shell_had_it_ignored() -> None:
+    heard = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, orphans.__file__]
+    run = subprocess.run([*command, sys.executable, "-c", heard], capture_output=True, text=True, check=True)
+    assert run.stdout == "True\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_leaves_nobody_either(tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C reaches the whole process group, the others the guard alone."""
