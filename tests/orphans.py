@@ -29,7 +29,8 @@ STUCK = 10.0
 
 def main(command: list[str]) -> int:
     become_subreaper()
-    pid = os.posix_spawnp(command[0], command, os.environ)
+    # What runs in the background, or under nohup, has these ignored, and so would all of its children.
+    pid = os.posix_spawnp(command[0], command, os.environ, setsigdef=[signal.SIGINT, signal.SIGHUP])
     pass_signals_on(pid)
     code = wait(pid)
     until_alone(GRACE)

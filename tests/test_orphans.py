@@ -78,6 +78,14 @@ def test_who_is_left_fails_the_run_is_named_with_its_test_and_killed(tmp_path: P
     assert not psutil.pid_exists(pid)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_is_heard_even_where_the_shell_had_it_ignored(number: signal.Signals) -> None:
+    heard = f"import signal; print(signal.getsignal({number:d}) is signal.SIG_IGN)"
+    command = ["sh", "-c", f'trap "" {number:d}; exec "$@"', "sh", sys.executable, orphans.__file__]
+    run = subprocess.run([*command, sys.executable, "-c", heard], capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_leaves_nobody_either(tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C reaches the whole process group, the others the guard alone."""
