@@ -225,16 +225,14 @@ def test_an_engine_that_ran_out_of_memory_serving_comes_back_for_half_as_many(in
     assert llmd.engine("alpha_0")["rung"] == 2
 
 
-def test_an_engine_that_hangs_while_healthy_is_replaced(install: Install) -> None:
+def test_an_engine_that_hangs_while_healthy_is_replaced_and_the_next_one_answers(install: Install) -> None:
+    """Nothing of an answer had gone out when it was killed, so the request goes on, once, to its successor."""
     llmd = install(stall_timeout=2)
     say(llmd, "alpha")
     first = llmd.engine("alpha_0")
     core = next(p for p in psutil.Process(first["pid"]).children() if "VLLM::Engine" in p.name())
     os.kill(core.pid, signal.SIGSTOP)
-    with pytest.raises(openai.InternalServerError) as cut:
-        say(llmd, "alpha")
-    assert cut.value.status_code == 502, llmd.text()
-    assert say(llmd, "alpha")
+    assert say(llmd, "alpha"), llmd.text()
     after = llmd.engine("alpha_0")
     assert after["pid"] != first["pid"]
     assert "no token in 2 s with 1 requests in flight" in llmd.log.read_text()
