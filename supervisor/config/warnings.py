@@ -46,7 +46,11 @@ def _keys(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
     for source, key in config.keys.items():
         found = find(key, environ)
         if found.trouble and found.digest is None:
-            yield ("keys", source), f"{source} cannot get in: {found.trouble}", "set the key, then reload"
+            yield (
+                ("keys", source),
+                f"{source} cannot get in: {found.trouble}",
+                "set the key, then start llmd again",
+            )
         elif found.trouble:
             yield ("keys", source), found.trouble, f"run chmod 600 {key.file}"
         if found.digest is None:
