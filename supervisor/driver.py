@@ -531,16 +531,17 @@ class Driver:
             self._borrowers[name] = pid
         try:
             message = await self._answer(name, events.LoanAsked(name, borrower, gpus, size, ttl))
-        except BaseException:
+        except BaseException:  # it may have been granted in the very moment in which its asker left
             self._borrowers.pop(name, None)
+            self.post(events.LoanEnded(name, "nobody waits for it any more"))
             raise
         return name, message
 
     def take_back(self, name: str, why: str = "it was given back") -> str:
         """End a loan. Raises ModelNotFound where there is none of this name."""
+        self._borrowers.pop(name, None)
         if name not in self.fleet.loans:
             raise ModelNotFound(f"no loan {name!r}; there are: {', '.join(self.fleet.loans) or 'none'}")
-        self._borrowers.pop(name, None)
         self.post(events.LoanEnded(name, why))
         return f"the loan {name} is over"
 

@@ -42,3 +42,27 @@ async def test_an_engine_ordered_killed_before_it_was_spawned_does_not_stay(
     finally:
         await driver.close()
         installed.close()
+
+
+async def test_a_loan_granted_in_the_moment_its_asker_leaves_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    installed = Llmd({"tiny_0": profile("tiny")}, **QUICK)
+    driver = Driver(load(installed.config), Journal(installed.home / "state"), Gpus())
+    post = driver.post
+    try:
+        await driver.open()
+        asking = asyncio.create_task(driver.lend("comfy", (), 1 << 30, 60.0, 1))
+
+        def watched(event: events.Event) -> None:
+            post(event)
+            if any(loan.until is not None for loan in driver.fleet.loans.values()):
+                asking.cancel()
+
+        monkeypatch.setattr(driver, "post", watched)
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert (driver.fleet.loans, driver._borrowers) == ({}, {})
+    finally:
+        await driver.close()
+        installed.close()
