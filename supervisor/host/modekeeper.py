@@ -53,12 +53,15 @@ class ModeKeeper:
         self._config, self._post = config, post
         self._path = config.server.state_dir / "mode.json"
         self._woken = asyncio.Event()
+        self._holding = asyncio.Lock()
+        """What is on disk and what holds are changed together, one after the other."""
         self._told: Present | None = None
         self.forced: Forced | None = None
 
     async def run(self) -> None:
         """Until cancelled."""
-        self.forced = await asyncio.to_thread(self._read)
+        async with self._holding:
+            self.forced = await asyncio.to_thread(self._read)
         warmed = datetime.now(UTC)
         while True:
             now = datetime.now(UTC)
@@ -78,10 +81,11 @@ class ModeKeeper:
         await self._hold(None)
 
     async def _hold(self, forced: Forced | None) -> None:
-        await asyncio.to_thread(self._write, forced)
-        self.forced = forced
+        async with self._holding:
+            await asyncio.to_thread(self._write, forced)
+            self.forced = forced
         now = datetime.now(UTC)
-        self._tell(present(self._config, forced, now), now)
+        self._tell(present(self._config, self.forced, now), now)
         self._woken.set()
 
     def _tell(self, found: Present, now: datetime) -> None:

@@ -67,6 +67,13 @@ async def test_a_word_is_told_at_once_and_outlives_the_keeper(tmp_path: Path):
     running.cancel()
 
 
+async def test_words_that_come_together_end_alike_in_memory_and_on_disk(tmp_path: Path):
+    keeper = ModeKeeper(configured(tmp_path), lambda _: None)
+    await asyncio.gather(*(keeper.force(mode, None) for mode in ("night", "day") * 20))
+    later = ModeKeeper(configured(tmp_path), lambda _: None)
+    assert later._read() == keeper.forced == Forced("day")
+
+
 async def test_a_damaged_word_is_said_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "mode.json").write_text('{"mode": "ni')
     heard = asyncio.Event()
