@@ -21,12 +21,12 @@ from pathlib import Path
 LINE_LIMIT = 64 << 10
 """Bytes of one line that are read; the rest of a longer one is dropped."""
 
-_CHUNK = 64 << 10
+CHUNK = 64 << 10
 _FLOOD = 200e6
 """Bytes a second that an engine may write without filling more than its part before the next look."""
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-_BREAK = re.compile(rb"[\r\n]+")
+BREAK = re.compile(rb"[\r\n]+")
 
 
 def open_append(path: Path) -> int:
@@ -66,9 +66,9 @@ async def keep(path: Path, cap: int) -> None:
 def tail(path: Path, lines: int = 20, max_bytes: int = 64 << 10, end: int | None = None) -> list[str]:
     """The last lines, up to byte `end`, as a person reads them: no colours, progress bars one line a step, junk
     replaced."""
-    found = _lines(_last_bytes(path, max_bytes, end))
+    found = _lines(last_bytes(path, max_bytes, end))
     if len(found) < lines:  # just rotated
-        found = _lines(_last_bytes(old(path), max_bytes)) + found
+        found = _lines(last_bytes(old(path), max_bytes)) + found
     return found[-lines:] if lines > 0 else []
 
 
@@ -81,14 +81,14 @@ async def follow(path: Path, offset: int = 0, pause: float = 0.2) -> AsyncIterat
     """
     pending = _Splitter()
     while True:
-        start, chunk = await asyncio.to_thread(_read_on, path, offset)
+        start, chunk = await asyncio.to_thread(read_on, path, offset)
         rotated, offset = start < offset, start + len(chunk)
         if rotated or not chunk:
             for line in pending.flush():
                 yield line
         for line in pending.feed(chunk):
             yield line
-        if len(chunk) < _CHUNK:
+        if len(chunk) < CHUNK:
             await asyncio.sleep(pause)
 
 
@@ -99,13 +99,13 @@ class _Splitter:
         self._rest = b""
 
     def feed(self, chunk: bytes) -> Iterator[str]:
-        *whole, rest = _BREAK.split(self._rest + chunk)
+        *whole, rest = BREAK.split(self._rest + chunk)
         self._rest = rest[:LINE_LIMIT]
-        return (text for line in whole if (text := _text(line)))
+        return (text for line in whole if (text := readable(line)))
 
     def flush(self) -> Iterator[str]:
         rest, self._rest = self._rest, b""
-        return (text for text in [_text(rest)] if text)
+        return (text for text in [readable(rest)] if text)
 
 
 def _due(cap: int) -> int:
@@ -140,7 +140,7 @@ def size(path: Path) -> int:
         return 0
 
 
-def _last_bytes(path: Path, count: int, end: int | None = None) -> bytes:
+def last_bytes(path: Path, count: int, end: int | None = None) -> bytes:
     try:
         with path.open("rb") as log:
             start = max(0, (os.fstat(log.fileno()).st_size if end is None else end) - count)
@@ -150,20 +150,21 @@ def _last_bytes(path: Path, count: int, end: int | None = None) -> bytes:
         return b""
 
 
-def _read_on(path: Path, offset: int) -> tuple[int, bytes]:
+def read_on(path: Path, offset: int) -> tuple[int, bytes]:
     """Where reading went on, and the next chunk: from the start where the log has shrunk."""
     try:
         with path.open("rb", buffering=0) as log:
             start = 0 if os.fstat(log.fileno()).st_size < offset else offset
             log.seek(start)
-            return start, log.read(_CHUNK)
+            return start, log.read(CHUNK)
     except FileNotFoundError:
         return 0, b""
 
 
 def _lines(data: bytes) -> list[str]:
-    return [text for line in _BREAK.split(data) if (text := _text(line))]
+    return [text for line in BREAK.split(data) if (text := readable(line))]
 
 
-def _text(line: bytes) -> str:
+def readable(line: bytes) -> str:
+    """A line as people read it: no colours, junk replaced, no longer than a sane one."""
     return _ANSI.sub("", line[:LINE_LIMIT].decode(errors="replace")).rstrip()

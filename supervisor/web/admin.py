@@ -29,6 +29,7 @@ from supervisor.errors import (
     RouteNotFound,
     Unauthorized,
 )
+from supervisor.host import enginelog
 from supervisor.host.activity import Wanted
 from supervisor.host.chronicle import stamp
 from supervisor.host.logbook import log
@@ -253,35 +254,17 @@ def profile_named(name: str, config: Config) -> str:
 
 
 async def _send_log(response: web.StreamResponse, path: Path, lines: int, follow: bool) -> None:
-    text, position = _last_lines(path, lines)
-    await response.write(text)
+    """As it was written. A log that is not there yet is empty."""
+    position = await asyncio.to_thread(enginelog.size, path)
+    text = await asyncio.to_thread(enginelog.last_bytes, path, _TAIL, position)
+    await response.write(b"".join(text.splitlines(keepends=True)[-lines:] if lines else []))
     while follow:
-        await asyncio.sleep(_LOOK_AGAIN)
-        text, position = _since(path, position)
+        start, text = await asyncio.to_thread(enginelog.read_on, path, position)
+        position = start + len(text)
         if text:
             await response.write(text)
-
-
-def _last_lines(path: Path, count: int) -> tuple[bytes, int]:
-    """The last lines of a log, and how long it is. A log that is not there yet is empty."""
-    text, size = _since(path, max(0, _size(path) - _TAIL))
-    return b"".join(text.splitlines(keepends=True)[-count:] if count else []), size
-
-
-def _since(path: Path, position: int) -> tuple[bytes, int]:
-    if _size(path) < position:  # cut to start anew
-        position = 0
-    try:
-        with path.open("rb") as log:
-            log.seek(position)
-            text = log.read(_TAIL)
-    except FileNotFoundError:
-        return b"", 0
-    return text, position + len(text)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+        else:
+            await asyncio.sleep(_LOOK_AGAIN)
 
 
 def _bound(path: Path, group: str | None) -> socket.socket:

@@ -196,7 +196,7 @@ async def test_follow_goes_on_after_a_rotation(log: Path) -> None:
 
 
 async def test_follow_ends_the_line_that_a_rotation_cut_off(log: Path) -> None:
-    log.write_bytes(b"x" * enginelog._CHUNK)  # a full chunk: more is to be had at once
+    log.write_bytes(b"x" * enginelog.CHUNK)  # a full chunk: more is to be had at once
     lines = follow(log, pause=0.01)
     waiting = asyncio.create_task(anext(lines))
     reads = 0
@@ -209,9 +209,9 @@ async def test_follow_ends_the_line_that_a_rotation_cut_off(log: Path) -> None:
             log.write_text("next\n")
         return read_on(path, offset)
 
-    read_on = enginelog._read_on
+    read_on = enginelog.read_on
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(enginelog, "_read_on", rotated)
+        patch.setattr(enginelog, "read_on", rotated)
         assert await asyncio.wait_for(waiting, 5) == "x" * enginelog.LINE_LIMIT
         assert await take(lines, 1) == ["next"]
     await lines.aclose()

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from pathlib import Path
 
+from supervisor.host import enginelog
 from supervisor.host.logbook import RECENT
 
 LINES = 400
 """The most that is sent at once."""
 
 _READ = 256 << 10
-_COLOURS = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]")
-_BREAK = re.compile(rb"[\r\n]+")
 _LONGEST = 4000
 
 Look = Callable[[], list[str]]
@@ -37,9 +35,9 @@ class OfEngine:
             log.seek(size - _READ if skipped else self._at)
             text = log.read(_READ)
             self._at = log.tell()
-        *whole, self._rest = _BREAK.split((b"" if skipped else self._rest) + text)
+        *whole, self._rest = enginelog.BREAK.split((b"" if skipped else self._rest) + text)
         self._rest = self._rest[:_LONGEST]
-        lines = [_text(line) for line in whole if line]
+        lines = [enginelog.readable(line[:_LONGEST]) for line in whole if line]
         return ["...", *lines[-LINES:]] if skipped or len(lines) > LINES else lines
 
 
@@ -54,7 +52,3 @@ class OfDaemon:
 
 async def look(at: Look) -> list[str]:
     return await asyncio.to_thread(at)
-
-
-def _text(line: bytes) -> str:
-    return _COLOURS.sub(b"", line[:_LONGEST]).decode(errors="replace").rstrip()
