@@ -41,6 +41,7 @@ from supervisor.host.memory import read_host_memory
 from supervisor.host.modekeeper import ModeKeeper
 from supervisor.host.peers import Contact, Peers
 from supervisor.host.scribe import Scribe
+from supervisor.host.upstream import Pool
 from supervisor.host.usage import measure
 
 DEATH_TOLD = 1.0
@@ -83,6 +84,20 @@ class Lease:
     @property
     def session(self) -> aiohttp.ClientSession:
         return self._engine.session if isinstance(self._engine, Contact) else self._engine.open_session()
+
+    @property
+    def pool(self) -> Pool:
+        return self._engine.pool
+
+    def answered(self) -> None:
+        """The first byte came."""
+        if isinstance(self._engine, Incarnation):
+            self._engine.breaker.answered()
+
+    def failed(self, why: str) -> None:
+        """It did not; too often in a row, and the engine is replaced."""
+        if isinstance(self._engine, Incarnation):
+            self._engine.count_failure(why)
 
     @property
     def peer(self) -> Peer | None:

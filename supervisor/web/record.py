@@ -75,6 +75,10 @@ class Record:
             told["x-llmd-dropped"] = self.dropped
         return told
 
+    def head(self) -> bytes:
+        """The same as it goes on the wire."""
+        return "".join([f"{name}: {value}\r\n" for name, value in self.headers().items()]).encode()
+
     def outcome(self) -> dict[str, object]:
         """For those who ask why, in milliseconds."""
         return {
