@@ -128,9 +128,10 @@ class Router:
         return response
 
     def _note(self, record: Record) -> None:
+        record.end()
         record.write()
         self._traffic.ended(record)
-        self._driver.ended(record.request_id, record.outcome())
+        self._driver.ended(record.request_id, record.outcome)
         self._metrics.count(record)
         if request := record.request():
             self._driver.register.note(request)

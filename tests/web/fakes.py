@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 
 from supervisor.config import Config
+from supervisor.core.requests import Outcome
 from supervisor.core.routing import Ask, candidates
 from supervisor.core.tally import Tally
 from supervisor.errors import LlmdError
@@ -109,8 +110,8 @@ class FakeDriver:
     async def is_over(self, lease: FakeLease) -> bool:
         return self.over
 
-    def ended(self, request: str, outcome: Mapping[str, object]) -> None:
-        self.outcomes[request] = outcome
+    def ended(self, request: str, outcome: Outcome) -> None:
+        self.outcomes[request] = outcome()
 
     def why_request(self, request: str) -> dict[str, Any]:
         return {"request": request}
