@@ -7,7 +7,8 @@ error comes out. Whether a candidate can serve *now* is `placement`'s question.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
 
 from supervisor.config import Config, Profile
 from supervisor.core import context
@@ -18,8 +19,7 @@ ASK_AGAIN = 10.0
 ONLY, ELSEWHEN = "the only profile", "not in this mode"
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """A request as routing sees it. `tokens`: estimated prompt tokens. `tasks`: what could answer the route.
     `max_tokens`: the most it wants written, None where it did not say. `letters`: of its text, None where it is not
     text alone, so that its tokens cannot be told from them. `stream`: token by token."""
@@ -43,16 +43,14 @@ class Ask:
     """The request's id, for those who ask why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """`profile`: its name, or the name of a peer."""
 
     profile: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     candidates: tuple[Candidate, ...] = ()
     passed_over: tuple[Candidate, ...] = ()
     """Who serves the model, but not this request, and why."""
@@ -195,4 +193,4 @@ def _homeward(found: Route, home: str | None) -> Route:
         return found
     first = Candidate(home, "has the earlier turns of this conversation in its cache")
     others = (candidate for candidate in found.candidates if candidate.profile != home)
-    return replace(found, candidates=(first, *others), sticky=True)
+    return Route((first, *others), found.passed_over, sticky=True)
