@@ -74,10 +74,12 @@ class Front(Connection):
             self._keep(data)
         elif self._parts:
             self._gather(data)
-        elif self._is_between() and (head := self._short.read(data)) is not None:
+        elif not self._known:
+            super().data_received(data)
+        elif (head := self._short.read(data)) is not None and self._is_free():
             self._begin(head, data)
         else:
-            self._known = self._is_between() and is_bare(data)
+            self._known = is_bare(data) if head is None else head.size + head.length == len(data)
             self._feed(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -117,13 +119,11 @@ class Front(Connection):
         self._fed = True
         super().data_received(data)
 
-    def _is_between(self) -> bool:
-        """Whether a request may begin with the next byte."""
+    def _is_free(self) -> bool:
+        """Whether aiohttp has answered all that it was given."""
         closes = self._close or self._force_close
-        waits = not self._fed or (
-            self._waiter is not None and not self._waiter.done()
-        )  # aiohttp, for a message
-        return self._known and waits and not (self._busy or self._messages or closes)
+        waits = not self._fed or (self._waiter is not None and not self._waiter.done())
+        return waits and not (self._busy or self._messages or closes)
 
     def _begin(self, head: Beginning, data: bytes) -> None:
         self.begin()

@@ -27,10 +27,12 @@ _JSON = b"application/json"
 
 
 class Head(NamedTuple):
-    """`size` is its own bytes, `length` the body's. `headers` are lower case, `pairs` as they came."""
+    """`size` is its own bytes, `length` the body's. `keeps`: the connection is for more requests. `headers` are lower
+    case, `pairs` as they came."""
 
     size: int
     length: int
+    keeps: bool
     path: str
     pairs: list[tuple[bytes, bytes]]
     headers: Mapping[bytes, bytes]
@@ -48,7 +50,8 @@ def read_head(data: bytes) -> Head | None:
     length = headers.get(b"content-length", b"")
     if _LENGTH.fullmatch(length) is None or int(length) > LONGEST_BODY:
         return None
-    return Head(found.end(), int(length), found[1].decode(), pairs, headers)
+    keeps = headers.get(b"connection", b"").lower() != b"close"
+    return Head(found.end(), int(length), keeps, found[1].decode(), pairs, headers)
 
 
 def is_bare(data: bytes) -> bool:
@@ -65,5 +68,5 @@ def _pairs(lines: bytes) -> list[tuple[bytes, bytes]]:
 
 def _is_plain(headers: Mapping[bytes, bytes]) -> bool:
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    kept = headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"
-    return kind == _JSON and kept and _HOST.fullmatch(headers.get(b"host", b"")) is not None
+    known = headers.get(b"connection", b"close").lower() in (b"close", b"keep-alive")
+    return kind == _JSON and known and _HOST.fullmatch(headers.get(b"host", b"")) is not None

@@ -121,7 +121,9 @@ class Exchange:
         self._way, self._client, self._caller, self._ask = way, client, caller, ask
         self._lease, self._request = lease, request
         self._record = record = _record(caller, ask, lease)
-        self._answer = Answer(client, lease, record, self, limits_of(ask, way.driver.config), keeps=True)
+        self._answer = Answer(
+            client, lease, record, self, limits_of(ask, way.driver.config), keeps=caller.head.keeps
+        )
         self._number = way.traffic.began(record, ask.tokens)
         self._connection: Connection | None = None
         self._task: asyncio.Task[None] | None = None
@@ -225,12 +227,12 @@ class Exchange:
         self._respond(head, json.dumps(dialects.told(error, dialect_of(record.path))).encode())
 
     def _respond(self, head: bytes, body: bytes) -> None:
-        record, transport = self._record, self._client.transport
+        record, transport, keeps = self._record, self._client.transport, self._caller.head.keeps
         if transport is not None:
-            line = heads.status_line(record.status)
+            line, close = heads.status_line(record.status), b"" if keeps else b"Connection: close\r\n"
             length = b"Content-Length: %d\r\n\r\n" % len(body)
-            transport.write(b"".join((line, head, record.head(), length, body)))
-        self._end(keeps=True)
+            transport.write(b"".join((line, head, record.head(), close, length, body)))
+        self._end(keeps)
 
     def _end(self, keeps: bool) -> None:
         self._close()
