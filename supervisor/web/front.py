@@ -70,12 +70,12 @@ class Front(Connection):
     # From the client
 
     def data_received(self, data: bytes) -> None:
-        if self._exchange is not None:
+        if not data or not self._known:  # aiohttp itself comes with nothing, to go on
+            super().data_received(data)
+        elif self._exchange is not None:
             self._keep(data)
         elif self._parts:
             self._gather(data)
-        elif not self._known:
-            super().data_received(data)
         elif (head := self._short.read(data)) is not None and self._is_free():
             self._begin(head, data)
         else:
