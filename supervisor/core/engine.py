@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+import msgspec
+
 from supervisor.config import Profile
 from supervisor.core.devices import HOST
 from supervisor.core.eviction import Rate
@@ -33,8 +35,7 @@ REMEMBERED = 64
 """Replies whose length is remembered."""
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(msgspec.Struct, frozen=True):
     """A lease that was given: to whom, on what, and the tokens it was taken to need."""
 
     profile: str

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from supervisor.core.devices import Survey
 from supervisor.core.peer import Listed
 from supervisor.core.progress import Progress
 from supervisor.core.routing import Ask
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
+class Arrived(msgspec.Struct, frozen=True):
     """A request asks for a lease; it is willing to wait `patience` seconds. `at_once`: not at all, it comes again
     by a way on which waiting is possible."""
 
@@ -26,8 +27,7 @@ class Arrived:
     at_once: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Left:
+class Left(msgspec.Struct, frozen=True):
     """A request is over, or its client gave up waiting. Exactly one per lease that was not refused.
 
     The tokens are None where the engine did not tell.

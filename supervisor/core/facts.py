@@ -67,7 +67,7 @@ def _(event: events.Arrived, fleet: Fleet) -> None:
         BATCH_WEIGHT if batch else 1.0,
         found.sticky,
     )
-    ahead = fleet.queues.ahead_of(frozenset(waiter.profiles))
+    ahead = fleet.queues.ahead_of(frozenset(waiter.profiles)) if len(fleet.queues) else 0
     if not fleet.is_active(ask.source):
         fleet.fairness.arrive(ask.source, fleet.active_sources())
     given = not ahead and dispatch.give(fleet, waiter)

@@ -97,7 +97,7 @@ def _only(ask: Ask, profile: Profile, available: Collection[str]) -> Route:
 
 
 def _able(ask: Ask, config: Config, offers: Sequence[Offer]) -> list[Profile]:
-    asked = _named(ask.model, config)
+    asked = config.named.get(ask.model, ())
     if not asked and not offers:
         known = ", ".join(sorted({name for p in config.profiles.values() for name in (p.model, *p.lora)}))
         raise ModelNotFound(f"model {ask.model!r} is not configured here; there are: {known}", param="model")
@@ -107,13 +107,7 @@ def _able(ask: Ask, config: Config, offers: Sequence[Offer]) -> list[Profile]:
     return fitting
 
 
-def _named(model: str, config: Config) -> list[Profile]:
-    if model in config.profiles:
-        return [config.profiles[model]]
-    return [p for p in config.profiles.values() if p.model == model or model in p.lora]
-
-
-def _wrong_task(ask: Ask, config: Config, asked: list[Profile]) -> WrongTask:
+def _wrong_task(ask: Ask, config: Config, asked: Sequence[Profile]) -> WrongTask:
     able = sorted({p.model for p in config.profiles.values() if p.task in ask.tasks})
     instead = f"; models that do: {', '.join(able)}" if able else "; no configured model does"
     tasks = "/".join(sorted({profile.task for profile in asked}))

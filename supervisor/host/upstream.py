@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import mmap
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
 import httptools
+import msgspec
 
 HEAD_LIMIT = 64 << 10
 """Bytes of a head; vLLM's have a few hundred."""
@@ -41,8 +41,7 @@ class Unread(Gone):
     """
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(msgspec.Struct, frozen=True):
     """Of an answer. `length` is its body's where it is told; `raw` is the head as it came, `headers` its fields with
     their names in lower case."""
 

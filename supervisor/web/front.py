@@ -44,9 +44,9 @@ class Short(Protocol[B]):
     def read(self, data: bytes) -> B | None:
         """None where this does not begin with the whole head of a plain request from somebody known."""
 
-    def take(self, client: Front, head: B, request: bytes) -> Exchange | None:
-        """None where it has to go the ordinary way. The client is told when it is `over`, or that it has to
-        `go_round` after all."""
+    def take(self, client: Front, head: B, body: bytes) -> Exchange | None:
+        """None where it has to go the ordinary way. The client is told when its answer has `begun`, when it is
+        `over`, or that it has to `go_round` after all."""
 
 
 class Front(Connection):
@@ -61,7 +61,7 @@ class Front(Connection):
         self._taking = False
         self._fed = False  # aiohttp has had bytes
         self._known = True  # where its last request ended
-        self._early = b""
+        self._request = self._early = b""
         self._gathering: asyncio.TimerHandle | None = None
         self._parts: list[bytes] = []
         self._lacking = 0
@@ -105,10 +105,15 @@ class Front(Connection):
         elif self._early and not self._taking:
             self._go_on()
 
-    def go_round(self, request: bytes) -> None:
+    def begun(self) -> None:
+        """It will not go round any more."""
+        self._request = b""
+
+    def go_round(self) -> None:
         """Nothing was sent: have aiohttp read the request, and all that follows it."""
         self._exchange = None
         self.end()
+        request, self._request = self._request, b""
         early, self._early = self._early, b""
         self._known = self._known and not early
         self._feed(request + early)
@@ -150,17 +155,17 @@ class Front(Connection):
 
     def _give_up(self) -> None:
         """What is still to come is aiohttp's to wait for."""
-        self._known = False
-        self.go_round(self._gathered())
+        self._known, self._request = False, self._gathered()
+        self.go_round()
 
     def _take(self, head: Beginning, data: bytes) -> None:
         end = head.size + head.length
-        request, self._early = (data, b"") if len(data) == end else (data[:end], data[end:])
+        self._request, self._early = (data, b"") if len(data) == end else (data[:end], data[end:])
         self._taking = True
-        exchange = self._short.take(self, head, request)
+        exchange = self._short.take(self, head, self._request[head.size :])
         self._taking = False
         if exchange is None:
-            self.go_round(request)
+            self.go_round()
         elif self._busy:  # it is not over already
             self._exchange = exchange
         elif self._early:

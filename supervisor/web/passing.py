@@ -11,7 +11,7 @@ from collections import deque
 
 from supervisor.web.dialects import MARKS, Marks
 
-KEPT = 16 << 10
+KEPT = 8 << 10
 """Bytes kept from the beginning and from the end of an answer."""
 
 _ERROR = re.compile(rb'(?:^|\n)data: ?(\{(?:"type": ?"error", ?)?"error": ?[{"])')

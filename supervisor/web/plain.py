@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 LONGEST_HEAD = 8 << 10
-LONGEST_BODY = 1 << 20
-"""Bytes; what is longer waits on disk, by the ordinary way."""
+LONGEST_BODY = 4 << 20
+"""Bytes; what is longer waits on disk, by the ordinary way, as does what comes slowly."""
 
 _HEAD = re.compile(
     rb"POST (/v1/(?:chat/completions|completions|messages)) HTTP/1\.1\r\n((?:[A-Za-z0-9-]{1,64}+:[ -~]*+\r\n){2,64}+)\r\n"

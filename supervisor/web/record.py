@@ -6,8 +6,8 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
+import msgspec
 from aiohttp import web
 
 from supervisor.host.activity import Request
@@ -21,14 +21,13 @@ def _unknown() -> None:
     return None
 
 
-@dataclass(slots=True)
-class Record:
+class Record(msgspec.Struct, eq=False):
     """Times are monotonic seconds; `queued` is a duration. `status` is what became of it, not only what was sent:
     502 for a stream that broke, 499 for a client that left. `hit`: whether the engine was warm, waking or cold.
     `code`: the error's, one of those in `errors`."""
 
     request_id: str
-    started: float = field(default_factory=time.monotonic)
+    started: float = msgspec.field(default_factory=time.monotonic)
     path: str = ""
     model: str | None = None
     profile: str | None = None

@@ -79,7 +79,7 @@ class ShortWay:
 
     def _meet(self, block: bytes) -> Caller | None:
         head = read_head(block)
-        if head is None:
+        if head is None or head.length > self.driver.config.server.max_body:
             return None
         headers = CIMultiDict((name.decode(), value.decode()) for name, value in head.pairs)
         try:
@@ -90,8 +90,7 @@ class ShortWay:
         told = headers.get("x-request-id"), session_of(headers), *people
         return Caller(head, head.size, head.length, source, onward, *told)
 
-    def take(self, client: Front, head: Caller, request: bytes) -> Exchange | None:
-        body = request[head.size :]
+    def take(self, client: Front, head: Caller, body: bytes) -> Exchange | None:
         try:
             ask = read_ask(body, head.source, GENERATE, request_id_of(head.presented), head.session)
         except LlmdError:
@@ -101,7 +100,7 @@ class ShortWay:
         lease = self.driver.lease_at_once(ask)
         if lease is None:
             return None
-        exchange = Exchange(self, client, head, ask, lease, request)
+        exchange = Exchange(self, client, head, ask, lease, body)
         exchange.begin()
         return exchange
 
@@ -116,10 +115,10 @@ class Exchange:
         caller: Caller,
         ask: Ask,
         lease: Lease,
-        request: bytes,
+        body: bytes,
     ) -> None:
         self._way, self._client, self._caller, self._ask = way, client, caller, ask
-        self._lease, self._request = lease, request
+        self._lease, self._body = lease, body
         self._record = record = _record(caller, ask, lease)
         self._answer = Answer(
             client, lease, record, self, limits_of(ask, way.driver.config), keeps=caller.head.keeps
@@ -149,12 +148,14 @@ class Exchange:
         caller = self._caller
         line = f"POST {caller.head.path} HTTP/1.1\r\n".encode()
         head = line + caller.onward + own_head(self._lease, self._record, caller.length)
-        connection.ask(head, self._request[caller.size :], self._answer)
+        connection.ask(head, self._body, self._answer)
 
     # Of the answer
 
     def begun(self) -> None:
         self._lease.answered()
+        self._client.begun()
+        self._body = b""
 
     def failed(self, error: Broken | LlmdError) -> None:
         """Before anything was sent to the client."""
@@ -204,7 +205,7 @@ class Exchange:
             self._refuse(told)
         else:
             self._client.tried = ask.tried
-            self._client.go_round(self._request)
+            self._client.go_round()
 
     def _refused(self, said: bytes) -> None:
         answer, record = self._answer, self._record

@@ -7,9 +7,10 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from itertools import count
 from typing import Any
+
+import msgspec
 
 from supervisor.core.routing import Ask
 from supervisor.errors import ModelNotFound, Withdrawn
@@ -26,8 +27,7 @@ _WORDS = 300
 """Letters of an error that are kept."""
 
 
-@dataclass(slots=True)
-class Flight:
+class Flight(msgspec.Struct):
     """A request under way. `tokens`: of its prompt, as estimated; `scope` ends it while it waits."""
 
     record: Record
