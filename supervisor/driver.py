@@ -10,13 +10,13 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import singledispatchmethod
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 
 from supervisor.config import Config, Peer, Profile
 from supervisor.core import calendar, command, decide, events, orders, outlook
@@ -49,8 +49,7 @@ DEATH_TOLD = 1.0
 """Seconds in which the end of a process is told, once its connections broke."""
 
 
-@dataclass(slots=True)
-class Lease:
+class Lease(msgspec.Struct, eq=False):
     """A request's right to use an engine."""
 
     profile: str

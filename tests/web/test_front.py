@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import random
 from collections.abc import AsyncIterator
@@ -11,7 +12,9 @@ from collections.abc import AsyncIterator
 import pytest
 from wires import CHUNKED, FRAME, JSON, World, chunk, log_lines, opened, request, says, split
 
+from supervisor.web.answer import Answer
 from supervisor.web.plain import read_head
+from supervisor.web.shortway import Exchange
 
 MODELS = b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"
 ODD = request(headers=b"X-Llmd-Hops: 0\r\n", stream=False)
@@ -192,6 +195,24 @@ async def test_an_engine_that_dies_before_its_answer_leaves_the_request_to_anoth
     assert world.driver.held == 0
     if over:
         assert world.driver.asks[1].tried == frozenset({"i1"})
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_request_leaves_nothing_for_the_garbage_collector(world: World, at_once: bool) -> None:
+    """A daemon that serves thousands a second looks for cycles seldom."""
+    world.driver.at_once = at_once
+    async with wired(world) as wire:
+        for _ in range(5):
+            wire.writer.write(PLAIN)
+            await wire.answer()
+        gc.collect()
+        gc.disable()
+        for _ in range(20):
+            wire.writer.write(PLAIN)
+            await wire.answer()
+        answers = [found for found in gc.get_objects() if isinstance(found, Answer | Exchange)]
+        gc.enable()
+    assert len(answers) <= 2
 
 
 async def test_a_stream_outlives_the_time_that_a_silent_connection_is_kept(
