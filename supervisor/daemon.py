@@ -74,7 +74,7 @@ class Daemon:
         await self.driver.open()
         tasks: list[asyncio.Task[None]] = []
         try:
-            await self.driver.adopt()
+            await self.driver.engines.adopt()
             tasks = [asyncio.create_task(work) for work in (self.driver.modes.run(), self._tell_systemd())]
             await self.admin.open()
             await self.server.open()
@@ -100,7 +100,7 @@ class Daemon:
         self._stops += 1
         self._stop.set()
         if self._stops > 1 and not self.keep_engines:
-            for engine in self.driver.running.values():
+            for engine in self.driver.engines:
                 if engine.tree:
                     engine.kill()
 

@@ -1,0 +1,59 @@
+"""A request's right to use an engine, as the shell holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import aiohttp
+
+from supervisor.config import Peer
+from supervisor.host.incarnation import Incarnation
+from supervisor.host.peers import Contact
+
+
+@dataclass(slots=True)
+class Lease:
+    """A request's right to use an engine."""
+
+    profile: str
+    reason: str
+    queued: float
+    hit: str
+    _engine: Incarnation | Contact
+    prompt: int | None = None
+    output: int | None = None
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """As long as it is in flight; what watches an engine for silence goes by that."""
+        if isinstance(self._engine, Contact):
+            yield
+            return
+        self._engine.in_flight += 1
+        try:
+            yield
+        finally:
+            self._engine.in_flight -= 1
+
+    def used(self, prompt: int | None, output: int | None) -> None:
+        """Note the tokens that the engine counted; None where it did not tell."""
+        self.prompt, self.output = prompt, output
+
+    @property
+    def incarnation(self) -> str:
+        """Or the name of the peer."""
+        return self._engine.name
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        return self._engine.session if isinstance(self._engine, Contact) else self._engine.open_session()
+
+    @property
+    def peer(self) -> Peer | None:
+        """The peer that it is on; None on an engine of ours."""
+        return self._engine.config if isinstance(self._engine, Contact) else None
+
+    def log_tail(self) -> tuple[str, ...]:
+        return () if isinstance(self._engine, Contact) else self._engine.tail()
