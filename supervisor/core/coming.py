@@ -57,6 +57,8 @@ def serve(fleet: Fleet, engine: Engine) -> None:
     if adopted:
         promise_all(fleet, engine)
     rest(fleet, engine)
+    assert engine.incarnation is not None
+    fleet.order(orders.Watch(engine.incarnation))
     fleet.note("engine_ready", engine, f"{engine.name} is ready", seconds=took)
     fleet.order(orders.Survey())
     for ticket in taken(engine.start_tickets):

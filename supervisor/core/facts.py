@@ -239,6 +239,7 @@ def _(event: events.AdoptionFailed, fleet: Fleet) -> None:
     if engine and engine.state is State.ADOPTING:
         engine.step(Step.RELEASE, fleet.now)
         engine.clear()
+        fleet.order(orders.LetGo(event.incarnation, event.reason))
         fleet.note("adoption_failed", engine, event.reason, level="WARNING")
 
 

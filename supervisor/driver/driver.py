@@ -169,6 +169,14 @@ class Driver:
             engine.watch(loading=True)
 
     @_obey.register
+    def _(self, order: orders.Watch) -> None:
+        self.engines.ready(order.incarnation)
+
+    @_obey.register
+    def _(self, order: orders.LetGo) -> None:
+        self.engines.let_go(order.incarnation, order.why)
+
+    @_obey.register
     def _(self, order: orders.ReadAhead) -> None:
         self._later(self._read_ahead(self.config.profiles[order.profile]))
 
@@ -212,10 +220,6 @@ class Driver:
 
     @_obey.register
     def _(self, order: orders.Note) -> None:
-        if order.event == "engine_ready":
-            self.engines.ready(self.fleet.engines[order.profile or ""].incarnation or "")
-        if order.event == "adoption_failed":
-            self.engines.let_go(order.profile or "", order.message)
         self.tally.take(order, time.monotonic())
         log(order.event, order.level, profile=order.profile, message=order.message, **order.facts)
         self.books.note(order)

@@ -178,13 +178,11 @@ class Engines:
         await engine.close()
         await asyncio.to_thread(self._journal.forget, engine.name)
 
-    def let_go(self, profile: str, why: str) -> None:
-        """Engines found that could not be proven ours: watched no more, and told of."""
-        for engine in self:
-            if engine.profile.name == profile:
-                del self._running[engine.name]
-                self.strays.append(Stray(engine.name, profile, engine.pid, why))
-                self._later(engine.close())
+    def let_go(self, incarnation: str, why: str) -> None:
+        """One found that could not be proven ours: watched no more, and told of."""
+        if engine := self._running.pop(incarnation, None):
+            self.strays.append(Stray(incarnation, engine.profile.name, engine.pid, why))
+            self._later(engine.close())
 
     async def close(self) -> None:
         """Those that still run are left running."""

@@ -72,14 +72,12 @@ class Invariants:
                 self.granted.add(order.lease)
                 place = fleet.place(order.profile)
                 assert len(place.leases) <= place.slots, f"{place} was granted more than its slots"
-        elif isinstance(order, orders.Note) and order.event == "adoption_failed":
-            self.trees = {name: profile for name, profile in self.trees.items() if profile != order.profile}
         if isinstance(order, orders.Grant) and order.profile in fleet.peers:
             assert not order.incarnation, f"{order} for a peer, which has no tree"
             return
         incarnation = getattr(order, "incarnation", None)
         assert incarnation is None or incarnation in self.trees, f"{order} for a tree that is over"
-        if isinstance(order, orders.Forget):
+        if isinstance(order, orders.Forget | orders.LetGo):
             del self.trees[order.incarnation]
 
     def _tree(self, profile: str, incarnation: str) -> None:
