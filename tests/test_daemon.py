@@ -74,7 +74,7 @@ def test_a_wrong_key_and_an_unknown_model_are_refused_in_openais_shape(llmd: Llm
 
 
 def test_a_killed_daemon_leaves_its_engines_to_the_next_one(llmd: Llmd) -> None:
-    assert llmd.run("start", "tiny_0").returncode == 0
+    assert llmd.run("start", "tiny_0", "--pin").returncode == 0
     before = llmd.engine("tiny_0")
     llmd.kill()
     assert alive(before["pid"])
@@ -82,6 +82,7 @@ def test_a_killed_daemon_leaves_its_engines_to_the_next_one(llmd: Llmd) -> None:
     until(lambda: llmd.engine("tiny_0")["state"] == "ready", 10, llmd.text)
     after = llmd.engine("tiny_0")
     assert (after["pid"], after["incarnation"], after["starts"]) == (before["pid"], before["incarnation"], 0)
+    assert after["pinned"] is True
     with client(llmd) as api:
         assert say(api)
     assert llmd.run("stop", "tiny_0").returncode == 0

@@ -100,6 +100,17 @@ def test_ctrl_c_ends_the_waiting_and_not_the_start(llmd: Llmd, flags: tuple[str,
     stop(llmd, "slow_0")
 
 
+def test_a_pin_is_shown_and_ends_with_the_stop(llmd: Llmd) -> None:
+    assert llmd.run("start", "tiny_0", "--pin").returncode == 0
+    assert llmd.engine("tiny_0")["pinned"] is True
+    assert "pinned" in llmd.run("status").stdout
+    llmd.run("start", "tiny_0", "--no-pin")
+    assert llmd.engine("tiny_0")["pinned"] is False
+    llmd.run("start", "tiny_0", "--pin")
+    llmd.run("stop", "tiny_0")
+    assert llmd.engine("tiny_0")["pinned"] is False
+
+
 def test_logs_gives_the_last_lines(llmd: Llmd) -> None:
     llmd.run("start", "tiny_0")
     written = Path(llmd.engine("tiny_0")["log"]).read_bytes().splitlines(keepends=True)

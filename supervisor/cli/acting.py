@@ -5,15 +5,11 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from supervisor.cli.arguments import Duration, Size
 from supervisor.cli.base import Place, as_json, call, errors, print_json
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()
@@ -30,19 +26,24 @@ def serve(place: Place, keep_engines: bool) -> None:
 
 @click.command()
 @click.argument("profile")
+@click.option(
+    "--pin/--no-pin",
+    default=None,
+    help="Keep it, busy or idle, until it is stopped; or as it was before.",
+)
 @as_json
 @click.pass_obj
-def start(place: Place, profile: str, as_json: bool) -> None:
+def start(place: Place, profile: str, pin: bool | None, as_json: bool) -> None:
     """Start PROFILE's engine and wait until it is ready. Ctrl-C ends the waiting alone."""
     with errors(as_json):
         going_on = f"the daemon goes on starting {profile}; `llmd stop {profile}` ends that"
         if as_json:
-            print_json({"message": call(place, lambda client: client.start(profile), going_on)})
+            print_json({"message": call(place, lambda client: client.start(profile, pin=pin), going_on)})
             return
         from supervisor.cli.starting import shown, start_watched
 
         with shown(profile) as show:
-            message = call(place, lambda client: start_watched(client, profile, show), going_on)
+            message = call(place, lambda client: start_watched(client, profile, show, pin), going_on)
         click.echo(message)
 
 

@@ -74,9 +74,10 @@ class Client:
         answer = await self._json("GET", f"/activity?{urlencode(query)}", LONG)
         return list(answer.get("totals") or answer.get("requests") or ())
 
-    async def start(self, profile: str) -> str:
+    async def start(self, profile: str, *, pin: bool | None = None) -> str:
         """Waits until the engine is ready, however long it loads."""
-        return str((await self._json("POST", f"{_path(profile)}/start", ENDLESS)).get("message", ""))
+        query = "" if pin is None else f"?pin={pin:d}"
+        return str((await self._json("POST", f"{_path(profile)}/start{query}", ENDLESS)).get("message", ""))
 
     async def stop(self, profile: str, *, now: bool = False) -> str:
         query = "?now=1" if now else ""

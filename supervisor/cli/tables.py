@@ -183,6 +183,8 @@ def _state(engine: Json) -> Text:
         text.append(f", keeps {gib(residue)}")
     elif engine.get("available") is False:
         text.append(", not now", "dim")
+    if engine.get("pinned"):
+        text.append(", pinned")
     return text
 
 

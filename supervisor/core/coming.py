@@ -97,6 +97,8 @@ def spawn_if_still_fits(fleet: Fleet, engine: Engine) -> None:
     fleet.order(
         orders.Spawn(engine.name, engine.incarnation or "", engine.devices, indices, share, engine.slots)
     )
+    if engine.pinned_by_hand:
+        fleet.order(orders.Pin(engine.incarnation or "", True))
     free = {device: fleet.reading(device).free for device in engine.devices}
     fleet.note(
         "engine_starting",
@@ -118,11 +120,24 @@ def rest(fleet: Fleet, engine: Engine) -> None:
 
 def bedtime(fleet: Fleet, engine: Engine) -> float | None:
     """When an idle engine is put to sleep or stopped; None: never."""
-    if engine.profile.pin:
+    if engine.pinned:
         return None
     profile = engine.profile
     waits = [profile.idle_ttl, profile.sleep_after if profile.sleep and not engine.sleep_broken else None]
     return min((fleet.now + wait for wait in waits if wait is not None), default=None)
+
+
+def pin(fleet: Fleet, engine: Engine, pinned: bool) -> None:
+    """By a person's word."""
+    if pinned == engine.pinned_by_hand:
+        return
+    engine.pinned_by_hand = pinned
+    if engine.incarnation:
+        fleet.order(orders.Pin(engine.incarnation, pinned))
+    if engine.state is State.READY and not engine.leases:
+        rest(fleet, engine)
+    words = f"{engine.name} is pinned" if pinned else f"{engine.name} is no longer pinned"
+    fleet.note("engine_pinned" if pinned else "engine_unpinned", engine, words)
 
 
 # What an earlier daemon left

@@ -58,6 +58,8 @@ class Engine:
     """When its weights were last read ahead."""
     patient: bool = False
     """It is wanted by the calendar, which waits for its place; a person is told at once that there is none."""
+    pinned_by_hand: bool = False
+    """A person asked that it stays; until it is stopped, or that word is taken back."""
     since: float = 0.0
     """When the present state was entered."""
     deadline: float | None = None
@@ -134,6 +136,11 @@ class Engine:
     @property
     def name(self) -> str:
         return self.profile.name
+
+    @property
+    def pinned(self) -> bool:
+        """Neither evicted nor put to bed when idle."""
+        return self.profile.pin or self.pinned_by_hand
 
     @property
     def expected(self) -> Learned:

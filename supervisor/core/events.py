@@ -142,7 +142,7 @@ class Unkillable:
 class Found:
     """An engine of an earlier daemon, proven ours. `alive`: its leader runs; else only leftovers may.
 
-    `asleep`: the level at which it may sleep, 0 where it was never put to sleep. `rung`: as the engine's.
+    `asleep`: the level at which it may sleep, 0 where it was never put to sleep. `rung`, `pinned`: as the engine's.
     """
 
     profile: str
@@ -151,6 +151,7 @@ class Found:
     alive: bool
     asleep: int = 0
     rung: int | None = None
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +164,11 @@ class AdoptionFailed:
 
 @dataclass(frozen=True, slots=True)
 class StartAsked:
+    """`pin`: from now on it is to stay, or no longer; None leaves that as it is."""
+
     ticket: str
     profile: str
+    pin: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,7 +223,7 @@ def _(event: events.Found, fleet: Fleet) -> None:
     engine = fleet.engines[event.profile]
     engine.step(Step.ADOPT, fleet.now)
     engine.incarnation, engine.devices = event.incarnation, event.devices
-    engine.asleep, engine.rung = event.asleep, event.rung
+    engine.asleep, engine.rung, engine.pinned_by_hand = event.asleep, event.rung, event.pinned
     fleet.ledger.unlearn_foreign(event.devices)
     coming.promise_to_found(fleet, engine)
     engine.deadline = fleet.now + fleet.config.engine.start_timeout
@@ -246,6 +246,12 @@ def _(event: events.AdoptionFailed, fleet: Fleet) -> None:
 @on.register
 def _(event: events.StartAsked, fleet: Fleet) -> None:
     engine = fleet.engines[event.profile]
+    if event.pin is False and engine.profile.pin:
+        why = f"{engine.name} is pinned by its profile: take `pin = true` out of it"
+        fleet.order(orders.Answer(event.ticket, why, DaemonRefused(why)))
+        return
+    if event.pin is not None:
+        coming.pin(fleet, engine, event.pin)
     if engine.state is State.READY:
         fleet.order(orders.Answer(event.ticket, f"{engine.name} is ready already"))
         return
@@ -259,7 +265,7 @@ def _(event: events.StartAsked, fleet: Fleet) -> None:
 @on.register
 def _(event: events.StopAsked, fleet: Fleet) -> None:
     engine = fleet.engines[event.profile]
-    engine.wanted = False
+    engine.wanted = engine.pinned_by_hand = False
     if engine.state in (State.COLD, State.BACKOFF, State.IMPOSSIBLE):
         if engine.state is not State.COLD:
             engine.step(Step.RELEASE, fleet.now)

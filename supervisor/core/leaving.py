@@ -135,7 +135,7 @@ def settle_asleep(fleet: Fleet, engine: Engine) -> None:
 def wakes_or_stops(fleet: Fleet, engine: Engine) -> float | None:
     """When a sleeping engine is stopped for good: its idle time counts from its last request."""
     ttl = engine.profile.idle_ttl
-    return None if ttl is None or engine.profile.pin else (engine.idle_since or fleet.now) + ttl
+    return None if ttl is None or engine.pinned else (engine.idle_since or fleet.now) + ttl
 
 
 def sleep_failed(fleet: Fleet, engine: Engine, reason: str) -> None:

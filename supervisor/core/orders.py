@@ -76,6 +76,14 @@ class LetGo:
 
 
 @dataclass(frozen=True, slots=True)
+class Pin:
+    """Write down that a person pinned this one, or no longer does, for a daemon that adopts it."""
+
+    incarnation: str
+    pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ReadAhead:
     """A start of this profile is foreseen: read its weights into the page cache."""
 
@@ -156,6 +164,7 @@ Order = (
     | Prove
     | Watch
     | LetGo
+    | Pin
     | ReadAhead
     | Forget
     | Survey

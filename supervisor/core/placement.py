@@ -73,7 +73,7 @@ def way_up(fleet: Fleet, engine: Engine) -> Way | Blocked:
     if moving:
         names = ", ".join(f"{e.name} ({e.state})" for e in moving)
         return Blocked(f"waits for {names}; {verdict}", transient=True)
-    return _at_the_cost_of(fleet, engine, [e for e in there if not e.profile.pin], claims, verdict)
+    return _at_the_cost_of(fleet, engine, [e for e in there if not e.pinned], claims, verdict)
 
 
 def _claims_beside(fleet: Fleet, engine: Engine) -> Claims:

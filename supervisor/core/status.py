@@ -81,6 +81,7 @@ def _engine(fleet: Fleet, engine: Engine, pid: int | None, log: Path, now: float
         "max_concurrent": engine.profile.max_concurrent,
         "slots": engine.slots,
         "rung": engine.rung,
+        "pinned": engine.pinned,
         "asleep": engine.asleep,
         "residue": {d: s for d, s in engine.residue.items() if d != HOST and engine.settled},
         "queued": fleet.queues.for_profile(engine.name),

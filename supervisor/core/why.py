@@ -159,7 +159,7 @@ def _device(fleet: Fleet, reading: Reading) -> Json:
 def _holder(fleet: Fleet, claim: Claim) -> Json:
     """An engine, or a loan, which has no state."""
     engine = fleet.engines.get(claim.profile)
-    known = {"state": engine.state.value, "in_flight": len(engine.leases), "pinned": engine.profile.pin,
+    known = {"state": engine.state.value, "in_flight": len(engine.leases), "pinned": engine.pinned,
              "idle": engine.idle_seconds(fleet.now)} if engine else {}  # fmt: skip
     return {"profile": claim.profile, "held": claim.held, **known}
 
@@ -210,7 +210,7 @@ def _giving_way(fleet: Fleet, engine: Engine) -> dict[str, float]:
     return {
         other.name: max(fleet.now, fleet.policy.free_from(fleet, other, engine, pressure))
         for other in fleet.engines.values()
-        if other is not engine and not other.profile.pin and wanted & other.claims().keys()
+        if other is not engine and not other.pinned and wanted & other.claims().keys()
     }
 
 

@@ -177,6 +177,11 @@ class Driver:
         self.engines.let_go(order.incarnation, order.why)
 
     @_obey.register
+    def _(self, order: orders.Pin) -> None:
+        if engine := self.engines.get(order.incarnation):
+            engine.run(engine.remember(pinned=order.pinned))
+
+    @_obey.register
     def _(self, order: orders.ReadAhead) -> None:
         self._later(self._read_ahead(self.config.profiles[order.profile]))
 
@@ -291,8 +296,9 @@ class Driver:
         """Where a request might have gone, and why it went where it did. Raises ModelNotFound."""
         return self.requests.describe(request)
 
-    async def start(self, profile: str) -> str:
-        return await self._ask(profile, lambda ticket: events.StartAsked(ticket, profile))
+    async def start(self, profile: str, *, pin: bool | None = None) -> str:
+        """`pin`: that it stays from now on, or no longer; None leaves that as it is."""
+        return await self._ask(profile, lambda ticket: events.StartAsked(ticket, profile, pin))
 
     async def stop(self, profile: str, *, at_once: bool = False) -> str:
         return await self._ask(profile, lambda ticket: events.StopAsked(ticket, profile, at_once))

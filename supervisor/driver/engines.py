@@ -157,7 +157,15 @@ class Engines:
             await engine.remember(pid=identity.pid, start_time=identity.start_time, session=identity.session)
         rung = record.rung(profile.max_concurrent)
         self._post(
-            events.Found(record.profile, record.incarnation, record.devices, alive, record.asleep, rung)
+            events.Found(
+                record.profile,
+                record.incarnation,
+                record.devices,
+                alive,
+                record.asleep,
+                rung,
+                record.pinned,
+            )
         )
 
     def ready(self, incarnation: str) -> None:

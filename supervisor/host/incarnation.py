@@ -50,6 +50,7 @@ class Incarnation:
     """Ordered killed, perhaps before there was a tree to kill."""
     in_flight: int = 0
     """Requests that hold a lease on it."""
+    _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _guards: list[asyncio.Task[None]] = field(default_factory=list)
     """What watches it while it serves."""
@@ -262,8 +263,10 @@ class Incarnation:
     # Ends
 
     async def remember(self, **changes: Any) -> None:
+        """Write down what changed. Whoever writes last writes all that is known by then."""
         self.record = replace(self.record, **changes)
-        await asyncio.to_thread(self.journal.write, self.record)
+        async with self._writing:
+            await asyncio.to_thread(self.journal.write, self.record)
 
     async def close(self) -> None:
         """Stop watching; the engine itself is not touched."""

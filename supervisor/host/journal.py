@@ -59,6 +59,8 @@ class Record:
     weights: int | None = None
     """Bytes, and the tokens of its KV cache: as it said while it loaded."""
     kv_tokens: int | None = None
+    pinned: bool = False
+    """A person asked that it stays."""
     version: int = VERSION
 
     def rung(self, max_concurrent: int) -> int | None:

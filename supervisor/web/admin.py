@@ -170,7 +170,8 @@ class AdminServer:
 
     async def _start(self, request: web.Request) -> web.StreamResponse:
         profile = profile_named(request.match_info["name"], self._driver.config)
-        return web.json_response({"message": await self._driver.start(profile)})
+        pin = {"1": True, "0": False}.get(request.query.get("pin", ""))
+        return web.json_response({"message": await self._driver.start(profile, pin=pin)})
 
     async def _stop(self, request: web.Request) -> web.StreamResponse:
         profile = profile_named(request.match_info["name"], self._driver.config)

@@ -103,10 +103,10 @@ class FakeDriver:
     def why_request(self, request: str) -> dict[str, Any]:
         return {"request": request}
 
-    async def start(self, profile: str) -> str:
+    async def start(self, profile: str, *, pin: bool | None = None) -> str:
         if self.refusal is not None:
             raise self.refusal
-        self.calls.append(("start", profile, False))
+        self.calls.append(("start", profile, pin))
         return f"{profile} is ready"
 
     async def stop(self, profile: str, *, at_once: bool = False) -> str:

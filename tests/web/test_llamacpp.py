@@ -81,7 +81,7 @@ async def test_a_load_is_begun_and_answered_before_it_is_over() -> None:
     async with opened() as (driver, client):
         async with driver.press(client, "load", "llama_1") as answer:
             assert await answer.json() == {"success": True}
-        assert driver.calls == [("start", "llama_1", False)]
+        assert driver.calls == [("start", "llama_1", None)]
 
 
 async def test_what_is_loaded_or_loading_is_not_started_again() -> None:

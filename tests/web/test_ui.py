@@ -30,11 +30,17 @@ from supervisor.web.ui.gate import Gate
 STATIC = Path(stream.__file__).parent / "static"
 SCOPES = {"ann": "admin", "wall": "read", "webui": "api"}
 READS = ("events", "history", "decisions", "why/llama_0", "mode/day/plan", "logs/llama_0", "me")
-ACTS = ("profiles/llama_0/start", "profiles/llama_0/stop", "mode/auto", "requests/1/cancel")
+ACTS = (
+    "profiles/llama_0/start",
+    "profiles/llama_0/pin",
+    "profiles/llama_0/stop",
+    "mode/auto",
+    "requests/1/cancel",
+)
 ENGINE: dict[str, Any] = {
     "profile": "llama_0", "model": "llama", "task": "generate", "state": "ready", "stage": None, "percent": None,
     "pid": 7, "in_flight": 0, "slots": 4, "queued": 0, "reserved": {}, "measured": {}, "starts": 1, "failure": None,
-    "reason": None, "available": True, "asleep": 0, "ttl_left_s": 60.0, "since_s": 5.0, "eta_s": 0.0,
+    "reason": None, "available": True, "asleep": 0, "pinned": False, "ttl_left_s": 60.0, "since_s": 5.0, "eta_s": 0.0,
     "max_model_len": 4096,
 }  # fmt: skip
 CARD: dict[str, Any] = {
@@ -175,7 +181,9 @@ async def test_read_looks_and_admin_acts(place: Any, client: aiohttp.ClientSessi
     assert await status(client, "POST", url + "mode/night?hours=-2", headers=admin) == 400
     assert await status(client, "POST", url + "requests/9/cancel", headers=admin) == 404
     assert await status(client, "POST", url + "profiles/nope/start", headers=admin) == 404
-    assert driver.calls == [("mode", "night", True)]
+    assert await status(client, "POST", url + "profiles/llama_0/pin", headers=admin) == 200
+    assert await status(client, "POST", url + "profiles/llama_0/unpin", headers=admin) == 200
+    assert driver.calls == [("mode", "night", True), ("start", "llama_0", True), ("start", "llama_0", False)]
 
 
 async def test_who_signs_out_is_out(place: Any, client: aiohttp.ClientSession) -> None:
@@ -213,7 +221,7 @@ async def test_without_keys_it_opens_on_this_host_alone(client: aiohttp.ClientSe
         act = url + "profiles/llama_0/start"
         assert await status(client, "POST", act, headers=origin(url)) == 403
         assert await status(client, "POST", act, headers={**origin(url), gate.TOKEN: token}) == 200
-        assert driver.calls == [("start", "llama_0", False)]
+        assert driver.calls == [("start", "llama_0", None)]
 
 
 # Requests

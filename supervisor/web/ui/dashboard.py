@@ -7,6 +7,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,11 @@ class Dashboard:
         }
 
     def _actions(self) -> dict[str, Callable[[web.Request], Awaitable[str]]]:
+        start = self._driver.start
         return {
-            "/profiles/{name:.+}/start": lambda request: self._begin(request, self._driver.start),
+            "/profiles/{name:.+}/start": lambda request: self._begin(request, start),
+            "/profiles/{name:.+}/pin": lambda request: self._begin(request, partial(start, pin=True)),
+            "/profiles/{name:.+}/unpin": lambda request: self._begin(request, partial(start, pin=False)),
             "/profiles/{name:.+}/stop": lambda request: self._begin(request, self._driver.stop),
             "/profiles/{name:.+}/sleep": lambda request: self._begin(request, self._driver.sleep),
             "/requests/{name}/cancel": self._cancel,

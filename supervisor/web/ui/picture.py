@@ -99,7 +99,7 @@ def _device(device: Mapping[str, Any], wall: float) -> dict[str, Any]:
 
 _AS_IT_IS = (
     "model", "task", "state", "stage", "percent", "pid", "in_flight", "slots", "queued", "reserved", "measured",
-    "starts", "failure", "reason", "available", "asleep",
+    "starts", "failure", "reason", "available", "asleep", "pinned",
 )  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def _engine(
         "ends": None if ttl is None else _moment(wall + ttl),
         "speed": round(speed.get(profile.name, 0.0), 1),
         "planned": _planned(profile, totals),
-        "pin": profile.pin,
+        "keeps": profile.pin,
         "sleeps": profile.sleep,
     }
 
