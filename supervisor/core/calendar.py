@@ -6,7 +6,7 @@ candidates and wishes for starts: what fits is the ledger's to say.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from supervisor.core import coming, leaving, orders, placement
@@ -19,10 +19,11 @@ from supervisor.errors import NotAvailable
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A change under way, until all of `warming` is ready. `deadline`: monotonic seconds."""
+    """A change under way, until each of `warming` has been ready once. Times are monotonic seconds."""
 
     previous: Mode
     warming: tuple[str, ...]
+    began: float
     deadline: float
 
 
@@ -34,7 +35,8 @@ def change(fleet: Fleet, event: ModeChanged) -> None:
     if event.mode is None or event.mode == before.name:
         return
     mode = fleet.config.modes[event.mode]
-    fleet.transition = Transition(before, mode.warm, fleet.now + mode.within)
+    warming = tuple(name for name in mode.warm if fleet.engines[name].state is not State.READY)
+    fleet.transition = Transition(before, warming, fleet.now, fleet.now + mode.within)
     _announce(fleet, "mode", f"mode {event.mode} begins", warming=list(mode.warm))
     _clear_out(fleet, mode.drain)
     _want(fleet, mode.warm)
@@ -47,15 +49,20 @@ AHEAD = 120.0
 def go_on(fleet: Fleet) -> None:
     """Look how far a transition has come: over, or not to be had; and what the next one will need."""
     foresee(fleet)
-    transition = fleet.transition
-    if transition is None:
+    if fleet.transition is None:
         return
-    engines = [fleet.engines[name] for name in transition.warming]
-    if all(engine.state is State.READY for engine in engines):
+    transition = fleet.transition = _less_who_came(fleet, fleet.transition)
+    if not transition.warming:
         fleet.transition = None
         _announce(fleet, "mode_ready", f"mode {fleet.mode.name} is ready")
-    elif (why := _hopeless(fleet, transition, engines)) is not None:
+    elif (why := _hopeless(fleet, transition)) is not None:
         _roll_back(fleet, transition, why)
+
+
+def _less_who_came(fleet: Fleet, transition: Transition) -> Transition:
+    """Who was ready once has shown that the mode can be had; what becomes of it then is as on any other day."""
+    coming = (name for name in transition.warming if fleet.engines[name].ready_since < transition.began)
+    return replace(transition, warming=tuple(coming))
 
 
 def foresee(fleet: Fleet) -> None:
@@ -69,17 +76,16 @@ def foresee(fleet: Fleet) -> None:
         coming.foresee(fleet, fleet.engines[name])
 
 
-def _hopeless(fleet: Fleet, transition: Transition, engines: list[Engine]) -> str | None:
+def _hopeless(fleet: Fleet, transition: Transition) -> str | None:
     """Why the mode cannot be had; None while it may still come."""
-    for engine in engines:
+    for engine in [fleet.engines[name] for name in transition.warming]:
         given_up = engine.state is State.IMPOSSIBLE or (engine.state is State.COLD and not engine.wanted)
         if given_up:
             return (
                 f"{engine.name} does not come up: {engine.last_reason or engine.last_failure or 'given up'}"
             )
-    late = [engine.name for engine in engines if engine.state is not State.READY]
     if fleet.now >= transition.deadline:
-        return f"{', '.join(late)} was not ready in time"
+        return f"{', '.join(transition.warming)} was not ready in time"
     return None
 
 

@@ -22,9 +22,9 @@ def handle(fleet: Fleet, event: Event, now: float) -> list[Order]:
     fleet.now, fleet.orders = now, []
     on(event, fleet)
     look_at_deadlines(fleet)
+    calendar.go_on(fleet)
     dispatch(fleet)
     lending.pursue(fleet)
-    calendar.go_on(fleet)
     return fleet.orders
 
 

@@ -123,6 +123,53 @@ def test_a_neighbour_that_leaves_in_time_lets_the_night_begin():
     assert world.fleet.mode.name == "night"
 
 
+def warmed_day(**llama: Any) -> World:
+    """The day warms two, on a card each, of which one is up."""
+    profiles = (profile("llama_0", 0, **llama), CODER, profile("extra_0", 0), BIG)
+    modes = {
+        "night": Mode(start=datetime.time(2), profiles=("big_dual",)),
+        "day": Mode(start=datetime.time(6), warm=("llama_0", "coder_1")),
+    }
+    world = World(config(*profiles, modes=modes))
+    world.send(events.ModeChanged("night", "day", "06:00"))
+    world.send(events.ModeChanged("day", "night", "02:00"))
+    world.ready("llama_0")
+    return world
+
+
+def test_a_mode_stands_though_one_that_came_up_for_it_idles_away_before_the_last_has_loaded():
+    world = warmed_day(idle_ttl=60.0)
+    world.wait(70)
+    assert (world.state("llama_0"), world.state("coder_1")) == (State.COLD, State.STARTING)
+    assert world.fleet.mode.name == "day"
+    world.ready("coder_1")
+    assert (world.fleet.transition, world.notes().count("mode_ready")) == (
+        None,
+        2,
+    )  # of the night, of the day
+
+
+def test_a_mode_stands_though_one_that_came_up_for_it_is_evicted_before_the_last_has_loaded():
+    world = warmed_day()
+    world.ask("extra")
+    assert (world.state("llama_0"), world.state("extra_0")) == (State.COLD, State.STARTING)
+    assert (world.fleet.mode.name, world.fleet.rolled_back) == ("day", None)
+
+
+def test_a_mode_that_comes_back_warms_its_own_again():
+    modes = {
+        "day": Mode(start=datetime.time(6), warm=("llama_0",)),
+        "night": Mode(start=datetime.time(2), profiles=("big_dual",), warm=("big_dual",)),
+    }
+    world = World(config(LLAMA, CODER, BIG, modes=modes))
+    world.send(events.ModeChanged("day", "night", "02:00"))
+    world.ready("llama_0")
+    world.send(events.ModeChanged("night", "day", "06:00"))
+    world.crash("big_dual", "ValueError: No available memory for the cache blocks")
+    assert world.fleet.mode.name == "day"
+    assert (world.state("llama_0"), world.state("coder_1")) == (State.STARTING, State.COLD)
+
+
 def test_the_next_change_of_the_calendar_tries_anew():
     world = two_modes()
     world.send(events.ModeChanged("night", "day", "06:00"))
