@@ -39,7 +39,7 @@ def change(fleet: Fleet, event: ModeChanged) -> None:
     fleet.transition = Transition(before, warming, fleet.now, fleet.now + mode.within)
     _announce(fleet, "mode", f"mode {event.mode} begins", warming=list(mode.warm))
     _clear_out(fleet, mode.drain)
-    _want(fleet, mode.warm)
+    _want(fleet, mode.warm, mode.within)
 
 
 AHEAD = 120.0
@@ -78,14 +78,14 @@ def foresee(fleet: Fleet) -> None:
 
 def _hopeless(fleet: Fleet, transition: Transition) -> str | None:
     """Why the mode cannot be had; None while it may still come."""
+    if fleet.now >= transition.deadline:
+        return f"{', '.join(transition.warming)} was not ready in time"
     for engine in [fleet.engines[name] for name in transition.warming]:
         given_up = engine.state is State.IMPOSSIBLE or (engine.state is State.COLD and not engine.wanted)
         if given_up:
             return (
                 f"{engine.name} does not come up: {engine.last_reason or engine.last_failure or 'given up'}"
             )
-    if fleet.now >= transition.deadline:
-        return f"{', '.join(transition.warming)} was not ready in time"
     return None
 
 
@@ -94,22 +94,22 @@ def _roll_back(fleet: Fleet, transition: Transition, why: str) -> None:
     failed, fleet.transition = fleet.mode, None
     fleet.rolled_back = f"mode {failed.name} could not begin: {why}"
     for name in transition.warming:
-        fleet.engines[name].wanted = fleet.engines[name].patient = False
+        fleet.engines[name].give_up_wanting()
     if transition.previous.name is None:
         _announce(fleet, "mode_failed", fleet.rolled_back, level="ERROR")
         return
     fleet.enter(Mode(transition.previous.name, failed.next_mode, failed.until, failed.next_at))
     _announce(fleet, "mode_rolled_back", f"{fleet.rolled_back}; {fleet.mode.name} goes on", level="ERROR")
-    drain = fleet.config.modes[transition.previous.name].drain
-    _clear_out(fleet, drain)
-    _want(fleet, fleet.config.modes[transition.previous.name].warm)
+    mode = fleet.config.modes[transition.previous.name]
+    _clear_out(fleet, mode.drain)
+    _want(fleet, mode.warm, mode.within)
 
 
 def _clear_out(fleet: Fleet, drain: float) -> None:
     """Engines that the mode does not have go, and waiters whom it cannot serve hear so."""
     for engine in fleet.engines.values():
         if engine.name not in fleet.available and engine.claims():
-            engine.wanted = engine.patient = False
+            engine.give_up_wanting()
             leaving.retire(fleet, engine, f"mode {fleet.mode.name} begins", drain=drain)
     for waiter in fleet.queues:
         if not (fleet.available | fleet.peers.keys()).intersection(waiter.profiles):
@@ -117,15 +117,26 @@ def _clear_out(fleet: Fleet, drain: float) -> None:
             fleet.refuse(waiter.lease, closed(fleet, waiter.ask.model), waiter.ask)
 
 
-def _want(fleet: Fleet, profiles: tuple[str, ...]) -> None:
+def _want(fleet: Fleet, profiles: tuple[str, ...], within: float) -> None:
     for name in profiles:
         engine = fleet.engines[name]
         if engine.state is not State.READY:
-            engine.wanted = engine.patient = True
+            engine.want(until=fleet.now + within)
 
 
 def _announce(fleet: Fleet, event: str, message: str, *, level: str = "INFO", **facts: object) -> None:
     fleet.order(orders.Note(event, None, message, level, facts))
+
+
+WARM_WITHIN = 1800.0
+"""Seconds that a profile which is warmed by cron waits for its place; then it starts when somebody asks for it."""
+
+
+def warm(fleet: Fleet, name: str) -> None:
+    """The calendar wants this profile ready before anybody asks."""
+    engine = fleet.engines[name]
+    if name in fleet.available and engine.state not in (State.READY, State.IMPOSSIBLE):
+        engine.want(until=fleet.now + WARM_WITHIN)
 
 
 # What requests hear

@@ -52,8 +52,8 @@ def serve(fleet: Fleet, engine: Engine) -> None:
     engine.step(Step.SERVE, fleet.now)
     engine.last_used = engine.ready_since = fleet.now
     engine.progress = engine.last_failure = engine.loading_since = None
-    engine.asleep, engine.slept_at, engine.wanted = 0, None, False
-    engine.patient, engine.proven = False, True
+    engine.asleep, engine.slept_at, engine.proven = 0, None, True
+    engine.give_up_wanting()
     if adopted:
         promise_all(fleet, engine)
     rest(fleet, engine)

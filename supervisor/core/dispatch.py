@@ -9,7 +9,7 @@ from supervisor.core.engine import Engine, Granted
 from supervisor.core.fleet import Fleet, taken
 from supervisor.core.lifecycle import STARTABLE, State, Step
 from supervisor.core.peer import Peer
-from supervisor.core.placement import Blocked, Way
+from supervisor.core.placement import Blocked, Hope, Way
 from supervisor.core.policy import is_needed
 from supervisor.core.queueing import Waiter
 from supervisor.core.routing import Ask, Route
@@ -231,12 +231,12 @@ def waited(fleet: Fleet, engine: Engine) -> str:
 
 
 def pursue(fleet: Fleet, engine: Engine) -> None:
-    """Bring up an engine that an operator or the restart policy wants, or say why not."""
+    """Bring up an engine that an operator, the calendar or the restart policy wants, or say why not."""
     way = placement.way_up(fleet, engine)
     if isinstance(way, placement.Way):
         make_way(fleet, engine, way)
-    elif way.hopeless if engine.patient else not way.transient:
-        engine.wanted = engine.patient = False
+    elif way.hope is Hope.NONE or (way.hope is not Hope.MOVING and engine.patient_until < fleet.now):
+        engine.give_up_wanting()
         if engine.state is State.BACKOFF:
             engine.step(Step.RELEASE, fleet.now)
         engine.last_reason = way.message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -56,8 +57,8 @@ class Engine:
     """Someone asked for it: an operator, or the restart after a crash while serving."""
     foreseen_at: float | None = None
     """When its weights were last read ahead."""
-    patient: bool = False
-    """It is wanted by the calendar, which waits for its place; a person is told at once that there is none."""
+    patient_until: float = -math.inf
+    """How long its start waits for its place: the calendar gives it time, a person is told at once."""
     pinned_by_hand: bool = False
     """A person asked that it stays; until it is stopped, or that word is taken back."""
     since: float = 0.0
@@ -234,6 +235,13 @@ class Engine:
     def served(self, seconds: float) -> None:
         """A request was over after `seconds`."""
         self.service = seconds if self.service is None else 0.9 * self.service + 0.1 * seconds
+
+    def want(self, until: float) -> None:
+        """Start it, as soon as there is a place for it, until then at the latest."""
+        self.wanted, self.patient_until = True, until
+
+    def give_up_wanting(self) -> None:
+        self.wanted, self.patient_until = False, -math.inf
 
     def step(self, step: Step, now: float) -> None:
         self.state = advance(self.state, step)

@@ -16,7 +16,6 @@ from supervisor.core import (
     orders,
     outlook,
     peering,
-    placement,
 )
 from supervisor.core.events import Event
 from supervisor.core.failures import Failure, FailureClass, classify
@@ -265,7 +264,8 @@ def _(event: events.StartAsked, fleet: Fleet) -> None:
 @on.register
 def _(event: events.StopAsked, fleet: Fleet) -> None:
     engine = fleet.engines[event.profile]
-    engine.wanted = engine.pinned_by_hand = False
+    engine.give_up_wanting()
+    engine.pinned_by_hand = False
     if engine.state in (State.COLD, State.BACKOFF, State.IMPOSSIBLE):
         if engine.state is not State.COLD:
             engine.step(Step.RELEASE, fleet.now)
@@ -281,7 +281,7 @@ def _(event: events.SleepAsked, fleet: Fleet) -> None:
     if why := leaving.cannot_sleep(engine):
         fleet.order(orders.Answer(event.ticket, why, DaemonRefused(why)))
         return
-    engine.wanted = False
+    engine.give_up_wanting()
     leaving.retire(fleet, engine, "put to sleep by an operator", asleep=True)
     fleet.order(orders.Answer(event.ticket, f"{engine.name} goes to sleep"))
 
@@ -323,9 +323,7 @@ def _(event: events.ModeChanged, fleet: Fleet) -> None:
 
 @on.register
 def _(event: events.WarmAsked, fleet: Fleet) -> None:
-    engine = fleet.engines[event.profile]
-    if engine.name in fleet.available and placement.can_come(engine):
-        engine.wanted = True
+    calendar.warm(fleet, event.profile)
 
 
 @on.register
@@ -336,6 +334,6 @@ def _(event: events.ShutdownAsked, fleet: Fleet) -> None:
         fleet.queues.remove(waiter.lease)
         fleet.refuse(waiter.lease, NotAvailable("llmd is shutting down", retry_after=10))
     for engine in fleet.engines.values():
-        engine.wanted = False
+        engine.give_up_wanting()
         if not event.keep_engines:
             leaving.retire(fleet, engine, "llmd is shutting down")

@@ -256,7 +256,7 @@ def tell_waiters(fleet: Fleet, engine: Engine, failure: Failure) -> None:
     for ticket in taken(engine.start_tickets):
         error = EngineFailed(message, log=failure.tail)
         fleet.order(orders.Answer(ticket, message, error))
-    engine.wanted = False
+    engine.give_up_wanting()
     for waiter in fleet.queues:
         if engine.name in waiter.profiles:
             fleet.queues.give_up(waiter, engine.name)
@@ -317,7 +317,7 @@ def follow_up(fleet: Fleet, engine: Engine, failure: Failure) -> None:
     if verdict.delay is not None:
         engine.deadline = fleet.now + verdict.delay
     else:
-        engine.wanted = False
+        engine.give_up_wanting()
     inputs = {"kind": failure.kind.value, "failures": len(engine.failures), "delay_s": verdict.delay}
     fleet.note("engine_restart_policy", engine, verdict.reason, level="WARNING", **inputs)
 

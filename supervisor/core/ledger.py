@@ -53,6 +53,7 @@ Claims = Mapping[str, Sequence[Claim]]
 
 class Obstacle(StrEnum):
     MISSING = "the host has no such GPU"
+    UNREAD = "the devices cannot be read"
     SICK = "the GPU is sick"
     STALE = "the reading is stale"
     QUARANTINED = "the GPU is quarantined"
@@ -63,6 +64,9 @@ class Obstacle(StrEnum):
 
 PASSING = frozenset({Obstacle.MEMORY, Obstacle.RESTLESS})
 """Obstacles that our own engines may be the cause of, so that waiting or eviction can remove them."""
+
+FINAL = frozenset({Obstacle.MISSING, Obstacle.TOO_BIG})
+"""Obstacles that stay until a person changes the host or its configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,11 @@ class Verdict:
     def passing(self) -> bool:
         """Nothing but our own engines' memory or movement may stand in the way."""
         return all(shortage.obstacle in PASSING for shortage in self.shortages)
+
+    @property
+    def final(self) -> bool:
+        """It would be the same at any later time."""
+        return any(shortage.obstacle in FINAL for shortage in self.shortages)
 
     def __str__(self) -> str:
         return "; ".join(shortage.message for shortage in self.shortages) or "fits"
@@ -190,8 +199,9 @@ class Ledger:
 
     def _missing(self, profile: Profile) -> Shortage:
         absent = ", ".join(str(ref) for ref in profile.gpus if self.gpu(ref) is None)
-        why = self.survey.trouble or f"it has {len(self.gpus())} GPUs"
-        return Shortage(Obstacle.MISSING, absent, f"{profile.name} wants GPU {absent}, but {why}")
+        unread = self.survey.trouble or (None if self.survey.readings else "no device was read yet")
+        obstacle, why = Obstacle.UNREAD if unread else Obstacle.MISSING, f"it has {len(self.gpus())} GPUs"
+        return Shortage(obstacle, absent, f"{profile.name} wants GPU {absent}, but {unread or why}")
 
     def gpus(self) -> list[Reading]:
         return [reading for reading in self.survey.readings if reading.index is not None]
@@ -201,7 +211,7 @@ class Ledger:
     ) -> Shortage | None:
         reading = self.reading(device)
         if reading is None:
-            return Shortage(Obstacle.MISSING, device, f"{device} cannot be read")
+            return Shortage(Obstacle.UNREAD, device, f"{device} cannot be read")
         where = name_of(reading)
         if why := self.quarantined.get(device):
             return Shortage(Obstacle.QUARANTINED, device, f"{where} is quarantined: {why}")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.config import Mode
+from supervisor.config import Mode, Profile
 from supervisor.core import calendar, events, orders
-from supervisor.core.devices import GIB, Holder
+from supervisor.core.devices import GIB, Holder, Survey
 from supervisor.core.lifecycle import State
 from supervisor.errors import NotAvailable
 from tests.core.world import World, config, profile
@@ -208,6 +208,52 @@ def test_the_plan_tells_without_touching():
     assert world.state("coder_1") is State.READY
 
 
+def test_a_moment_in_which_nvml_is_slow_does_not_cancel_the_night():
+    world = two_modes()
+    world.now += 20  # and no reading meanwhile
+    world.send(events.ModeChanged("night", "day", "06:00"))
+    world.send(events.Ticked())
+    assert world.fleet.mode.name == "night"
+    world.read()
+    assert world.state("big_dual") is State.STARTING
+
+
+@pytest.mark.parametrize("trouble", ["stale", "sick", "quarantined", "unread"])
+def test_a_device_that_may_come_back_is_waited_for_until_the_mode_must_have_begun(trouble: str):
+    world = two_modes(within=600.0)
+    if trouble == "sick":
+        world.trouble[0] = "GPU is lost"
+    elif trouble == "quarantined":
+        world.fleet.ledger.quarantined["GPU-0"] = "memory of llama_0 did not come back"
+    elif trouble == "unread":
+        world.survey = lambda: Survey((), world.now, "driver not loaded")  # type: ignore[method-assign]
+    world.now += 20
+    if trouble != "stale":
+        world.read()
+    world.send(events.ModeChanged("night", "day", "06:00"))
+    for _ in range(5):
+        world.send(events.Ticked())
+    assert (world.fleet.mode.name, world.fleet.rolled_back) == ("night", None)
+    world.now += 600
+    world.send(events.Ticked())
+    assert world.fleet.mode.name == "day"
+    assert "was not ready in time" in (world.fleet.rolled_back or "")
+
+
+@pytest.mark.parametrize("big", [profile("big_dual", 0, 1, gib=24), profile("big_dual", 0, 7)])
+def test_what_can_never_fit_is_not_waited_for(big: Profile):
+    modes = {
+        "day": Mode(start=datetime.time(6)),
+        "night": Mode(start=datetime.time(2), profiles=("big_dual",), warm=("big_dual",)),
+    }
+    world = World(config(LLAMA, big, modes=modes))
+    world.send(events.ModeChanged("day", "night", "02:00"))
+    world.send(events.ModeChanged("night", "day", "06:00"))
+    world.read()
+    assert world.fleet.mode.name == "day"
+    assert "big_dual does not come up" in (world.fleet.rolled_back or "")
+
+
 def test_weights_are_read_ahead_of_the_mode_that_warms_them():
     world = two_modes()
     read = orders.ReadAhead("big_dual")
@@ -225,3 +271,40 @@ def test_a_profile_is_warmed_when_the_calendar_says_so():
     assert world.state("coder_1") is State.STARTING
     world.send(events.WarmAsked("big_dual"))  # not of this mode
     assert world.state("big_dual") is State.COLD
+
+
+BESIDE = profile("beside_1", 1)
+
+
+def test_a_profile_that_is_to_be_warm_waits_until_its_place_is_idle():
+    world = World(config(CODER, BESIDE))
+    world.up("beside_1")
+    busy = world.ask("beside")
+    world.send(events.WarmAsked("coder_1"))
+    world.wait(60)
+    assert world.state("coder_1") is State.COLD
+    world.leave(busy)
+    assert world.state("coder_1") is State.STARTING
+
+
+def test_a_profile_that_is_to_be_warm_waits_half_an_hour_at_most():
+    world = World(config(CODER, BESIDE))
+    world.up("beside_1")
+    busy = world.ask("beside")
+    world.send(events.WarmAsked("coder_1"))
+    world.wait(calendar.WARM_WITHIN + 10)
+    assert "start_refused" in world.notes()
+    world.leave(busy)
+    world.wait(10)
+    assert (world.state("coder_1"), world.state("beside_1")) == (State.COLD, State.READY)
+
+
+def test_a_profile_that_is_to_be_warm_while_it_stops_starts_again():
+    world = World(config(CODER))
+    world.up("coder_1")
+    world.sticky = True
+    world.send(events.StopAsked("t", "coder_1"))
+    world.send(events.WarmAsked("coder_1"))
+    world.held.clear()
+    world.read()
+    assert world.state("coder_1") is State.STARTING
