@@ -30,6 +30,7 @@ def dispatch(fleet: Fleet) -> None:
 
 def give_all(fleet: Fleet) -> None:
     """Free slots go to the first in rank of those whom they could serve."""
+    fleet.kept_for.clear()
     places: list[Engine | Peer] = [*fleet.engines.values(), *fleet.peers.values()]
     free = {place.name for place in places if place.has_room}
     if not free or not len(fleet.queues):
@@ -41,8 +42,20 @@ def give_all(fleet: Fleet) -> None:
         following: Waiter | None = waiter
         if seen == rank(fleet, waiter):  # a grant since may have made others come before its source
             following = fleet.queues.following(waiter) if give(fleet, waiter) else None
+            if following is None:
+                keep_space(fleet, waiter)
         if following:
             heapq.heappush(ranked, (rank(fleet, following), following.lease, following))
+
+
+def keep_space(fleet: Fleet, waiter: Waiter) -> None:
+    """Where only KV cache is short for it nobody behind it is let past: small requests would take every space that
+    is freed, and a long prompt would never see enough of it at once."""
+    if waiter.lease not in fleet.queues:
+        return
+    engines = (fleet.engines[name] for name in waiter.profiles if name in fleet.engines)
+    if engine := next((e for e in engines if e.has_room and not e.admits(waiter.ask)), None):
+        fleet.kept_for.setdefault(engine.name, waiter.lease)
 
 
 def place_all(fleet: Fleet) -> None:
@@ -112,7 +125,7 @@ def give(fleet: Fleet, waiter: Waiter) -> bool:
         place = fleet.place(candidate.profile)
         if candidate.profile not in waiter.profiles:
             continue
-        if place.admits(waiter.ask):
+        if place.admits(waiter.ask) and fleet.kept_for.get(place.name, waiter.lease) == waiter.lease:
             fleet.queues.remove(waiter.lease)
             if isinstance(place, Peer):
                 peering.grant(fleet, waiter, place, candidate.reason)

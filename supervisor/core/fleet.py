@@ -75,6 +75,8 @@ class Fleet:
     """(model, error code) -> when one was noted last, and how many were refused since."""
     stuck: dict[tuple[str, ...], float | None] = field(default_factory=dict)
     """Profiles -> until when nothing can be done for those who wait for just these; None: until something changes."""
+    kept_for: dict[str, str] = field(default_factory=dict)
+    """Profile -> the lease that is first in rank there and lacks but KV cache: nobody is let past it."""
     scene: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     """Profile -> what of its engine these answers rest on."""
     beside: Mapping[str, frozenset[str]] = field(init=False)
