@@ -189,5 +189,5 @@ def _foresee(fleet: Fleet, engine: Engine, going: list[Engine]) -> dict[str, Any
         "profile": engine.name,
         "verdict": str(verdict),
         "fits": verdict.admitted,
-        "seconds": engine.way_back,
+        "seconds": engine.seconds_left(fleet.now),
     }

@@ -147,7 +147,7 @@ def lingers(fleet: Fleet, waiter: Waiter) -> bool:
         return False
     first = fleet.place(waiter.profiles[0])
     if isinstance(first, Engine) and first.is_coming:
-        worth = 0 <= fleet.until_loaded(first) <= until - fleet.now
+        worth = 0 <= first.seconds_left(fleet.now) <= until - fleet.now
     else:
         serves = first.trouble is None if isinstance(first, Peer) else is_serving(first)
         worth = waiter.sticky and serves and fleet.queues.hopes_for(first.name) <= 1
@@ -205,7 +205,8 @@ def make_way(fleet: Fleet, engine: Engine, way: Way) -> None:
 
 
 def evict(fleet: Fleet, victim: Engine, engine: Engine, *, asleep: bool) -> None:
-    fleet.ageing = max(fleet.ageing, fleet.policy.worth(fleet, victim))
+    worth = placement.worth(fleet, victim, engine, asleep)
+    fleet.ageing = max(fleet.ageing, worth)
     if swap := is_needed(fleet, victim):
         count_swap(fleet, victim)
     why = f"{victim.name} makes room for {engine.name}{waited(fleet, engine)}"
@@ -217,7 +218,7 @@ def evict(fleet: Fleet, victim: Engine, engine: Engine, *, asleep: bool) -> None
         swap=swap,
         busy=len(victim.leases),
         idle_s=victim.idle_seconds(fleet.now),
-        worth=round(fleet.policy.worth(fleet, victim), 6),
+        worth=round(worth, 6),
         waiting=fleet.queues.for_profile(engine.name),
     )
     leaving.retire(fleet, victim, f"{engine.name} needs its place", asleep=asleep, patient=True)

@@ -118,16 +118,26 @@ def cheapest(
 ) -> Way | None:
     """Who costs least: asleep if that frees enough, else stopped. `claims`: what all but `engine` hold, if known."""
     beside = _claims_beside(fleet, engine) if claims is None else claims
-    victims = [eviction.Victim(e.name, fleet.policy.worth(fleet, e), e.last_used) for e in others]
     for sleep in (True, False) if any(e.profile.sleep for e in others) else (False,):
 
         def fits(names: frozenset[str], sleep: bool = sleep) -> bool:
             chosen = [e for e in others if e.name in names]
             return verdict_without(fleet, engine, chosen, beside, sleep=sleep).admitted
 
+        victims = [eviction.Victim(e.name, worth(fleet, e, engine, sleep), e.last_used) for e in others]
         if (chosen := fleet.policy.choose(victims, fits)) is not None:
             return Way(chosen, sleep)
     return None
+
+
+def worth(fleet: Fleet, victim: Engine, engine: Engine, sleep: bool) -> float:
+    """What it costs that `victim` makes room for `engine`, put to sleep or stopped."""
+    level = leaving.sleep_level(fleet, victim, fleet.claims(without=victim.name)) if sleep else 0
+    kept = learning.usual_residue(fleet, victim) if level else {}
+    needed = fleet.ledger.devices_of(engine.profile) or ()
+    held = {device: claim.held for device, claim in victim.claims().items() if device in needed}
+    freed = sum(max(0, size - kept.get(device, 0)) for device, size in held.items())
+    return fleet.policy.worth(fleet, victim, freed, victim.seconds_from(level))
 
 
 def verdict_without(

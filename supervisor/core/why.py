@@ -179,9 +179,7 @@ def _chance(fleet: Fleet, engine: Engine) -> Chance | None:
     """For a request that came now; None where it has come up, is on its way, or nothing foreseeable helps."""
     if engine.state is State.READY or engine.state in MOVING or engine.state is State.IMPOSSIBLE:
         return None
-    begins = max(
-        fleet.now, _open_from(fleet, engine), engine.deadline or 0 if engine.state is State.BACKOFF else 0
-    )
+    begins = max(fleet.now + engine.put_off(fleet.now), _open_from(fleet, engine))
     if math.isinf(begins):
         return None
     if placement.verdict_without(fleet, engine, ()).admitted:
@@ -219,7 +217,7 @@ def _serves_in(fleet: Fleet, engine: Engine, chance: Chance | None) -> float | N
         return 0.0
     if engine.state in MOVING or (engine.state is State.READY and not engine.squeezed):
         return round(fleet.forecast([engine.name]), 1)
-    return None if chance is None else round(chance.at - fleet.now + engine.way_back, 1)
+    return None if chance is None else round(chance.at - fleet.now + engine.seconds_left(fleet.now), 1)
 
 
 # What it has shown
