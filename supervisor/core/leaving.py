@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from supervisor.core import learning, orders, restarts
 from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine
 from supervisor.core.failures import Failure, FailureClass
 from supervisor.core.fit import need
 from supervisor.core.fleet import Fleet, taken
-from supervisor.core.ledger import Claims
+from supervisor.core.ledger import Claims, name_of
 from supervisor.core.lifecycle import PROFILING, State, Step
 from supervisor.errors import EngineFailed, NotAvailable
 
@@ -223,15 +225,35 @@ def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: b
     if not tree_gone:
         fleet.order(orders.Kill(engine.incarnation or ""))
     if failure:
-        engine.last_failure = failure
+        engine.failure = engine.last_failure = failure = with_holders(fleet, engine, failure)
         engine.wanted = engine.wanted or (was_ready and not engine.retired)
         fleet.note("engine_failed", engine, str(failure), level="ERROR", log=failure.tail)
         if failure.serving and failure.kind is FailureClass.OUT_OF_MEMORY and not engine.asleep:
             ease(fleet, engine)
-        if not engine.proven:
+        if failure.kind in restarts.NOT_COUNTED:
+            engine.wanted = engine.wanted and is_awaited(fleet, engine)
+        elif not engine.proven:
             tell_waiters(fleet, engine, failure)
     if tree_gone:
         tree_is_gone(fleet, engine)
+
+
+def with_holders(fleet: Fleet, engine: Engine, failure: Failure) -> Failure:
+    """Where memory was short at its start, who else holds it is what a person needs to know."""
+    if failure.serving or failure.kind not in (FailureClass.OUT_OF_MEMORY, FailureClass.CONTENTION):
+        return failure
+    beside, told = fleet.claims(without=engine.name), [failure.message]
+    for device in engine.devices:
+        if reading := fleet.ledger.reading(device):
+            holders = fleet.ledger.holders(reading, beside.get(device, ()))
+            told.append(f"{name_of(reading)} is held by: {holders or 'nobody else'}")
+    return replace(failure, message="; ".join(told))
+
+
+def is_awaited(fleet: Fleet, engine: Engine) -> bool:
+    """Whether somebody still waits for its start, be it the calendar."""
+    waits = bool(engine.start_tickets) or engine.patient_until >= fleet.now
+    return waits or fleet.queues.for_profile(engine.name) > 0
 
 
 def ease(fleet: Fleet, engine: Engine) -> None:
@@ -251,8 +273,11 @@ def tree_is_gone(fleet: Fleet, engine: Engine) -> None:
 
 
 def tell_waiters(fleet: Fleet, engine: Engine, failure: Failure) -> None:
-    """It never came up: those who waited for it try their other candidates, or hear why."""
+    """It never came up: those who waited for it try their other candidates, or hear why, and when it may be there."""
     message = f"{engine.name} failed to start: {failure}"
+    failures = [*engine.failures, fleet.now]
+    put_off = restarts.decide(fleet.config.restarts, failures, failure, luck=0.0).delay
+    again = None if put_off is None else put_off + engine.eta
     for ticket in taken(engine.start_tickets):
         error = EngineFailed(message, log=failure.tail)
         fleet.order(orders.Answer(ticket, message, error))
@@ -261,8 +286,7 @@ def tell_waiters(fleet: Fleet, engine: Engine, failure: Failure) -> None:
         if engine.name in waiter.profiles:
             fleet.queues.give_up(waiter, engine.name)
             if not waiter.profiles:
-                told, final = "\n".join((message, *failure.tail)), failure.kind is FailureClass.IMPOSSIBLE
-                refusal = NotAvailable(told, retry_after=None if final else 30)
+                refusal = NotAvailable("\n".join((message, *failure.tail)), retry_after=again)
                 fleet.refuse(waiter.lease, refusal, waiter.ask)
 
 
@@ -309,15 +333,19 @@ def quarantine(fleet: Fleet, engine: Engine) -> None:
 
 
 def follow_up(fleet: Fleet, engine: Engine, failure: Failure) -> None:
-    engine.failures.append(fleet.now)
+    if failure.kind not in restarts.NOT_COUNTED:
+        engine.failures.append(fleet.now)
     engine.failure = None
-    verdict = restarts.decide(fleet.config.restarts, engine.failures, failure, fleet.rng)
+    verdict = restarts.decide(fleet.config.restarts, engine.failures, failure, fleet.rng.random())
     engine.last_reason = verdict.reason
-    engine.step(Step.GIVE_UP if verdict.delay is None else Step.BACK_OFF, fleet.now)
-    if verdict.delay is not None:
+    if verdict.delay is None:
+        engine.step(Step.GIVE_UP, fleet.now)
+        engine.give_up_wanting()
+    elif verdict.delay:
+        engine.step(Step.BACK_OFF, fleet.now)
         engine.deadline = fleet.now + verdict.delay
     else:
-        engine.give_up_wanting()
+        engine.step(Step.SETTLE, fleet.now)
     inputs = {"kind": failure.kind.value, "failures": len(engine.failures), "delay_s": verdict.delay}
     fleet.note("engine_restart_policy", engine, verdict.reason, level="WARNING", **inputs)
 

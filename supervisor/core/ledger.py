@@ -256,16 +256,23 @@ class Ledger:
     def _taken(
         self, profile: Profile, reading: Reading, staying: Sequence[Claim], needed: int, available: int
     ) -> Shortage:
-        others = self.strangers(reading)
-        held = [f"{claim.profile} {gib(claim.held)}" for claim in staying]
-        held += [f"PID {h.pid} {h.name} ({h.user}) {'?' if h.used is None else gib(h.used)}" for h in others]
-        if not held and self.foreign(reading.device):
-            held = [f"processes that cannot be named {gib(self.foreign(reading.device))}"]
         message = (
             f"{profile.name} needs {gib(needed)} on {name_of(reading)}, {gib(available)} is available"
-            f" of {gib(reading.total)}; held by: {', '.join(held) or 'nobody (margin)'}"
+            f" of {gib(reading.total)}; held by: {self.holders(reading, staying) or 'nobody (margin)'}"
         )
+        others = self.strangers(reading)
         return Shortage(Obstacle.MEMORY, reading.device, message, needed, available, others)
+
+    def holders(self, reading: Reading, claimed: Sequence[Claim]) -> str:
+        """Who holds memory there, ours as `claimed`, then strangers, in words; empty where nobody does."""
+        held = [f"{claim.profile} {gib(claim.held)}" for claim in claimed]
+        held += [
+            f"PID {h.pid} {h.name} ({h.user}) {'?' if h.used is None else gib(h.used)}"
+            for h in self.strangers(reading)
+        ]
+        if not held and self.foreign(reading.device):
+            held = [f"processes that cannot be named {gib(self.foreign(reading.device))}"]
+        return ", ".join(held)
 
     def squeeze(self, device: str, already: bool) -> str | None:
         """Why engines on `device` should be given no more requests: others hold what activations need.

@@ -155,7 +155,9 @@ class Invariants:
             self._ready[name] = fleet.now
         elif before is State.READY and fleet.now - self._ready[name] >= fleet.config.restarts.reset_after:
             history.clear()
-        if engine.state in (State.BACKOFF, State.IMPOSSIBLE):
+        last = engine.last_failure
+        crowded = last is not None and last.kind is FailureClass.CONTENTION
+        if engine.state in (State.BACKOFF, State.IMPOSSIBLE) and not crowded:
             history.append(fleet.now)
         if engine.state is State.BACKOFF:
             self._restart(fleet, engine, len(history))
@@ -166,6 +168,11 @@ class Invariants:
         assert failure is not None
         assert engine.deadline is not None
         longest = policy.max_delay
+        if failure.kind is FailureClass.CONTENTION:
+            assert engine.deadline == fleet.now + policy.first_delay, (
+                "it waits for its place, not for its sins"
+            )
+            return
         if failure.serving or failure.kind is not FailureClass.OUT_OF_MEMORY:
             longest = min(policy.first_delay * 2.0 ** min(failures - 1, 64), policy.max_delay)
         delay = engine.deadline - fleet.now
