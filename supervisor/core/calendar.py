@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from supervisor.core import coming, leaving, orders, placement
+from supervisor.core.command import names_of
 from supervisor.core.engine import Engine
 from supervisor.core.events import ModeChanged
 from supervisor.core.fleet import Fleet, Mode
@@ -144,7 +145,7 @@ def warm(fleet: Fleet, name: str) -> None:
 
 def closed(fleet: Fleet, model: str) -> NotAvailable:
     """The refusal of a model that this mode does not have, with when it comes back."""
-    serving = {name for name, p in fleet.config.profiles.items() if model in (p.model, name)}
+    serving = {name for name, profile in fleet.config.profiles.items() if model in names_of(profile)}
     comes = fleet.mode.next_mode is not None and serving & fleet.config.profiles_in(fleet.mode.next_mode)
     when = f"; it comes back {fleet.mode.back}" if comes and fleet.mode.back else ""
     why = f" ({fleet.rolled_back})" if fleet.rolled_back else ""

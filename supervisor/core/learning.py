@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from supervisor.core import context, orders
+from supervisor.core.command import names_of
 from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fleet import Fleet
@@ -79,7 +80,7 @@ def counted(fleet: Fleet, granted: Granted, tokens: int) -> None:
 
 def estimate(fleet: Fleet, ask: Ask) -> Ask:
     """With the tokens that its letters come to with its model, as far as that was seen."""
-    named = (e for e in fleet.engines.values() if ask.model in (e.name, e.profile.model))
+    named = (e for e in fleet.engines.values() if ask.model in names_of(e.profile))
     best = max((engine.learned.tokens for engine in named), key=lambda tokens: tokens.seen, default=None)
     if ask.letters is None or best is None or not best.seen:
         return ask

@@ -9,6 +9,7 @@ from typing import Any
 
 from supervisor.config import Config
 from supervisor.core import placement
+from supervisor.core.command import names_of
 from supervisor.core.devices import HOST, Reading
 from supervisor.core.engine import Engine
 from supervisor.core.fit import need
@@ -36,7 +37,7 @@ def profiles_called(name: str, config: Config) -> tuple[str, ...]:
     """The profile of that name, or all that serve the model or the adapter of that name. Raises ModelNotFound."""
     if name in config.profiles:
         return (name,)
-    serving = tuple(p.name for p in config.profiles.values() if p.model == name or name in p.lora)
+    serving = tuple(p.name for p in config.profiles.values() if name in names_of(p))
     if not serving:
         models = (profile.model for profile in config.profiles.values())
         names = ", ".join(dict.fromkeys((*models, *config.profiles))) or "none"
@@ -64,7 +65,7 @@ def _called(fleet: Fleet, name: str) -> list[Engine]:
 
 
 def _is_here(name: str, config: Config) -> bool:
-    return name in config.profiles or any(profile.model == name for profile in config.profiles.values())
+    return any(name in names_of(profile) for profile in config.profiles.values())
 
 
 def devices_of(fleet: Fleet, engine: Engine) -> tuple[str, ...]:

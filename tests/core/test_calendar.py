@@ -62,6 +62,18 @@ def test_a_model_of_the_other_mode_is_refused_with_the_time_it_comes():
     assert "is not served in mode day; it comes back when mode night starts, 02:00" in error.message
 
 
+def test_an_adapter_of_the_other_mode_comes_back_with_its_model():
+    modes = {
+        "day": Mode(start=datetime.time(6), profiles=("llama_0",)),
+        "night": Mode(start=datetime.time(2), profiles=("big_dual",)),
+    }
+    world = World(config(profile("llama_0", 0, lora={"french": "./french"}), BIG, modes=modes))
+    world.send(events.ModeChanged("night", "day", "06:00", next_in=3600))
+    error = world.refused[world.ask("french")]
+    assert isinstance(error, NotAvailable)
+    assert (error.retry_after, "comes back when mode day starts, 06:00" in error.message) == (3600, True)
+
+
 def test_a_request_waits_for_a_mode_that_begins_soon():
     world = two_modes()
     world.wait(3500)
