@@ -14,7 +14,7 @@ from supervisor.core.command import names_of
 from supervisor.core.engine import Engine
 from supervisor.core.events import ModeChanged
 from supervisor.core.fleet import Fleet, Mode
-from supervisor.core.lifecycle import STARTABLE, State
+from supervisor.core.lifecycle import STARTABLE, Reason, State
 from supervisor.errors import NotAvailable
 
 
@@ -111,7 +111,7 @@ def _clear_out(fleet: Fleet, drain: float) -> None:
     for engine in fleet.engines.values():
         if engine.name not in fleet.available and engine.claims():
             engine.give_up_wanting()
-            leaving.retire(fleet, engine, f"mode {fleet.mode.name} begins", drain=drain)
+            leaving.retire(fleet, engine, Reason.MODE, f"mode {fleet.mode.name} begins", drain=drain)
     for waiter in fleet.queues:
         if not (fleet.available | fleet.peers.keys()).intersection(waiter.profiles):
             fleet.queues.remove(waiter.lease)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supervisor.core import learning, orders
+from supervisor.core import learning, leaving, orders
 from supervisor.core.devices import HOST, Survey
 from supervisor.core.engine import Engine
 from supervisor.core.fit import need, utilization
@@ -80,8 +80,7 @@ def spawn_if_still_fits(fleet: Fleet, engine: Engine) -> None:
         return
     verdict = fleet.ledger.judge(engine.profile, fleet.claims(without=engine.name), fleet.now)
     if not verdict.admitted:
-        engine.step(Step.RELEASE, fleet.now)
-        engine.clear()
+        leaving.withdraw(fleet, engine, str(verdict))
         return
     for device in engine.devices:
         reading = fleet.reading(device)

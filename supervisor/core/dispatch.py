@@ -7,7 +7,7 @@ import heapq
 from supervisor.core import calendar, coming, leaving, orders, peering, placement, routing
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fleet import Fleet, taken
-from supervisor.core.lifecycle import STARTABLE, State, Step
+from supervisor.core.lifecycle import STARTABLE, Reason, State, Step
 from supervisor.core.peer import Peer
 from supervisor.core.placement import Blocked, Hope, Way
 from supervisor.core.policy import is_needed
@@ -221,7 +221,8 @@ def evict(fleet: Fleet, victim: Engine, engine: Engine, *, asleep: bool) -> None
         worth=round(worth, 6),
         waiting=fleet.queues.for_profile(engine.name),
     )
-    leaving.retire(fleet, victim, f"{engine.name} needs its place", asleep=asleep, patient=True)
+    needed = f"{engine.name} needs its place"
+    leaving.retire(fleet, victim, Reason.ROOM, needed, asleep=asleep, patient=True)
 
 
 def count_swap(fleet: Fleet, victim: Engine) -> None:

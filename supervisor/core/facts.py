@@ -5,27 +5,22 @@ from __future__ import annotations
 from functools import singledispatch
 
 from supervisor.core import (
+    arriving,
     calendar,
     coming,
-    dispatch,
     events,
     learning,
     leaving,
     lending,
     neighbours,
     orders,
-    outlook,
     peering,
 )
 from supervisor.core.events import Event
 from supervisor.core.failures import Failure, FailureClass, classify
 from supervisor.core.fleet import Fleet
-from supervisor.core.lifecycle import LIVE, State, Step
-from supervisor.core.queueing import Waiter
-from supervisor.errors import DaemonRefused, LlmdError, NotAvailable
-
-BATCH_WEIGHT = 0.2
-"""What a second of a batch request's waiting counts for, against an interactive one's."""
+from supervisor.core.lifecycle import LIVE, Reason, State, Step
+from supervisor.errors import DaemonRefused, NotAvailable
 
 
 @singledispatch
@@ -41,45 +36,7 @@ def _(event: events.Ticked, fleet: Fleet) -> None:
 
 @on.register
 def _(event: events.Arrived, fleet: Fleet) -> None:
-    if fleet.closing:
-        fleet.refuse(event.lease, NotAvailable("llmd is shutting down", retry_after=10))
-        return
-    try:
-        ask = learning.estimate(fleet, event.ask)
-        found = dispatch.route(fleet, ask, event.patience)
-    except LlmdError as error:
-        fleet.refuse(event.lease, error)
-        return
-    if ask.request:
-        fleet.order(orders.Routed(event.lease, ask, found))
-    if not found.candidates:
-        fleet.refuse(event.lease, calendar.closed(fleet, ask.model), ask)
-        return
-    batch, policy = fleet.is_batch(event.ask.source), fleet.config.scheduling
-    waiter = Waiter(
-        event.lease,
-        ask,
-        found.candidates,
-        fleet.now,
-        fleet.now + event.patience,
-        policy.patience_batch if batch else policy.patience_interactive,
-        BATCH_WEIGHT if batch else 1.0,
-        found.sticky,
-    )
-    if late := outlook.out_of_reach(fleet, waiter):
-        dispatch.bring_up_for_later(fleet, late[0])
-        fleet.refuse(event.lease, late[1], ask)
-        return
-    bound = sum(fleet.place(name).room for name in waiter.profiles)
-    ahead = fleet.queues.ahead_of(frozenset(waiter.profiles))
-    fleet.fairness.arrive(event.ask.source, fleet.active_sources())
-    fleet.queues.add(waiter)
-    fleet.unsettle(waiter.profiles)
-    if ahead >= bound:
-        dispatch.place(fleet, waiter)
-        if event.lease in fleet.queues:
-            fleet.queues.remove(event.lease)
-            fleet.refuse(event.lease, dispatch.overloaded(fleet, waiter, ahead), ask)
+    arriving.arrive(fleet, event)
 
 
 @on.register
@@ -126,8 +83,7 @@ def _(event: events.DevicesRead, fleet: Fleet) -> None:
         elif engine.state is State.SLEEPING and not engine.settled:
             leaving.settle_asleep(fleet, engine)
         elif engine.state is State.READY:
-            squeezed = [fleet.ledger.squeeze(device, bool(engine.squeezed)) for device in engine.devices]
-            engine.squeezed = next((why for why in squeezed if why), None)
+            neighbours.squeeze(fleet, engine)
 
 
 @on.register
@@ -272,7 +228,7 @@ def _(event: events.StopAsked, fleet: Fleet) -> None:
         fleet.order(orders.Answer(event.ticket, f"{engine.name} does not run"))
         return
     engine.stop_tickets.append(event.ticket)
-    leaving.retire(fleet, engine, "asked by an operator", drain=0 if event.at_once else None)
+    leaving.retire(fleet, engine, Reason.OPERATOR, "asked by an operator", drain=0 if event.at_once else None)
 
 
 @on.register
@@ -282,7 +238,7 @@ def _(event: events.SleepAsked, fleet: Fleet) -> None:
         fleet.order(orders.Answer(event.ticket, why, DaemonRefused(why)))
         return
     engine.give_up_wanting()
-    leaving.retire(fleet, engine, "put to sleep by an operator", asleep=True)
+    leaving.retire(fleet, engine, Reason.OPERATOR, "put to sleep by an operator", asleep=True)
     fleet.order(orders.Answer(event.ticket, f"{engine.name} goes to sleep"))
 
 
@@ -336,4 +292,4 @@ def _(event: events.ShutdownAsked, fleet: Fleet) -> None:
     for engine in fleet.engines.values():
         engine.give_up_wanting()
         if not event.keep_engines:
-            leaving.retire(fleet, engine, "llmd is shutting down")
+            leaving.retire(fleet, engine, Reason.SHUTDOWN, "llmd is shutting down")

@@ -11,7 +11,7 @@ from supervisor.core.failures import Failure, FailureClass
 from supervisor.core.fit import need
 from supervisor.core.fleet import Fleet, taken
 from supervisor.core.ledger import Claims, name_of
-from supervisor.core.lifecycle import PROFILING, State, Step
+from supervisor.core.lifecycle import PROFILING, Reason, State, Step
 from supervisor.errors import EngineFailed, NotAvailable
 
 SECOND_TERM = 3.0
@@ -26,13 +26,14 @@ SETTLED_SLACK = 256 << 20
 def retire(
     fleet: Fleet,
     engine: Engine,
+    reason: Reason,
     why: str,
     *,
     drain: float | None = None,
     asleep: bool = False,
     patient: bool = False,
 ) -> None:
-    """Take an engine down in order, to sleep if `asleep`.
+    """Take an engine down in order, to sleep if `asleep`. `why`: the reason in words.
 
     Requests in flight have `drain` seconds (None: server.drain) before they are cut; `patient` cuts none.
     """
@@ -41,23 +42,29 @@ def retire(
     if engine.claims():
         engine.left_because = why
     if engine.state is State.RESERVED:
-        engine.step(Step.RELEASE, fleet.now)
-        engine.clear()
+        withdraw(fleet, engine, why)
         answer_stopped(fleet, engine)
     elif engine.state is State.READY:
         forgive(fleet, engine)
         engine.step(Step.DRAIN, fleet.now)
         if not patient:
             engine.deadline = fleet.now + (fleet.config.server.drain if drain is None else drain)
-        fleet.note(
-            "engine_draining", engine, f"{engine.name} drains: {why}", why=why, busy=len(engine.leases)
-        )
+        told, busy = f"{engine.name} drains: {why}", len(engine.leases)
+        fleet.note("engine_draining", engine, told, reason=reason.value, why=why, busy=busy)
     elif engine.state is State.DRAINING and at_once:
         engine.deadline = fleet.now
     elif engine.state in (State.STARTING, State.ADOPTING, State.SLEEPING, State.WAKING):
-        fleet.note("engine_stopping", engine, f"{engine.name} stops while {engine.state}: {why}", why=why)
+        told = f"{engine.name} stops while {engine.state}: {why}"
+        fleet.note("engine_stopping", engine, told, reason=reason.value, why=why)
         terminate(fleet, engine)
     go_on_draining(fleet, engine)
+
+
+def withdraw(fleet: Fleet, engine: Engine, why: str) -> None:
+    """Its place is promised to others again before anything was spawned."""
+    engine.step(Step.RELEASE, fleet.now)
+    engine.clear()
+    fleet.note("start_withdrawn", engine, f"{engine.name} does not start after all: {why}")
 
 
 def go_on_draining(fleet: Fleet, engine: Engine) -> None:

@@ -65,6 +65,7 @@ def pursue(fleet: Fleet) -> None:
                 _grant(fleet, loan)
         elif way.hope not in (placement.Hope.MOVING, placement.Hope.OURS):
             del fleet.loans[loan.name]
+            _note(fleet, "loan_refused", f"no loan to {loan.borrower}: {way.message}")
             fleet.order(orders.Answer(loan.name, way.message, DaemonRefused(way.message)))
 
 

@@ -54,6 +54,17 @@ class Step(StrEnum):
     GIVE_UP = "give up"
 
 
+class Reason(StrEnum):
+    """Why an engine is taken down in order."""
+
+    ROOM = "room"
+    IDLE = "idle"
+    OPERATOR = "operator"
+    MODE = "mode"
+    ABANDONED = "abandoned"
+    SHUTDOWN = "shutdown"
+
+
 LIVE = frozenset(
     {
         State.STARTING,
