@@ -22,6 +22,7 @@ def handle(fleet: Fleet, event: Event, now: float) -> list[Order]:
     fleet.now, fleet.orders = now, []
     on(event, fleet)
     look_at_deadlines(fleet)
+    leaving.give_up_abandoned(fleet)
     calendar.go_on(fleet)
     dispatch(fleet)
     lending.pursue(fleet)

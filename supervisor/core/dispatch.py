@@ -236,8 +236,7 @@ def count_swap(fleet: Fleet, victim: Engine) -> None:
 
 def bring_up_for_later(fleet: Fleet, engine: Engine) -> None:
     """For one who cannot wait so long, and comes again: else a slow model would never be there for it."""
-    if engine.name in fleet.available and placement.can_come(engine):
-        engine.wanted = True
+    engine.wanted = engine.wanted or engine.name in fleet.available
 
 
 def waited(fleet: Fleet, engine: Engine) -> str:

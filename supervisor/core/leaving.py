@@ -60,6 +60,15 @@ def retire(
     go_on_draining(fleet, engine)
 
 
+def give_up_abandoned(fleet: Fleet) -> None:
+    """Starts for which nobody is left, where the profile does not want them finished all the same."""
+    for engine in fleet.engines.values():
+        starting = engine.state in (State.RESERVED, State.STARTING)
+        asked_for = engine.wanted or engine.pinned or fleet.queues.for_profile(engine.name)
+        if starting and not asked_for and not engine.profile.finish_start:
+            retire(fleet, engine, Reason.ABANDONED, "nobody waits for it any more")
+
+
 def withdraw(fleet: Fleet, engine: Engine, why: str) -> None:
     """Its place is promised to others again before anything was spawned."""
     engine.step(Step.RELEASE, fleet.now)
