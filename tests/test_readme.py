@@ -89,7 +89,9 @@ def test_every_command_is_there_and_no_other() -> None:
 @pytest.mark.parametrize("command", sorted(cli.main.commands))
 def test_every_flag_and_argument_of_a_command_is_the_one_it_takes(command: str) -> None:
     shown, parameters = shown_commands()[command], cli.main.commands[command].params
-    options = [{*option.opts, *option.secondary_opts} for option in parameters if isinstance(option, click.Option)]
+    options = [
+        {*option.opts, *option.secondary_opts} for option in parameters if isinstance(option, click.Option)
+    ]
     assert {word for word in shown if word.startswith("-")} <= set().union(*options)
     assert all(names & set(shown) for names in options)
     arguments = [argument.name for argument in parameters if isinstance(argument, click.Argument)]
