@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -83,6 +84,7 @@ class Engine:
     service: float | None = None
     """Seconds that a request holds its lease, a moving mean."""
     outputs: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    _ordered: list[int] = field(default_factory=list)
     kv_tokens: int | None = None
     rung: int | None = None
     """Requests at a time after it ran out of memory while serving; None: what the profile says."""
@@ -193,7 +195,7 @@ class Engine:
         """Tokens that a reply may have: what nine of ten had, no more than asked for; none when pooling."""
         if self.profile.task != "generate":
             return 0
-        ordered = sorted(self.outputs)
+        ordered = self._ordered
         usual = ordered[len(ordered) * 9 // 10] if ordered else FIRST_GUESS_OUTPUT
         return usual if ask.max_tokens is None else min(usual, ask.max_tokens)
 
@@ -230,6 +232,13 @@ class Engine:
     def idle_seconds(self, now: float) -> float | None:
         """Since its last request ended; None while it has some, or never came up."""
         return None if self.leases or self.idle_since is None else round(now - self.idle_since, 1)
+
+    def wrote(self, tokens: int) -> None:
+        """A reply had so many."""
+        if len(self.outputs) == REMEMBERED:
+            del self._ordered[bisect.bisect_left(self._ordered, self.outputs[0])]
+        self.outputs.append(tokens)
+        bisect.insort(self._ordered, tokens)
 
     def served(self, seconds: float) -> None:
         """A request was over after `seconds`."""

@@ -17,11 +17,13 @@ from supervisor.core.routing import Ask
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A request asks for a lease; it is willing to wait `patience` seconds."""
+    """A request asks for a lease; it is willing to wait `patience` seconds. `at_once`: not at all, it comes again
+    by a way on which waiting is possible."""
 
     lease: str
     ask: Ask
     patience: float
+    at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,8 @@ from supervisor.core.failures import Failure, FailureClass, classify
 from supervisor.core.fleet import Fleet
 from supervisor.core.lifecycle import LIVE, State, Step
 from supervisor.core.queueing import Waiter
-from supervisor.errors import DaemonRefused, LlmdError, NotAvailable
+from supervisor.core.routing import Ask, Route
+from supervisor.errors import DaemonRefused, LlmdError, NotAvailable, Overloaded
 
 BATCH_WEIGHT = 0.2
 """What a second of a batch request's waiting counts for, against an interactive one's."""
@@ -51,9 +52,8 @@ def _(event: events.Arrived, fleet: Fleet) -> None:
     except LlmdError as error:
         fleet.refuse(event.lease, error)
         return
-    if ask.request:
-        fleet.order(orders.Routed(event.lease, ask, found))
     if not found.candidates:
+        routed(fleet, event, ask, found)
         fleet.refuse(event.lease, calendar.closed(fleet, ask.model), ask)
         return
     batch, policy = fleet.is_batch(event.ask.source), fleet.config.scheduling
@@ -67,13 +67,21 @@ def _(event: events.Arrived, fleet: Fleet) -> None:
         BATCH_WEIGHT if batch else 1.0,
         found.sticky,
     )
+    ahead = fleet.queues.ahead_of(frozenset(waiter.profiles))
+    if not fleet.is_active(ask.source):
+        fleet.fairness.arrive(ask.source, fleet.active_sources())
+    given = not ahead and dispatch.give(fleet, waiter)
+    if event.at_once and not given:
+        fleet.order(orders.Refuse(event.lease, Overloaded("nothing is free at once", retry_after=1)))
+        return
+    routed(fleet, event, ask, found)
+    if given:
+        return
     if late := outlook.out_of_reach(fleet, waiter):
         dispatch.bring_up_for_later(fleet, late[0])
         fleet.refuse(event.lease, late[1], ask)
         return
     bound = sum(fleet.place(name).room for name in waiter.profiles)
-    ahead = fleet.queues.ahead_of(frozenset(waiter.profiles))
-    fleet.fairness.arrive(event.ask.source, fleet.active_sources())
     fleet.queues.add(waiter)
     fleet.unsettle(waiter.profiles)
     if ahead >= bound:
@@ -81,6 +89,11 @@ def _(event: events.Arrived, fleet: Fleet) -> None:
         if event.lease in fleet.queues:
             fleet.queues.remove(event.lease)
             fleet.refuse(event.lease, dispatch.overloaded(fleet, waiter, ahead), ask)
+
+
+def routed(fleet: Fleet, event: events.Arrived, ask: Ask, found: Route) -> None:
+    if ask.request:
+        fleet.order(orders.Routed(event.lease, ask, found))
 
 
 @on.register
@@ -96,7 +109,7 @@ def _(event: events.Left, fleet: Fleet) -> None:
         return
     engine = fleet.engines[granted.profile]
     if event.output is not None:
-        engine.outputs.append(event.output)
+        engine.wrote(event.output)
     if event.prompt is not None:
         learning.counted(fleet, granted, event.prompt)
     engine.served(fleet.now - granted.at)
@@ -105,6 +118,7 @@ def _(event: events.Left, fleet: Fleet) -> None:
         engine.last_used = fleet.now
         if not engine.leases:
             coming.rest(fleet, engine)
+            fleet.await_until(engine.deadline)
 
 
 @on.register

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,9 +22,11 @@ from supervisor.core.devices import GIB
 from supervisor.core.events import Event
 from supervisor.core.progress import read_facts, read_progress
 from supervisor.host import enginelog, probe, slumber, stall
+from supervisor.host.breaker import Breaker
 from supervisor.host.journal import Journal, Record
 from supervisor.host.logbook import log
 from supervisor.host.process import Tree
+from supervisor.host.upstream import Pool
 
 READY_PAUSE = 0.25
 UNHEALTHY_AFTER = 3
@@ -54,6 +57,13 @@ class Incarnation:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _guards: list[asyncio.Task[None]] = field(default_factory=list)
     """What watches it while it serves."""
+    pool: Pool = field(init=False)
+    breaker: Breaker = field(init=False)
+
+    def __post_init__(self) -> None:
+        limits = self.config.engine
+        self.pool = Pool(self.socket, self.record.key, limits.connect_timeout)
+        self.breaker = Breaker(limits.breaker_failures, limits.breaker_window)
 
     @property
     def name(self) -> str:
@@ -87,7 +97,7 @@ class Incarnation:
             os.close(log)
 
     def open_session(self) -> aiohttp.ClientSession:
-        """The pool of connections that requests to this engine share."""
+        """For what is no plain request and answer: batches and websockets."""
         if self.session is None:
             self.session = aiohttp.ClientSession(
                 connector=aiohttp.UnixConnector(path=str(self.socket), limit=0, keepalive_timeout=60),
@@ -97,6 +107,12 @@ class Incarnation:
                 read_bufsize=1 << 18,
             )
         return self.session
+
+    def count_failure(self, why: str) -> None:
+        """A request failed before its first byte. Too many in a row are a fact for the core."""
+        if self.breaker.failed(time.monotonic()):
+            limit = self.config.engine.breaker_failures
+            self.post(events.Unhealthy(self.name, f"{limit} requests in a row failed, the last one: {why}"))
 
     # Watching
 
@@ -273,6 +289,7 @@ class Incarnation:
         for task in list(self._tasks):
             if task is not asyncio.current_task():
                 task.cancel()
+        self.pool.close()
         if self.session is not None:
             await self.session.close()
         if self.tree is not None:
