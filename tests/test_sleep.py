@@ -194,6 +194,7 @@ def test_a_wake_that_a_dying_daemon_left_halfway_is_finished(install: Install) -
     before = llmd.engine("alpha_0")
     llmd.kill()
     socket = str(llmd.home / "state" / "engines" / before["incarnation"] / "sock")
+    assert json.loads(Path(socket).with_name("record.json").read_text())["waking"] is False
     wake = ["curl", "--silent", "--fail", "-XPOST", "--unix-socket", socket, "http://engine/wake_up"]
     subprocess.run(wake, check=True, timeout=10, capture_output=True)
     llmd.start()
@@ -223,6 +224,13 @@ def test_an_engine_that_ran_out_of_memory_serving_comes_back_for_half_as_many(in
     llmd.start()
     until(lambda: llmd.engine("alpha_0")["state"] == "ready", 5, llmd.text)
     assert llmd.engine("alpha_0")["rung"] == 2
+    assert llmd.run("stop", "alpha_0").returncode == 0
+    llmd.kill()
+    llmd.start()
+    until(lambda: llmd.engine("alpha_0")["rung"] == 2, 5, llmd.text)
+    assert llmd.run("start", "alpha_0").returncode == 0
+    words = psutil.Process(llmd.engine("alpha_0")["pid"]).cmdline()
+    assert words[words.index("--max-num-seqs") + 1] == "2", "kept by the almanac where no engine is left"
 
 
 def test_an_engine_that_hangs_while_healthy_is_replaced_and_the_next_one_answers(install: Install) -> None:

@@ -144,7 +144,8 @@ class Unkillable:
 class Found:
     """An engine of an earlier daemon, proven ours. `alive`: its leader runs; else only leftovers may.
 
-    `asleep`: the level at which it may sleep, 0 where it was never put to sleep. `rung`, `pinned`: as the engine's.
+    `asleep`: the level at which it may sleep, 0 where it was never put to sleep. `waking`: it was being woken.
+    `pinned`: as the engine's.
     """
 
     profile: str
@@ -152,7 +153,7 @@ class Found:
     devices: tuple[str, ...]
     alive: bool
     asleep: int = 0
-    rung: int | None = None
+    waking: bool = False
     pinned: bool = False
 
 

@@ -237,7 +237,8 @@ def _(event: events.Found, fleet: Fleet) -> None:
     engine = fleet.engines[event.profile]
     engine.step(Step.ADOPT, fleet.now)
     engine.incarnation, engine.devices = event.incarnation, event.devices
-    engine.asleep, engine.rung, engine.pinned_by_hand = event.asleep, event.rung, event.pinned
+    engine.asleep, engine.settled = event.asleep, bool(event.asleep) and not event.waking
+    engine.pinned_by_hand = event.pinned
     fleet.ledger.unlearn_foreign(event.devices)
     coming.promise_to_found(fleet, engine)
     engine.deadline = fleet.now + fleet.config.engine.start_timeout

@@ -77,7 +77,7 @@ def go_on_draining(fleet: Fleet, engine: Engine) -> None:
 
 def sleep_level(fleet: Fleet, engine: Engine, claims: Claims) -> int:
     """1 where host memory takes its weights, 2 where it does not, 0 where it cannot sleep."""
-    if not engine.profile.sleep or engine.sleep_broken or engine.state not in AWAKE:
+    if not engine.sleeps or engine.state not in AWAKE:
         return 0
     return 1 if fleet.ledger.room(HOST, claims) >= engine.host_need else 2
 
@@ -86,7 +86,7 @@ def cannot_sleep(engine: Engine) -> str | None:
     """Why it cannot be put to sleep now, in words; None where it can."""
     if not engine.profile.sleep:
         return f"{engine.name} does not sleep: its profile has no sleep = true"
-    if engine.sleep_broken:
+    if not engine.sleeps:
         return f"{engine.name} did not sleep properly before; it can be stopped"
     return (
         None
@@ -140,14 +140,15 @@ def wakes_or_stops(fleet: Fleet, engine: Engine) -> float | None:
 
 def sleep_failed(fleet: Fleet, engine: Engine, reason: str) -> None:
     """It answered, or showed, that it does not sleep: stop it, and do not try that again."""
-    engine.sleep_broken = True
+    learning.sleepless(fleet, engine)
     fleet.note("sleep_failed", engine, f"{engine.name} did not fall asleep: {reason}", level="WARNING")
     terminate(fleet, engine)
 
 
 def wake_failed(fleet: Fleet, engine: Engine, reason: str) -> None:
     """Replace it by a fresh start, which those who wait for it await; the next one is not put to sleep."""
-    engine.sleep_broken = engine.proven = True
+    learning.sleepless(fleet, engine)
+    engine.proven = True
     fail(fleet, engine, Failure(FailureClass.TRANSIENT, f"did not wake: {reason}"))
 
 
@@ -236,9 +237,10 @@ def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: b
 
 def ease(fleet: Fleet, engine: Engine) -> None:
     """It ran out of memory while serving: from now on half as many requests at a time, until its profile changes."""
-    before, engine.rung = engine.slots, max(1, engine.slots // 2)
-    why = f"{engine.name} ran out of memory serving; it is started again for {engine.rung} requests at a time"
-    fleet.note("engine_eased", engine, why, level="WARNING", slots=engine.rung, before=before)
+    before, rung = engine.slots, max(1, engine.slots // 2)
+    learning.eased(fleet, engine, rung)
+    why = f"{engine.name} ran out of memory serving; it is started again for {rung} requests at a time"
+    fleet.note("engine_eased", engine, why, level="WARNING", slots=rung, before=before)
 
 
 def tree_is_gone(fleet: Fleet, engine: Engine) -> None:

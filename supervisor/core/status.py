@@ -80,7 +80,7 @@ def _engine(fleet: Fleet, engine: Engine, pid: int | None, log: Path, now: float
         "in_flight": len(engine.leases),
         "max_concurrent": engine.profile.max_concurrent,
         "slots": engine.slots,
-        "rung": engine.rung,
+        "rung": engine.learned.rung,
         "pinned": engine.pinned,
         "asleep": engine.asleep,
         "residue": {d: s for d, s in engine.residue.items() if d != HOST and engine.settled},
