@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,23 @@ def test_an_engine_that_does_not_wake_is_replaced_and_its_waiter_served(install:
     assert (after["starts"], after["state"]) == (2, "ready")
     assert after["pid"] != first["pid"]
     assert "did not wake" in llmd.log.read_text()
+
+
+def test_a_wake_is_recorded_before_it_is_told(install: Install) -> None:
+    """A daemon that dies meanwhile leaves an engine that may take its memory any moment, and the next one knows."""
+    llmd = install(alpha={"env": LIGHT | {"STANDIN_WAKE": "hangs"}, "sleep_after": "0.2s"}, wake_timeout=60)
+    say(llmd, "alpha")
+    until(lambda: asleep(llmd, "alpha_0"), 5, llmd.text)
+    found = llmd.engine("alpha_0")
+    record = llmd.home / "state" / "engines" / found["incarnation"] / "record.json"
+    assert not json.loads(record.read_text())["waking"]
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(say, llmd, "alpha")
+        until(lambda: json.loads(record.read_text())["waking"], 5, llmd.text)
+        assert llmd.engine("alpha_0")["state"] == "waking"
+        llmd.kill()
+        with pytest.raises(openai.APIConnectionError):
+            asking.result()
 
 
 def test_an_idle_engine_sleeps_first_and_is_stopped_later(install: Install) -> None:

@@ -112,7 +112,10 @@ def lie_down(fleet: Fleet, engine: Engine, level: int) -> None:
 
 
 def settle_asleep(fleet: Fleet, engine: Engine) -> None:
-    """Over once the devices show that most of the memory came back: an answer of 200 proves nothing."""
+    """Over once the devices show that most of the memory came back: an answer of 200 proves nothing.
+
+    Held against the most that it was seen to hold awake, not the last: it may have woken since.
+    """
     if engine.slept_at is None:
         return
     cards = [device for device in engine.devices if device != HOST]
@@ -122,7 +125,7 @@ def settle_asleep(fleet: Fleet, engine: Engine) -> None:
         if reading is None or reading.trouble or now_held is None or reading.at < engine.slept_at:
             return
         whole = need(engine.profile, reading)
-        if now_held > min(whole, engine.before.get(device, (0, whole, 0))[1]) / 2:
+        if now_held > min(whole, engine.expected.peak.get(device, whole)) / 2:
             return
     engine.settled, engine.deadline = True, wakes_or_stops(fleet, engine)
     kept = {device: held for device, held in fallen.items() if held is not None}

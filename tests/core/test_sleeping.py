@@ -168,11 +168,10 @@ def test_an_engine_found_while_it_was_being_woken_has_its_whole_place_until_prov
     assert world.state("beta_0") is State.COLD
     if awake:
         world.held["old"] = {CARD: 20 * GIB}
-        world.ready("alpha_0")
-        assert world.asleep("alpha_0"), "idle, so it makes room for beta"
+        world.ready("alpha_0")  # and asleep again, before a reading showed it awake
     else:
         world.send(events.Slept("old"))
-        assert world.fleet.engines["alpha_0"].reserved[CARD] == RESIDUE
+    assert world.fleet.engines["alpha_0"].reserved[CARD] == RESIDUE, "it sleeps, proven"
     assert world.state("beta_0") is State.STARTING
     world.ready("beta_0")
     assert world.granted[lease] == "beta_0"
