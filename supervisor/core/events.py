@@ -52,6 +52,14 @@ class DevicesRead:
 
 
 @dataclass(frozen=True, slots=True)
+class XidReported:
+    """The driver reported an error of a GPU. `xid`: its number in NVIDIA's catalogue."""
+
+    device: str
+    xid: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ticked:
     """The deadline that the core had published has come."""
 
@@ -257,6 +265,7 @@ Event = (
     Arrived
     | Left
     | DevicesRead
+    | XidReported
     | Ticked
     | SpawnFailed
     | Progressed
