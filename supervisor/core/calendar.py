@@ -39,7 +39,8 @@ def change(fleet: Fleet, event: ModeChanged) -> None:
     if event.mode is None or event.mode == before.name:
         return
     mode = fleet.config.modes[event.mode]
-    fleet.transition = Transition(before, mode.warm, fleet.now, fleet.now + mode.within)
+    cold = tuple(name for name in mode.warm if fleet.engines[name].state is not State.READY)
+    fleet.transition = Transition(before, cold, fleet.now, fleet.now + mode.within)
     _announce(fleet, "mode", f"mode {event.mode} begins", warming=list(mode.warm))
     _clear_out(fleet, mode.drain)
     _want(fleet, mode.warm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ def report(world: World, xid: int, card: int = 0) -> None:
 
 
 def status(world: World, card: int = 0) -> dict[str, Any]:
-    body = describe(world.fleet, {}, (), lambda name: __file__ and None, world.now)  # type: ignore[arg-type]
+    body = describe(world.fleet, {}, (), Path, world.now)
     found: dict[str, Any] = body["devices"][card]
     return found
 

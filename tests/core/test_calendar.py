@@ -56,6 +56,22 @@ def test_a_mode_has_begun_though_what_it_warmed_made_room_for_another_in_the_sam
     assert world.notes().count("mode_ready") == 2
 
 
+def test_a_mode_has_begun_though_what_was_warm_already_makes_room_in_the_same_moment():
+    """Patience with a busy engine ended as the mode began: it was as warm as the mode wants it."""
+    modes = {"day": Mode(start=datetime.time(6)), "night": Mode(start=datetime.time(2), warm=("llama_0",))}
+    world = World(config(LLAMA, profile("coder_0", 0), modes=modes))
+    world.send(events.ModeChanged("day"))
+    world.up("llama_0")
+    world.ask("llama")
+    world.ask("coder")
+    world.wait(55)
+    world.now += 10
+    world.send(events.ModeChanged("night"))
+    assert world.state("llama_0") is State.DRAINING
+    assert world.fleet.transition is None
+    assert world.fleet.mode.name == "night"
+
+
 def test_who_is_busy_past_the_drain_is_cut():
     world = two_modes(drain=60.0)
     world.up("llama_0")
