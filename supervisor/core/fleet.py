@@ -197,7 +197,9 @@ class Fleet:
     ) -> dict[str, list[Claim]]:
         """Device -> what our engines, and borrowers, hold there; complete for the devices `on`, all by default."""
         held: dict[str, list[Claim]] = {}
-        holders: list[Engine | Loan] = [e for e in self.engines.values() if e.name != without and e.holds(on)]
+        holders: list[Engine | Loan] = [
+            engine for name, engine in self.engines.items() if name != without and engine.holds(on)
+        ]
         holders += self.loans.values()
         for holder in holders:
             for device, claim in holder.claims().items():

@@ -143,7 +143,7 @@ class Ledger:
         return sick.why if sick else self.quarantined.get(device)
 
     def reading(self, device: str) -> Reading | None:
-        return next((reading for reading in self.survey.readings if reading.device == device), None)
+        return self.survey.by_device.get(device)
 
     def foreign(self, device: str) -> int:
         """Bytes that are not ours. Host memory moves too much for a minute's peak: its latest counts."""
