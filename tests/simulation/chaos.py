@@ -80,6 +80,8 @@ class Chaos(World):
         """Incarnation -> level at which it may sleep, in the records too."""
         self.waking: set[str] = set()
         """Incarnations that were told to wake, in the records too."""
+        self.pinned: set[str] = set()
+        """Incarnations that a person pinned, in the records too."""
         self.almanac: dict[str, Learned] = {}
         self.happened: Counter[str] = Counter()
         """How often what took part in this history."""
@@ -191,7 +193,8 @@ class Chaos(World):
                 asleep, waking = self.asleep.get(incarnation, 0), incarnation in self.waking
                 self.happened["found asleep"] += bool(asleep)
                 self.happened["found waking"] += waking
-                self.tell(events.Found(profile, incarnation, devices, tree.running, asleep, waking))
+                pinned = incarnation in self.pinned
+                self.tell(events.Found(profile, incarnation, devices, tree.running, asleep, waking, pinned))
         self.tell_mode()
 
     def tell_mode(self) -> None:
@@ -388,6 +391,11 @@ class Chaos(World):
         self.records.pop(order.incarnation, None)
         self.asleep.pop(order.incarnation, None)
         self.waking.discard(order.incarnation)
+        self.pinned.discard(order.incarnation)
+
+    @carry_out.register
+    def _(self, order: orders.Pin) -> None:
+        (self.pinned.add if order.pinned else self.pinned.discard)(order.incarnation)
 
     @carry_out.register
     def _(self, order: orders.Remember) -> None:

@@ -27,7 +27,7 @@ MUST_HAPPEN = (
         "lent", "loan_ended", "a borrower took its memory", "a borrower kept it past its time", "died with a loan",
         "engine_eased", "died with an eased engine", "engine_asleep", "sleep_failed", "engine_waking",
         "a person put one to sleep", "died with a sleeper", "died while one fell asleep",
-        "died while one was waking", "found asleep", "found waking", "adoption_failed", "a mode was forced",
+        "died while one was waking", "found asleep", "found waking", "adoption_failed", "engine_pinned", "a mode was forced",
         "a mode was released", "mode_ready", "mode_rolled_back", "peer_up", "peer_down",
         "a peer was granted a request", "a peer broke off a request", "gpu_xid", "device_quarantined",
         "device_released", "evict", "swap_limit", "start_refused", "engine_restart_policy", "foreign_grew",

@@ -81,7 +81,8 @@ class Scenario(Company):
     def order_about(self) -> None:
         profile, ticket = self.dice.choice(list(self.config.profiles)), f"t{self.dice.getrandbits(32)}"
         what = self.dice.choice((events.StartAsked, events.StartAsked, events.StopAsked))
-        self.tell(what(ticket, profile))
+        pin = {"pin": self.dice.choice((None, None, None, True, False))} if what is events.StartAsked else {}
+        self.tell(what(ticket, profile, **pin))
         if self.dice.random() < 0.5:
             self.later(self.dice.uniform(0, 60), lambda: self.tell(events.TicketDropped(ticket)))
         if self.dice.random() < 0.2:
@@ -162,9 +163,9 @@ class Scenario(Company):
         self.later(600, self.forgive)
 
     def forgive(self) -> None:
-        """A person looks after what was given up, a mode that was rolled back too."""
+        """A person looks after what was given up or pinned, and after a mode that was rolled back."""
         for engine in self.fleet.engines.values():
-            if engine.state is State.IMPOSSIBLE:
+            if engine.state is State.IMPOSSIBLE or engine.pinned_by_hand:
                 self.tell(events.StopAsked(f"mend-{engine.name}", engine.name))
         self.tell_mode()
 
