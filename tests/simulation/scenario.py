@@ -50,6 +50,7 @@ class Scenario(Company):
         self.until(TROUBLED)
         self.quieten()
         self.until(HEALED)
+        self.tell_mode()  # one that was rolled back is tried anew by the next change
         leases = [self.probe(name) for name in self.config.profiles if name in self.fleet.available]
         self.until(SETTLED)
         self._all_served(leases)
@@ -163,11 +164,10 @@ class Scenario(Company):
         self.later(600, self.forgive)
 
     def forgive(self) -> None:
-        """A person looks after what was given up or pinned, and after a mode that was rolled back."""
+        """A person looks after what was given up or pinned."""
         for engine in self.fleet.engines.values():
             if engine.state is State.IMPOSSIBLE or engine.pinned_by_hand:
                 self.tell(events.StopAsked(f"mend-{engine.name}", engine.name))
-        self.tell_mode()
 
     def probe(self, profile: str) -> str:
         self._arrive(Request(self.now, "webui", profile, 10, 10))
