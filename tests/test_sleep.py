@@ -157,13 +157,13 @@ def test_a_wake_is_recorded_before_it_is_told(install: Install) -> None:
     """A daemon that dies meanwhile leaves an engine that may take its memory any moment, and the next one knows."""
     llmd = install(alpha={"env": LIGHT | {"STANDIN_WAKE": "hangs"}, "sleep_after": "0.2s"}, wake_timeout=60)
     say(llmd, "alpha")
-    until(lambda: asleep(llmd, "alpha_0"), 5, llmd.text)
+    until(lambda: asleep(llmd, "alpha_0"), 20, llmd.text)
     found = llmd.engine("alpha_0")
     record = llmd.home / "state" / "engines" / found["incarnation"] / "record.json"
     assert not json.loads(record.read_text())["waking"]
     with ThreadPoolExecutor() as pool:
         asking = pool.submit(say, llmd, "alpha")
-        until(lambda: json.loads(record.read_text())["waking"], 5, llmd.text)
+        until(lambda: json.loads(record.read_text())["waking"], 20, llmd.text)
         assert llmd.engine("alpha_0")["state"] == "waking"
         llmd.kill()
         with pytest.raises(openai.APIConnectionError):
