@@ -86,8 +86,6 @@ class Engine:
     outputs: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     _ordered: list[int] = field(default_factory=list)
     kv_tokens: int | None = None
-    rung: int | None = None
-    """Requests at a time after it ran out of memory while serving; None: what the profile says."""
     squeezed: str | None = None
     """Why it may not be given more requests although it is ready: others have taken its headroom."""
 
@@ -98,8 +96,6 @@ class Engine:
     """When it answered that it sleeps: what it holds is told by readings taken from then on."""
     settled: bool = False
     """Its memory was seen to have come back after it fell asleep."""
-    sleep_broken: bool = False
-    """Sleeping failed or gave nothing back; it is stopped instead from now on."""
     start_tickets: list[str] = field(default_factory=list)
     stop_tickets: list[str] = field(default_factory=list)
 
@@ -171,7 +167,12 @@ class Engine:
     @property
     def slots(self) -> int:
         """Requests that it takes at a time."""
-        return self.profile.max_concurrent if self.rung is None else self.rung
+        return self.profile.max_concurrent if self.learned.rung is None else self.learned.rung
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether it may be put to sleep; where that failed before it is stopped instead."""
+        return self.profile.sleep and not self.learned.sleepless
 
     @property
     def has_room(self) -> bool:

@@ -52,6 +52,14 @@ class DevicesRead:
 
 
 @dataclass(frozen=True, slots=True)
+class XidReported:
+    """The driver reported an error of a GPU. `xid`: its number in NVIDIA's catalogue."""
+
+    device: str
+    xid: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ticked:
     """The deadline that the core had published has come."""
 
@@ -144,7 +152,8 @@ class Unkillable:
 class Found:
     """An engine of an earlier daemon, proven ours. `alive`: its leader runs; else only leftovers may.
 
-    `asleep`: the level at which it may sleep, 0 where it was never put to sleep. `rung`, `pinned`: as the engine's.
+    `asleep`: the level at which it may sleep, 0 where it was never put to sleep. `waking`: it was being woken.
+    `pinned`: as the engine's.
     """
 
     profile: str
@@ -152,7 +161,7 @@ class Found:
     devices: tuple[str, ...]
     alive: bool
     asleep: int = 0
-    rung: int | None = None
+    waking: bool = False
     pinned: bool = False
 
 
@@ -256,6 +265,7 @@ Event = (
     Arrived
     | Left
     | DevicesRead
+    | XidReported
     | Ticked
     | SpawnFailed
     | Progressed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import singledispatch
 
 from supervisor.core import (
+    ailing,
     calendar,
     coming,
     dispatch,
@@ -132,6 +133,7 @@ def _(event: events.DevicesRead, fleet: Fleet) -> None:
     fleet.ledger.take(event.survey, event.ours, fleet.claims())
     fleet.stuck.clear()
     neighbours.notice(fleet)
+    ailing.look(fleet)
     for engine in fleet.engines.values():
         learning.looked_at(fleet, engine)
         if engine.state is State.RESERVED:
@@ -143,6 +145,11 @@ def _(event: events.DevicesRead, fleet: Fleet) -> None:
         elif engine.state is State.READY:
             squeezed = [fleet.ledger.squeeze(device, bool(engine.squeezed)) for device in engine.devices]
             engine.squeezed = next((why for why in squeezed if why), None)
+
+
+@on.register
+def _(event: events.XidReported, fleet: Fleet) -> None:
+    ailing.reported(fleet, event)
 
 
 @on.register
@@ -237,7 +244,8 @@ def _(event: events.Found, fleet: Fleet) -> None:
     engine = fleet.engines[event.profile]
     engine.step(Step.ADOPT, fleet.now)
     engine.incarnation, engine.devices = event.incarnation, event.devices
-    engine.asleep, engine.rung, engine.pinned_by_hand = event.asleep, event.rung, event.pinned
+    engine.asleep, engine.settled = event.asleep, bool(event.asleep) and not event.waking
+    engine.pinned_by_hand = event.pinned
     fleet.ledger.unlearn_foreign(event.devices)
     coming.promise_to_found(fleet, engine)
     engine.deadline = fleet.now + fleet.config.engine.start_timeout

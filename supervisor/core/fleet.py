@@ -55,6 +55,14 @@ class Mode:
 
 
 @dataclass(slots=True)
+class Sighting:
+    """An error that a GPU's driver reported: how often, and when last, monotonic seconds."""
+
+    count: int = 0
+    at: float = 0.0
+
+
+@dataclass(slots=True)
 class Fleet:
     config: Config
     name_incarnation: Callable[[], str]
@@ -96,6 +104,8 @@ class Fleet:
     homes: Homes = field(init=False)
     foreign_told: dict[str, int] = field(default_factory=dict)
     """Device -> the foreign bytes there that were last told of."""
+    xids: dict[tuple[str, int], Sighting] = field(default_factory=dict)
+    """(device, XID) -> when its driver reported that."""
     closing: bool = False
     now: float = 0.0
     orders: list[Order] = field(default_factory=list)
@@ -187,7 +197,9 @@ class Fleet:
     ) -> dict[str, list[Claim]]:
         """Device -> what our engines, and borrowers, hold there; complete for the devices `on`, all by default."""
         held: dict[str, list[Claim]] = {}
-        holders: list[Engine | Loan] = [e for e in self.engines.values() if e.name != without and e.holds(on)]
+        holders: list[Engine | Loan] = [
+            engine for name, engine in self.engines.items() if name != without and engine.holds(on)
+        ]
         holders += self.loans.values()
         for holder in holders:
             for device, claim in holder.claims().items():

@@ -36,6 +36,14 @@ def fell_asleep(fleet: Fleet, engine: Engine, residue: Mapping[str, int]) -> Non
     learn(fleet, engine, engine.learned.slept(residue))
 
 
+def eased(fleet: Fleet, engine: Engine, rung: int) -> None:
+    learn(fleet, engine, replace(engine.learned, rung=rung))
+
+
+def sleepless(fleet: Fleet, engine: Engine) -> None:
+    learn(fleet, engine, replace(engine.learned, sleepless=True))
+
+
 def weighed(fleet: Fleet, engine: Engine, weights: int) -> None:
     learn(fleet, engine, engine.learned.weighed(weights))
 

@@ -73,7 +73,10 @@ class Driver:
         """Recall what was learned, read the devices once, so that the first decision rests on facts; then keep
         reading."""
         self.fleet.recall(await self.books.recall())
-        self.gpus.start(lambda survey: self._later(self._report(survey)))
+        self.gpus.start(
+            lambda survey: self._later(self._report(survey)),
+            lambda device, xid: self.post(events.XidReported(device, xid)),
+        )
         await self._report(await self.gpus.read())
         self.peers.open()
 
