@@ -14,6 +14,8 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
+import uvloop
+
 from supervisor.config import Config, warnings
 from supervisor.core import events
 from supervisor.driver import Driver
@@ -36,7 +38,8 @@ def serve(config: Config, *, keep_engines: bool = False) -> int:
     """Run until SIGTERM or Ctrl-C. Returns the exit code: 0, or 1 after an error said in one line."""
     faulthandler.enable()  # systemd's watchdog aborts a stalled daemon: its last word is where it stood
     try:
-        asyncio.run(Daemon(config, keep_engines).run())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(Daemon(config, keep_engines).run())
     except LlmdError as error:
         print(f"llmd: {error.message}", file=sys.stderr)
         return 1
@@ -79,6 +82,7 @@ class Daemon:
             await self.admin.open()
             await self.server.open()
             self._listen_to_signals()
+            gc.collect()
             gc.freeze()
             log("serving", listening=self.server.listening, waiting_for=self.server.waiting_for)
             systemd.ready(self._words())

@@ -10,6 +10,7 @@
     │   ├── ModelNotFound        404  no such model or profile
     │   ├── RouteNotFound        404  not a route llmd serves
     │   ├── MethodNotAllowed     405  a route, asked in another way than it takes
+    │   ├── RequestTimeout       408  its body did not come
     │   └── BodyTooLarge         413  over server.max_body
     ├── Overloaded               429  every place is taken, come back          fault "llmd"
     ├── NotAvailable             503  cannot be ready: memory, mode, give-up   fault "llmd"
@@ -97,6 +98,11 @@ class RouteNotFound(ClientError):
 class MethodNotAllowed(ClientError):
     status = 405
     code = "method_not_allowed"
+
+
+class RequestTimeout(ClientError):
+    status = 408
+    code = "request_timeout"
 
 
 class BodyTooLarge(ClientError):

@@ -121,6 +121,7 @@ def device(device: Json) -> Group:
     lines = [_title(device)]
     if trouble := (device.get("trouble") or device.get("quarantined")):
         lines.append(Text(f"  {trouble if isinstance(trouble, str) else 'not trusted'}", "red"))
+    lines += [Text(f"  {xid_line(found)}", "yellow") for found in device.get("xids") or ()]
     total, used = device.get("total") or 0, device.get("used") or 0
     if total:
         ours = {name: size or 0 for name, size in (device.get("ours") or {}).items()}
@@ -128,6 +129,12 @@ def device(device: Json) -> Group:
         lines.append(Text("  ") + bar(total, ours, foreign) + Text(f"  {gib(device.get('free') or 0)} free"))
         lines += _holders(ours, foreign, device.get("foreign") or [])
     return Group(*lines)
+
+
+def xid_line(found: Json) -> str:
+    """What a GPU's driver reported, how often, and when last."""
+    often = f", {found['count']} times" if found["count"] > 1 else ""
+    return f"XID {found['xid']}: {found['meaning']}{often}, {span(found['ago_s'])} ago"
 
 
 def _title(device: Json) -> Text:

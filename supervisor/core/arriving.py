@@ -7,14 +7,14 @@ from supervisor.core.events import Arrived
 from supervisor.core.fleet import Fleet
 from supervisor.core.queueing import Waiter
 from supervisor.core.routing import Ask, Route
-from supervisor.errors import LlmdError, NotAvailable
+from supervisor.errors import LlmdError, NotAvailable, Overloaded
 
 BATCH_WEIGHT = 0.2
 """What a second of a batch request's waiting counts for, against an interactive one's."""
 
 
 def arrive(fleet: Fleet, event: Arrived) -> None:
-    """It is refused, or waits; whether it gets its lease at once is dispatch's."""
+    """It has its lease, waits, or is refused."""
     if fleet.closing:
         fleet.refuse(event.lease, NotAvailable("llmd is shutting down", retry_after=10))
         return
@@ -24,11 +24,10 @@ def arrive(fleet: Fleet, event: Arrived) -> None:
     except LlmdError as error:
         fleet.refuse(event.lease, error)
         return
-    if ask.request:
-        fleet.order(orders.Routed(event.lease, ask, found))
     if found.candidates:
-        admit(fleet, waiter(fleet, event, ask, found))
+        admit(fleet, event, waiter(fleet, event, ask, found), found)
     else:
+        routed(fleet, event, ask, found)
         fleet.refuse(event.lease, calendar.closed(fleet, ask.model), ask)
 
 
@@ -46,21 +45,38 @@ def waiter(fleet: Fleet, event: Arrived, ask: Ask, found: Route) -> Waiter:
     )
 
 
-def admit(fleet: Fleet, waiter: Waiter) -> None:
+def routed(fleet: Fleet, event: Arrived, ask: Ask, found: Route) -> None:
+    if ask.request:
+        fleet.order(orders.Routed(event.lease, ask, found))
+
+
+def admit(fleet: Fleet, event: Arrived, waiter: Waiter, found: Route) -> None:
+    """It has its lease at once where something is free and nobody waits for that; else it waits, if it may."""
+    ask, ahead = waiter.ask, fleet.queues.ahead_of(frozenset(waiter.profiles))
+    if not fleet.is_active(ask.source):
+        fleet.fairness.arrive(ask.source, fleet.active_sources())
+    given = not ahead and dispatch.give(fleet, waiter)
+    if event.at_once and not given:
+        fleet.order(orders.Refuse(event.lease, Overloaded("nothing is free at once", retry_after=1)))
+        return
+    routed(fleet, event, ask, found)
+    if not given:
+        wait(fleet, waiter, ahead)
+
+
+def wait(fleet: Fleet, waiter: Waiter, ahead: int) -> None:
     """Who cannot wait so long is told at once, and finds the model loading when it comes again."""
     if late := outlook.out_of_reach(fleet, waiter):
         engine, refusal = late
         dispatch.bring_up_for_later(fleet, engine)
         fleet.refuse(waiter.lease, refusal, waiter.ask)
     else:
-        line_up(fleet, waiter)
+        line_up(fleet, waiter, ahead)
 
 
-def line_up(fleet: Fleet, waiter: Waiter) -> None:
-    """Beyond the bound of its queue only who is served at once."""
+def line_up(fleet: Fleet, waiter: Waiter, ahead: int) -> None:
+    """Beyond the bound of its queue only who is served at once. `ahead`: who waits there already."""
     bound = sum(fleet.place(name).room for name in waiter.profiles)
-    ahead = fleet.queues.ahead_of(frozenset(waiter.profiles))
-    fleet.fairness.arrive(waiter.ask.source, fleet.active_sources())
     fleet.queues.add(waiter)
     fleet.unsettle(waiter.profiles)
     if ahead >= bound:

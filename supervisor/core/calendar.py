@@ -6,7 +6,7 @@ candidates and wishes for starts: what fits is the ledger's to say.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from supervisor.core import coming, leaving, orders, placement
@@ -20,12 +20,16 @@ from supervisor.errors import NotAvailable
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A change under way, until each of `warming` has been ready once. Times are monotonic seconds."""
+    """A change under way, until all of `warming` was ready once. `began`, `deadline`: monotonic seconds."""
 
     previous: Mode
     warming: tuple[str, ...]
     began: float
     deadline: float
+
+    def awaits(self, engine: Engine) -> bool:
+        """One that came up may have made room for another in the same moment."""
+        return engine.state is not State.READY and engine.ready_since < self.began
 
 
 def change(fleet: Fleet, event: ModeChanged) -> None:
@@ -36,8 +40,8 @@ def change(fleet: Fleet, event: ModeChanged) -> None:
     if event.mode is None or event.mode == before.name:
         return
     mode = fleet.config.modes[event.mode]
-    warming = tuple(name for name in mode.warm if fleet.engines[name].state is not State.READY)
-    fleet.transition = Transition(before, warming, fleet.now, fleet.now + mode.within)
+    cold = tuple(name for name in mode.warm if fleet.engines[name].state is not State.READY)
+    fleet.transition = Transition(before, cold, fleet.now, fleet.now + mode.within)
     _announce(fleet, "mode", f"mode {event.mode} begins", warming=list(mode.warm))
     _clear_out(fleet, mode.drain)
     _want(fleet, mode.warm, mode.within)
@@ -50,20 +54,15 @@ AHEAD = 120.0
 def go_on(fleet: Fleet) -> None:
     """Look how far a transition has come: over, or not to be had; and what the next one will need."""
     foresee(fleet)
-    if fleet.transition is None:
+    transition = fleet.transition
+    if transition is None:
         return
-    transition = fleet.transition = _less_who_came(fleet, fleet.transition)
-    if not transition.warming:
+    late = [engine for name in transition.warming if transition.awaits(engine := fleet.engines[name])]
+    if not late:
         fleet.transition = None
         _announce(fleet, "mode_ready", f"mode {fleet.mode.name} is ready")
-    elif (why := _hopeless(fleet, transition)) is not None:
+    elif (why := _hopeless(fleet, transition, late)) is not None:
         _roll_back(fleet, transition, why)
-
-
-def _less_who_came(fleet: Fleet, transition: Transition) -> Transition:
-    """Who was ready once has shown that the mode can be had; what becomes of it then is as on any other day."""
-    coming = (name for name in transition.warming if fleet.engines[name].ready_since < transition.began)
-    return replace(transition, warming=tuple(coming))
 
 
 def foresee(fleet: Fleet) -> None:
@@ -77,11 +76,11 @@ def foresee(fleet: Fleet) -> None:
         coming.foresee(fleet, fleet.engines[name])
 
 
-def _hopeless(fleet: Fleet, transition: Transition) -> str | None:
+def _hopeless(fleet: Fleet, transition: Transition, late: list[Engine]) -> str | None:
     """Why the mode cannot be had; None while it may still come."""
     if fleet.now >= transition.deadline:
-        return f"{', '.join(transition.warming)} was not ready in time"
-    for engine in [fleet.engines[name] for name in transition.warming]:
+        return f"{', '.join(engine.name for engine in late)} was not ready in time"
+    for engine in late:
         given_up = engine.state is State.IMPOSSIBLE or (engine.state is State.COLD and not engine.wanted)
         if given_up:
             return (

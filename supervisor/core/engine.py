@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import deque
 from collections.abc import Collection
@@ -84,9 +85,8 @@ class Engine:
     service: float | None = None
     """Seconds that a request holds its lease, a moving mean."""
     outputs: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    _ordered: list[int] = field(default_factory=list)
     kv_tokens: int | None = None
-    rung: int | None = None
-    """Requests at a time after it ran out of memory while serving; None: what the profile says."""
     squeezed: str | None = None
     """Why it may not be given more requests although it is ready: others have taken its headroom."""
 
@@ -97,8 +97,6 @@ class Engine:
     """When it answered that it sleeps: what it holds is told by readings taken from then on."""
     settled: bool = False
     """Its memory was seen to have come back after it fell asleep."""
-    sleep_broken: bool = False
-    """Sleeping failed or gave nothing back; it is stopped instead from now on."""
     start_tickets: list[str] = field(default_factory=list)
     stop_tickets: list[str] = field(default_factory=list)
 
@@ -170,7 +168,12 @@ class Engine:
     @property
     def slots(self) -> int:
         """Requests that it takes at a time."""
-        return self.profile.max_concurrent if self.rung is None else self.rung
+        return self.profile.max_concurrent if self.learned.rung is None else self.learned.rung
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether it may be put to sleep; where that failed before it is stopped instead."""
+        return self.profile.sleep and not self.learned.sleepless
 
     @property
     def has_room(self) -> bool:
@@ -194,7 +197,7 @@ class Engine:
         """Tokens that a reply may have: what nine of ten had, no more than asked for; none when pooling."""
         if self.profile.task != "generate":
             return 0
-        ordered = sorted(self.outputs)
+        ordered = self._ordered
         usual = ordered[len(ordered) * 9 // 10] if ordered else FIRST_GUESS_OUTPUT
         return usual if ask.max_tokens is None else min(usual, ask.max_tokens)
 
@@ -239,7 +242,7 @@ class Engine:
     @property
     def way_back(self) -> float:
         """Seconds to be ready again once it has made room: from level 1 where it would sleep, else from cold."""
-        return self.seconds_from(1 if self.profile.sleep and not self.sleep_broken else 0)
+        return self.seconds_from(1 if self.sleeps else 0)
 
     @property
     def expected_service(self) -> float:
@@ -248,6 +251,13 @@ class Engine:
     def idle_seconds(self, now: float) -> float | None:
         """Since its last request ended; None while it has some, or never came up."""
         return None if self.leases or self.idle_since is None else round(now - self.idle_since, 1)
+
+    def wrote(self, tokens: int) -> None:
+        """A reply had so many."""
+        if len(self.outputs) == REMEMBERED:
+            del self._ordered[bisect.bisect_left(self._ordered, self.outputs[0])]
+        self.outputs.append(tokens)
+        bisect.insort(self._ordered, tokens)
 
     def served(self, seconds: float) -> None:
         """A request was over after `seconds`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import singledispatch
 
 from supervisor.core import (
+    ailing,
     arriving,
     calendar,
     coming,
@@ -52,7 +53,7 @@ def _(event: events.Left, fleet: Fleet) -> None:
         return
     engine = fleet.engines[granted.profile]
     if event.output is not None:
-        engine.outputs.append(event.output)
+        engine.wrote(event.output)
     if event.prompt is not None:
         learning.counted(fleet, granted, event.prompt)
     engine.served(fleet.now - granted.at)
@@ -61,6 +62,7 @@ def _(event: events.Left, fleet: Fleet) -> None:
         engine.last_used = fleet.now
         if not engine.leases:
             coming.rest(fleet, engine)
+            fleet.await_until(engine.deadline)
 
 
 @on.register
@@ -74,6 +76,7 @@ def _(event: events.DevicesRead, fleet: Fleet) -> None:
     fleet.ledger.take(event.survey, event.ours, fleet.claims())
     fleet.stuck.clear()
     neighbours.notice(fleet)
+    ailing.look(fleet)
     for engine in fleet.engines.values():
         learning.looked_at(fleet, engine)
         if engine.state is State.RESERVED:
@@ -84,6 +87,11 @@ def _(event: events.DevicesRead, fleet: Fleet) -> None:
             leaving.settle_asleep(fleet, engine)
         elif engine.state is State.READY:
             neighbours.squeeze(fleet, engine)
+
+
+@on.register
+def _(event: events.XidReported, fleet: Fleet) -> None:
+    ailing.reported(fleet, event)
 
 
 @on.register
@@ -178,7 +186,8 @@ def _(event: events.Found, fleet: Fleet) -> None:
     engine = fleet.engines[event.profile]
     engine.step(Step.ADOPT, fleet.now)
     engine.incarnation, engine.devices = event.incarnation, event.devices
-    engine.asleep, engine.rung, engine.pinned_by_hand = event.asleep, event.rung, event.pinned
+    engine.asleep, engine.settled = event.asleep, bool(event.asleep) and not event.waking
+    engine.pinned_by_hand = event.pinned
     fleet.ledger.unlearn_foreign(event.devices)
     coming.promise_to_found(fleet, engine)
     engine.deadline = fleet.now + fleet.config.engine.start_timeout

@@ -95,7 +95,7 @@ def go_on_draining(fleet: Fleet, engine: Engine) -> None:
 
 def sleep_level(fleet: Fleet, engine: Engine, claims: Claims) -> int:
     """1 where host memory takes its weights, 2 where it does not, 0 where it cannot sleep."""
-    if not engine.profile.sleep or engine.sleep_broken or engine.state not in AWAKE:
+    if not engine.sleeps or engine.state not in AWAKE:
         return 0
     return 1 if fleet.ledger.room(HOST, claims) >= engine.host_need else 2
 
@@ -104,7 +104,7 @@ def cannot_sleep(engine: Engine) -> str | None:
     """Why it cannot be put to sleep now, in words; None where it can."""
     if not engine.profile.sleep:
         return f"{engine.name} does not sleep: its profile has no sleep = true"
-    if engine.sleep_broken:
+    if not engine.sleeps:
         return f"{engine.name} did not sleep properly before; it can be stopped"
     return (
         None
@@ -130,7 +130,10 @@ def lie_down(fleet: Fleet, engine: Engine, level: int) -> None:
 
 
 def settle_asleep(fleet: Fleet, engine: Engine) -> None:
-    """Over once the devices show that most of the memory came back: an answer of 200 proves nothing."""
+    """Over once the devices show that most of the memory came back: an answer of 200 proves nothing.
+
+    Held against the most that it was seen to hold awake, not the last: it may have woken since.
+    """
     if engine.slept_at is None:
         return
     cards = [device for device in engine.devices if device != HOST]
@@ -140,7 +143,7 @@ def settle_asleep(fleet: Fleet, engine: Engine) -> None:
         if reading is None or reading.trouble or now_held is None or reading.at < engine.slept_at:
             return
         whole = need(engine.profile, reading)
-        if now_held > min(whole, engine.before.get(device, (0, whole, 0))[1]) / 2:
+        if now_held > min(whole, engine.expected.peak.get(device, whole)) / 2:
             return
     engine.settled, engine.deadline = True, wakes_or_stops(fleet, engine)
     kept = {device: held for device, held in fallen.items() if held is not None}
@@ -158,14 +161,15 @@ def wakes_or_stops(fleet: Fleet, engine: Engine) -> float | None:
 
 def sleep_failed(fleet: Fleet, engine: Engine, reason: str) -> None:
     """It answered, or showed, that it does not sleep: stop it, and do not try that again."""
-    engine.sleep_broken = True
+    learning.sleepless(fleet, engine)
     fleet.note("sleep_failed", engine, f"{engine.name} did not fall asleep: {reason}", level="WARNING")
     terminate(fleet, engine)
 
 
 def wake_failed(fleet: Fleet, engine: Engine, reason: str) -> None:
     """Replace it by a fresh start, which those who wait for it await; the next one is not put to sleep."""
-    engine.sleep_broken = engine.proven = True
+    learning.sleepless(fleet, engine)
+    engine.proven = True
     fail(fleet, engine, Failure(FailureClass.TRANSIENT, f"did not wake: {reason}"))
 
 
@@ -274,9 +278,10 @@ def is_awaited(fleet: Fleet, engine: Engine) -> bool:
 
 def ease(fleet: Fleet, engine: Engine) -> None:
     """It ran out of memory while serving: from now on half as many requests at a time, until its profile changes."""
-    before, engine.rung = engine.slots, max(1, engine.slots // 2)
-    why = f"{engine.name} ran out of memory serving; it is started again for {engine.rung} requests at a time"
-    fleet.note("engine_eased", engine, why, level="WARNING", slots=engine.rung, before=before)
+    before, rung = engine.slots, max(1, engine.slots // 2)
+    learning.eased(fleet, engine, rung)
+    why = f"{engine.name} ran out of memory serving; it is started again for {rung} requests at a time"
+    fleet.note("engine_eased", engine, why, level="WARNING", slots=rung, before=before)
 
 
 def tree_is_gone(fleet: Fleet, engine: Engine) -> None:

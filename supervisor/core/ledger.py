@@ -104,6 +104,14 @@ class Verdict:
 
 
 @dataclass(slots=True)
+class Sickness:
+    """Why a GPU is out of use. `was_lost`: it could not be read since."""
+
+    why: str
+    was_lost: bool = False
+
+
+@dataclass(slots=True)
 class Ledger:
     """The last survey, the recent past of foreign memory, and the devices that may not be used."""
 
@@ -112,6 +120,8 @@ class Ledger:
     ours: frozenset[int] = frozenset()
     quarantined: dict[str, str] = field(default_factory=dict)
     """Device -> why, in words that name the PIDs."""
+    sick: dict[str, Sickness] = field(default_factory=dict)
+    """GPUs out of use until they were reset."""
     _foreign: dict[str, deque[tuple[float, int]]] = field(default_factory=dict)
 
     # Facts in
@@ -136,8 +146,13 @@ class Ledger:
 
     # Questions
 
+    def barred(self, device: str) -> str | None:
+        """Why nothing may start there, whatever it shows; None where it may."""
+        sick = self.sick.get(device)
+        return sick.why if sick else self.quarantined.get(device)
+
     def reading(self, device: str) -> Reading | None:
-        return next((reading for reading in self.survey.readings if reading.device == device), None)
+        return self.survey.by_device.get(device)
 
     def foreign(self, device: str) -> int:
         """Bytes that are not ours. Host memory moves too much for a minute's peak: its latest counts."""
@@ -184,7 +199,7 @@ class Ledger:
         devices = self.devices_of(profile)
         if devices is None:
             return Verdict((self._missing(profile),))
-        found = []
+        found = [self._unfit(card) for ref in profile.gpus if (card := self.gpu(ref)) and card.unified]
         for device in devices:
             given = (freed or {}).get(device, 0) + (own or {}).get(device, 0)
             found.append(self._judge_device(profile, device, claims.get(device, ()), now, given))
@@ -213,16 +228,22 @@ class Ledger:
         if reading is None:
             return Shortage(Obstacle.UNREAD, device, f"{device} cannot be read")
         where = name_of(reading)
-        if why := self.quarantined.get(device):
-            return Shortage(Obstacle.QUARANTINED, device, f"{where} is quarantined: {why}")
-        if reading.trouble:
-            return Shortage(Obstacle.SICK, device, f"{where}: {reading.trouble}")
+        if unfit := self._unfit(reading):
+            return unfit
         age = now - reading.at
         if age > self.memory.max_age:
             return Shortage(
                 Obstacle.STALE, device, f"{where} was last read {age:.0f} s ago, NVML does not answer"
             )
         return self._judge_memory(profile, reading, claimed, given)
+
+    def _unfit(self, reading: Reading) -> Shortage | None:
+        where = name_of(reading)
+        if why := self.barred(reading.device):
+            return Shortage(Obstacle.QUARANTINED, reading.device, f"{where} is quarantined: {why}")
+        if reading.trouble:
+            return Shortage(Obstacle.SICK, reading.device, f"{where}: {reading.trouble}")
+        return None
 
     def _judge_memory(
         self, profile: Profile, reading: Reading, claimed: Sequence[Claim], given: int

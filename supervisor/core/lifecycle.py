@@ -62,6 +62,7 @@ class Reason(StrEnum):
     OPERATOR = "operator"
     MODE = "mode"
     ABANDONED = "abandoned"
+    SICK = "sick"
     SHUTDOWN = "shutdown"
 
 

@@ -87,8 +87,6 @@ class Engines:
             log=str(self.log_path(profile.name)),
             devices=order.devices,
             ready=False,
-            slots=order.slots,
-            max_concurrent=profile.max_concurrent,
         )
         return Incarnation(record, profile, self._config, self._journal, self._post)
 
@@ -155,7 +153,6 @@ class Engines:
         self._running[record.incarnation] = engine
         if record.pid is None and alive:
             await engine.remember(pid=identity.pid, start_time=identity.start_time, session=identity.session)
-        rung = record.rung(profile.max_concurrent)
         self._post(
             events.Found(
                 record.profile,
@@ -163,7 +160,7 @@ class Engines:
                 record.devices,
                 alive,
                 record.asleep,
-                rung,
+                record.waking,
                 record.pinned,
             )
         )

@@ -11,6 +11,7 @@ import aiohttp
 from supervisor.config import Peer
 from supervisor.host.incarnation import Incarnation
 from supervisor.host.peers import Contact
+from supervisor.host.upstream import Pool
 
 
 @dataclass(slots=True)
@@ -49,6 +50,20 @@ class Lease:
     @property
     def session(self) -> aiohttp.ClientSession:
         return self._engine.session if isinstance(self._engine, Contact) else self._engine.open_session()
+
+    @property
+    def pool(self) -> Pool:
+        return self._engine.pool
+
+    def answered(self) -> None:
+        """The first byte came."""
+        if isinstance(self._engine, Incarnation):
+            self._engine.breaker.answered()
+
+    def failed(self, why: str) -> None:
+        """It did not; too often in a row, and the engine is replaced."""
+        if isinstance(self._engine, Incarnation):
+            self._engine.count_failure(why)
 
     @property
     def peer(self) -> Peer | None:

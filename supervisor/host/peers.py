@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -18,9 +20,13 @@ from supervisor.config.secrets import peer_key
 from supervisor.core import events
 from supervisor.core.events import Event
 from supervisor.core.peer import Listed
+from supervisor.host.upstream import Connection, Pool
 
 HOPS = "x-llmd-hops"
 """How often llmds have passed a request on; a list asked for with it has no peers' models."""
+
+CONNECT = 10.0
+"""Seconds for a connection."""
 
 ANSWER = 10.0
 """Seconds for a list of models."""
@@ -35,16 +41,38 @@ class Unfit(Exception):
     """What came is no list of models."""
 
 
+class FarPool(Pool):
+    """Connections to a peer, one for each request: over a network nothing tells whether a request that met a closed
+    connection was read."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        super().__init__(Path(), key, CONNECT)
+        self._url = urlsplit(url)
+        self.host, self.prefix = self._url.netloc, self._url.path.rstrip("/")
+
+    async def _connect(self) -> Connection:
+        ssl = self._url.scheme == "https"
+        port = self._url.port or (443 if ssl else 80)
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(
+            lambda: Connection(self), self._url.hostname or "", port, ssl=ssl or None
+        )
+        return connection
+
+    def put(self, connection: Connection) -> None:
+        connection.transport.close()
+
+
 class Contact:
-    """One peer as the shell holds it."""
+    """One peer as the shell holds it. `session` asks for its list, `pool` passes requests on."""
 
     def __init__(self, name: str, config: Configured, key: str | None, post: Post) -> None:
         self.name, self.config, self._key, self._post = name, config, key, post
         self._session: aiohttp.ClientSession | None = None
+        self.pool = FarPool(config.url, key)
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        """The pool of connections that requests to this peer share."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
@@ -89,6 +117,7 @@ class Contact:
             return bytes(body)
 
     async def close(self) -> None:
+        self.pool.close()
         if self._session:
             await self._session.close()
 

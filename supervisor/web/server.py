@@ -31,6 +31,7 @@ class Server:
         self._runner = Runner(
             Router(driver, keyring).app(),
             header_timeout=self._config.header_timeout,
+            client_timeout=self._config.client_timeout,
             shutdown_timeout=self._config.drain,
         )
         self._waiters: list[asyncio.Task[None]] = []
