@@ -168,6 +168,9 @@ CODES = [
     (0, ("why", "--history")),
     (0, ("mode",)),
     (0, ("plan", "--gpus", "2x24GiB")),
+    (0, ("keys",)),
+    (0, ("keys", "new", "n8n")),
+    (0, ("completion", "bash")),
     (1, ("--config", "BAD", "status")),
     (1, ("start", "gone")),
     (1, ("stop", "gone")),
@@ -178,6 +181,8 @@ CODES = [
     (1, ("why", "gone", "--history")),
     (1, ("mode", "dusk")),
     (1, ("plan", "gone")),
+    (1, ("keys", "new", "webui")),  # there is one
+    (1, ("keys", "hash")),  # nothing on stdin
     (1, ("lease", "1GiB")),  # no card here
     (1, ("simulate", "gone.csv")),
     (1, ("--config", "BAD", "check")),
@@ -185,6 +190,9 @@ CODES = [
     (1, ("serve",)),  # a second one
     *((2, (command, "--gone")) for command in COMMANDS),
     *((2, (command,)) for command in ("start", "stop", "gone")),
+    (2, ("completion", "csh")),
+    (2, ("keys", "new")),
+    (2, ("keys", "--json", "hash")),
     (2, ("logs", "--grep", "(")),
     (2, ("logs", "--since", "soon")),
     (2, ("logs", "tiny_0", "-n", "-1")),
@@ -219,8 +227,8 @@ def test_exit_codes(llmd: Llmd, tmp_path: Path, code: int, words: tuple[str, ...
 
 def test_every_command_has_a_row_for_done_and_for_refused() -> None:
     """But `serve`, which ends well only when told to, `lease`, which needs a card, `top`, which needs a terminal,
-    and `simulate`, whose profiles need cards: they are done elsewhere."""
-    for code, elsewhere in ((0, {"serve", "lease", "top", "simulate"}), (1, {"serve"})):
+    and `simulate`, whose profiles need cards: they are done elsewhere. `completion` has nothing to refuse."""
+    for code, elsewhere in ((0, {"serve", "lease", "top", "simulate"}), (1, {"serve", "completion"})):
         rows = {word for row, words in CODES if row == code for word in words if word in COMMANDS}
         assert rows | elsewhere == set(COMMANDS)
 
