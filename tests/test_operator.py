@@ -16,6 +16,7 @@ import pytest
 from supervisor import cli
 from supervisor.core.devices import GIB
 from tests.daemon import QUICK, Llmd, profile, until
+from tests.host.test_weights import MODEL, ONE, write_header
 from tests.standin.nvml import FakeGpus, build
 
 PATIENCE = 60
@@ -168,6 +169,7 @@ CODES = [
     (0, ("why", "--history")),
     (0, ("mode",)),
     (0, ("plan", "--gpus", "2x24GiB")),
+    (0, ("add", "MODEL", "--cpu", "--dry-run")),
     (0, ("keys",)),
     (0, ("keys", "new", "n8n")),
     (0, ("completion", "bash")),
@@ -181,6 +183,7 @@ CODES = [
     (1, ("why", "gone", "--history")),
     (1, ("mode", "dusk")),
     (1, ("plan", "gone")),
+    (1, ("add", "/nowhere")),
     (1, ("keys", "new", "webui")),  # there is one
     (1, ("keys", "hash")),  # nothing on stdin
     (1, ("lease", "1GiB")),  # no card here
@@ -190,6 +193,7 @@ CODES = [
     (1, ("serve",)),  # a second one
     *((2, (command, "--gone")) for command in COMMANDS),
     *((2, (command,)) for command in ("start", "stop", "gone")),
+    (2, ("add", "/nowhere", "--json")),  # nobody is there to be asked
     (2, ("completion", "csh")),
     (2, ("keys", "new")),
     (2, ("keys", "--json", "hash")),
@@ -214,11 +218,19 @@ CODES = [
 ]
 
 
+def tiny_model(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(MODEL | {"architectures": ["LlamaForCausalLM"]}))
+    write_header(folder / "model.safetensors", ONE)
+    return folder
+
+
 @pytest.mark.parametrize(("code", "words"), CODES, ids=lambda value: " ".join(value) if type(value) is tuple else value)  # fmt: skip
 def test_exit_codes(llmd: Llmd, tmp_path: Path, code: int, words: tuple[str, ...]) -> None:
     bad = tmp_path / "llmd.toml"
     bad.write_text(BAD)
-    done = llmd.run(*(str(bad) if word == "BAD" else word for word in words))
+    named = {"BAD": str(bad), "MODEL": str(tiny_model(tmp_path / "tiny"))}
+    done = llmd.run(*(named.get(word, word) for word in words))
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     if code:

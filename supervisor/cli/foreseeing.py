@@ -76,10 +76,7 @@ def plan_(place: Place, profiles: tuple[str, ...], gpus: str | None, as_json: bo
     from supervisor.cli import plan
 
     with errors(as_json):
-        try:
-            cards = plan.describe(gpus) if gpus is not None else None
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--gpus") from error
+        cards = plan.described(gpus, "--gpus")
         config = place.load()
         found = plan.gather(config, plan.chosen(config, profiles), cards)
         print_json(plan.as_json(found)) if as_json else plan.show(found)
