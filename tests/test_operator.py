@@ -169,6 +169,7 @@ CODES = [
     (0, ("why", "--history")),
     (0, ("mode",)),
     (0, ("plan", "--gpus", "2x24GiB")),
+    (0, ("doctor",)),
     (0, ("add", "MODEL", "--cpu", "--dry-run")),
     (0, ("keys",)),
     (0, ("keys", "new", "n8n")),
@@ -183,6 +184,7 @@ CODES = [
     (1, ("why", "gone", "--history")),
     (1, ("mode", "dusk")),
     (1, ("plan", "gone")),
+    (1, ("--config", "BAD", "doctor")),
     (1, ("add", "/nowhere")),
     (1, ("keys", "new", "webui")),  # there is one
     (1, ("keys", "hash")),  # nothing on stdin

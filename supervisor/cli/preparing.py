@@ -1,6 +1,8 @@
-"""Commands that make a host ready: profiles, keys, completion in the shell."""
+"""Commands that make a host ready: is it well, profiles, keys, completion in the shell."""
 
 from __future__ import annotations
+
+import sys
 
 import click
 
@@ -8,7 +10,29 @@ from supervisor.cli import completing
 from supervisor.cli.base import Place, as_json, errors, print_json
 from supervisor.cli.keyring import keys
 
-__all__ = ["add", "completion", "keys"]
+__all__ = ["add", "completion", "doctor", "keys"]
+
+
+@click.command()
+@as_json
+@click.pass_obj
+def doctor(place: Place, as_json: bool) -> None:
+    """Look this host over: what would keep llmd from working here, and what to do about it.
+
+    The daemon, the configuration, driver and GPUs, vLLM, disks, memory, addresses, clock, rights and cgroups.
+    Changes nothing, needs no daemon and no root, though root sees more. Exits with 1 where anything fails.
+    """
+    from supervisor.cli.doctor import chart, rounds
+
+    with errors(as_json):
+        findings = rounds.look(place)
+        if as_json:
+            print_json(chart.as_json(findings))
+        else:
+            from rich.console import Console
+
+            chart.show(findings, Console(highlight=False))
+    sys.exit(0 if chart.is_well(findings) else 1)
 
 
 @click.command()
