@@ -32,6 +32,8 @@ def doctor(place: Place, as_json: bool) -> None:
             from rich.console import Console
 
             chart.show(findings, Console(highlight=False))
+            if not chart.is_well(findings):
+                click.echo("llmd cannot work here as it is configured: see the lines that fail", err=True)
     sys.exit(0 if chart.is_well(findings) else 1)
 
 
