@@ -42,6 +42,10 @@ WORTHWHILE = 4096
 SHARE = 0.92
 """At most of a card, as vLLM takes where it is not told otherwise."""
 
+CPU_OWN = 1 << 30
+"""Bytes of host memory for vLLM's own processes, which its CPU backend counts in what it may take: a start with
+192 MiB for a tiny model logged 0.72 GiB more than that as taken before the KV cache."""
+
 _SHORTER = (1, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.0625)
 _GROUPS = (2, 4, 8)
 
@@ -155,7 +159,8 @@ def _asking(
     if counted.requests is not None and 2 * counted.requests < seats and seats > 1:
         return  # they would crowd each other out of the KV cache all the time
     full = counted.kv.pages(counted.window) * counted.kv.block_size if counted.kv else 0
-    asked = _rounded(size_holding(_profile(name, whole), counted.least + (seats - 1) * full, smallest))
+    least = counted.least + (seats - 1) * full + (CPU_OWN if "memory" in whole else 0)
+    asked = _rounded(size_holding(_profile(name, whole), least, smallest))
     if asked < counted.budget:
         yield {**fields, "memory" if "memory" in whole else "vram": written(asked)}
     yield whole

@@ -103,7 +103,7 @@ def test_a_large_one_takes_what_vllm_takes() -> None:
 
 def test_on_the_cpu() -> None:
     found = proposed(BGE, cards(), Wish(cpu=True))
-    assert (found.name, found.fields["device"], found.fields["memory"]) == ("bge-m3_cpu", "cpu", "1.5 GiB")
+    assert (found.name, found.fields["device"], found.fields["memory"]) == ("bge-m3_cpu", "cpu", "2.5 GiB")
 
 
 @pytest.mark.parametrize(
