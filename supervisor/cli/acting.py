@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from supervisor.cli import completing
 from supervisor.cli.arguments import Duration, Size
 from supervisor.cli.base import Place, as_json, call, errors, print_json
 
@@ -25,7 +26,7 @@ def serve(place: Place, keep_engines: bool) -> None:
 
 
 @click.command()
-@click.argument("profile")
+@click.argument("profile", shell_complete=completing.profiles)
 @click.option(
     "--pin/--no-pin",
     default=None,
@@ -48,7 +49,7 @@ def start(place: Place, profile: str, pin: bool | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("profile")
+@click.argument("profile", shell_complete=completing.profiles)
 @click.option("--now", is_flag=True, help="Do not wait for running requests.")
 @as_json
 @click.pass_obj
@@ -61,7 +62,7 @@ def stop(place: Place, profile: str, now: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completing.modes)
 @click.option(
     "--for", "seconds", type=Duration(), help="Only for so long, such as 2h; then the calendar again."
 )
