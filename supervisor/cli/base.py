@@ -50,6 +50,10 @@ class Place:
         server = config.server.model_copy(update={"admin_socket": self.socket.absolute()})
         return config.model_copy(update={"server": server})
 
+    def fixed(self) -> Place:
+        """The same file from now on, whatever comes and goes beside it."""
+        return Place((self._config_path() or CONFIGS[-1]).absolute(), self.socket)
+
     def find_socket(self) -> Path:
         """With no configuration at all the daemon may still be where it is by default."""
         if self.socket is None and self._config_path() is not None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from supervisor.config.difference import Change, differences, kept
 from supervisor.config.lines import locate
 from supervisor.config.models import (
     DEFAULT_UTILIZATION,
@@ -28,6 +29,7 @@ from supervisor.config.warnings import warnings
 
 __all__ = [
     "DEFAULT_UTILIZATION",
+    "Change",
     "Config",
     "EngineDefaults",
     "Key",
@@ -41,6 +43,8 @@ __all__ = [
     "Scheduling",
     "Server",
     "Task",
+    "differences",
+    "kept",
     "load",
     "locate",
     "warnings",

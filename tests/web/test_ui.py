@@ -197,7 +197,8 @@ async def test_who_signs_out_is_out(place: Any, client: aiohttp.ClientSession) -
 def test_sessions_end_and_are_bounded() -> None:
     clock = [0.0]
     keys = {"ann": Key(env="X", scope="admin"), "webui": Key(env="Y")}
-    door = Gate(configured(keys=keys), Keyring({digest("sk"): "ann", digest("s"): "webui"}), lambda: clock[0])
+    config = configured(keys=keys)
+    door = Gate(lambda: config, Keyring({digest("sk"): "ann", digest("s"): "webui"}), lambda: clock[0])
     first = door.sign_in("sk")
     assert "sk" not in repr(first)
     assert first.name not in repr(first)
