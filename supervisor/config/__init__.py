@@ -24,7 +24,7 @@ from supervisor.config.models import (
     Server,
     Task,
 )
-from supervisor.config.reading import load
+from supervisor.config.reading import admin_socket, load
 from supervisor.config.warnings import warnings
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "Scheduling",
     "Server",
     "Task",
+    "admin_socket",
     "differences",
     "kept",
     "load",

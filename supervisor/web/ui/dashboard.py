@@ -197,6 +197,9 @@ class Dashboard:
         return web.json_response(self._driver.plan_mode(request.match_info["name"]))
 
     async def _plan_reload(self, request: web.Request) -> web.StreamResponse:
+        """For those alone who may act on it: an error quotes the files."""
+        if not self._gate.may_act(self._gate.look(request)):
+            raise Forbidden('this key may only look: its scope is "read"')
         return web.json_response(await self._driver.reload(plan=True))
 
     async def _logs(self, request: web.Request) -> web.StreamResponse:
