@@ -230,7 +230,7 @@ def test_after_any_broken_file_the_daemon_serves_as_before(llmd: Llmd):
     file = llmd.home / "profiles" / "tiny_0.toml"
     good = file.read_text()
     refused = 0
-    for _ in range(200):
+    for _ in range(100):
         broken = mangled(good, dice)
         file.write_bytes(broken)
         status, answer = ask(llmd, "POST", "/reload")
@@ -239,7 +239,7 @@ def test_after_any_broken_file_the_daemon_serves_as_before(llmd: Llmd):
             refused += 1
             assert answer["error"]["message"].startswith(str(file)), broken
         assert post(url, "calm") == 200
-    assert refused > 100
+    assert refused > 50
     file.write_text(good)
     assert llmd.run("reload").returncode == 0
     assert llmd.engine("calm_0")["pid"] == pid

@@ -111,11 +111,12 @@ def renew(fleet: Fleet) -> None:
 
 
 def _fresh(fleet: Fleet, profile: Profile, former: Engine | None) -> Engine:
-    """Without its former's failures, but for whoever wants it."""
+    """Without its former's failures, but for whoever wants it, or wants it to stay."""
     known = fleet.remembered.get(profile.name, Learned())
     engine = Engine(profile, learned=known, kept=known)
     if former is not None:
         engine.wanted, engine.patient = former.wanted, former.patient
+        engine.pinned_by_hand = former.pinned_by_hand
         engine.start_tickets, engine.starts = former.start_tickets, former.starts
     return engine
 

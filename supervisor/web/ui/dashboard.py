@@ -268,7 +268,7 @@ class Dashboard:
 
     async def _reload(self, request: web.Request) -> str:
         answer = await self._driver.reload()
-        return "the configuration holds from now on" if answer["changes"] else "nothing differs"
+        return "changed; the journal has what" if answer["changes"] else "nothing differs"
 
     # Beside
 
