@@ -11,7 +11,15 @@ from pydantic import BaseModel
 
 from supervisor.config.models import Config, Server
 
-LASTING = ("listen", "admin_socket", "admin_group", "state_dir", "header_timeout", "llama_cpp")
+LASTING = (
+    "listen",
+    "admin_socket",
+    "admin_group",
+    "state_dir",
+    "header_timeout",
+    "client_timeout",
+    "llama_cpp",
+)
 """Of [server]: what a daemon is born with, and keeps until it is started anew."""
 
 _NAMED = ("keys", "peers", "modes", "profiles")
