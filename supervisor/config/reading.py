@@ -66,7 +66,7 @@ def load(path: Path, drafts: Mapping[Path, str] = MappingProxyType({})) -> Confi
 
 def admin_socket(path: Path) -> Path | None:
     """Where llmd.toml has the daemon's socket, if that can be told though the rest is wrong."""
-    raw = _Reader().toml(path) or {}
+    raw = _Reader({}).toml(path) or {}
     server = raw.get("server", {})
     given = server.get("admin_socket", Server().admin_socket) if isinstance(server, dict) else None
     return path.absolute().parent / given if isinstance(given, str | Path) else None
