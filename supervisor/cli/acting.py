@@ -19,10 +19,11 @@ from supervisor.cli.base import Place, as_json, call, errors, print_json
 def serve(place: Place, keep_engines: bool) -> None:
     """Run the daemon here, until Ctrl-C or SIGTERM."""
     with errors(False):
-        config = place.load()
+        here = place.fixed()
+        config = here.load()
         from supervisor.daemon import serve as run
 
-        sys.exit(run(config, keep_engines=keep_engines))
+        sys.exit(run(config, here.load, keep_engines=keep_engines))
 
 
 @click.command()
@@ -59,6 +60,28 @@ def stop(place: Place, profile: str, now: bool, as_json: bool) -> None:
         going_on = f"the daemon goes on stopping {profile}"
         message = call(place, lambda client: client.stop(profile, now=now), going_on)
         print_json({"message": message}) if as_json else click.echo(message)
+
+
+@click.command()
+@click.option("--plan", is_flag=True, help="Tell what would change, and do nothing.")
+@as_json
+@click.pass_obj
+def reload(place: Place, plan: bool, as_json: bool) -> None:
+    """Have the daemon read llmd.toml and the profiles again: tells what changes, then changes that alone.
+
+    A configuration with mistakes changes nothing. SIGHUP does the same, with the answer in the log.
+    """
+    from supervisor.cli import changes
+
+    with errors(as_json):
+        if not as_json:
+            answer = call(place, lambda client: client.plan_reload())
+            click.echo("\n".join(changes.told(answer)))
+            if plan:
+                return
+            click.echo(changes.done(call(place, lambda client: client.reload()), answer))
+            return
+        print_json(call(place, lambda client: client.plan_reload() if plan else client.reload()))
 
 
 @click.command()

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from supervisor.config import checks
 from supervisor.config.lines import NOT_TOML, KeyPath, locate
-from supervisor.config.models import Config, Document, Profile, ProfileFile
+from supervisor.config.models import Config, Document, Profile, ProfileFile, Server
 from supervisor.errors import ConfigError, Problem
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -62,6 +62,14 @@ def load(path: Path, drafts: Mapping[Path, str] = MappingProxyType({})) -> Confi
         if not reader.problems:
             return config
     raise ConfigError(locate(reader.problems))
+
+
+def admin_socket(path: Path) -> Path | None:
+    """Where llmd.toml has the daemon's socket, if that can be told though the rest is wrong."""
+    raw = _Reader({}).toml(path) or {}
+    server = raw.get("server", {})
+    given = server.get("admin_socket", Server().admin_socket) if isinstance(server, dict) else None
+    return path.absolute().parent / given if isinstance(given, str | Path) else None
 
 
 class _Reader:

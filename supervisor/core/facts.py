@@ -18,17 +18,14 @@ from supervisor.core import (
     outlook,
     peering,
     placement,
+    reconfiguring,
 )
 from supervisor.core.events import Event
 from supervisor.core.failures import Failure, FailureClass, classify
 from supervisor.core.fleet import Fleet
 from supervisor.core.lifecycle import LIVE, State, Step
-from supervisor.core.queueing import Waiter
 from supervisor.core.routing import Ask, Route
 from supervisor.errors import DaemonRefused, LlmdError, NotAvailable, Overloaded
-
-BATCH_WEIGHT = 0.2
-"""What a second of a batch request's waiting counts for, against an interactive one's."""
 
 
 @singledispatch
@@ -57,17 +54,7 @@ def _(event: events.Arrived, fleet: Fleet) -> None:
         routed(fleet, event, ask, found)
         fleet.refuse(event.lease, calendar.closed(fleet, ask.model), ask)
         return
-    batch, policy = fleet.is_batch(event.ask.source), fleet.config.scheduling
-    waiter = Waiter(
-        event.lease,
-        ask,
-        found.candidates,
-        fleet.now,
-        fleet.now + event.patience,
-        policy.patience_batch if batch else policy.patience_interactive,
-        BATCH_WEIGHT if batch else 1.0,
-        found.sticky,
-    )
+    waiter = dispatch.waiter(fleet, event.lease, ask, found, fleet.now, fleet.now + event.patience)
     ahead = fleet.queues.ahead_of(frozenset(waiter.profiles))
     if not fleet.is_active(ask.source):
         fleet.fairness.arrive(ask.source, fleet.active_sources())
@@ -105,10 +92,12 @@ def _(event: events.Left, fleet: Fleet) -> None:
     prompt = granted.prompt if event.prompt is None else event.prompt
     output = granted.output if event.output is None else event.output
     fleet.fairness.charge(granted.source, prompt - granted.prompt, output)
-    if peer := fleet.peers.get(granted.profile):
-        peering.left(fleet, peer, event.lease, granted)
+    if not granted.incarnation:
+        peering.left(fleet, event.lease, granted)
         return
-    engine = fleet.engines[granted.profile]
+    engine = fleet.engines.get(granted.profile)
+    if engine is None:
+        return  # its profile went, and then it died
     if event.output is not None:
         engine.wrote(event.output)
     if event.prompt is not None:
@@ -341,6 +330,11 @@ def _(event: events.PeerLost, fleet: Fleet) -> None:
 @on.register
 def _(event: events.ModeChanged, fleet: Fleet) -> None:
     calendar.change(fleet, event)
+
+
+@on.register
+def _(event: events.Reconfigured, fleet: Fleet) -> None:
+    reconfiguring.reconfigure(fleet, event)
 
 
 @on.register

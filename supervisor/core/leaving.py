@@ -232,7 +232,7 @@ def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: b
         fleet.note("engine_failed", engine, str(failure), level="ERROR", log=failure.tail)
         if failure.serving and failure.kind is FailureClass.OUT_OF_MEMORY and not engine.asleep:
             ease(fleet, engine)
-        if not engine.proven:
+        if not (engine.proven or engine.outdated):
             tell_waiters(fleet, engine, failure)
     if tree_gone:
         tree_is_gone(fleet, engine)
@@ -281,7 +281,7 @@ def settle(fleet: Fleet, engine: Engine) -> None:
     incarnation, failure = engine.incarnation or "", engine.failure
     fleet.order(orders.Forget(incarnation))
     engine.clear()
-    if failure is None:
+    if failure is None or engine.outdated:
         engine.step(Step.SETTLE, fleet.now)
         fleet.note("engine_stopped", engine, f"{engine.name} stopped, its memory is back")
     else:
