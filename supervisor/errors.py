@@ -22,7 +22,7 @@
     ├── LoopDetected             508  llmds that pass a request round         fault "operator"
     ├── InternalError            500  a bug in llmd; its log has the traceback  fault "llmd"
     └── OperatorError            what a person at the command line can mend    fault "operator"
-        ├── ConfigError          llmd.toml or a profile is wrong
+        ├── ConfigError     409  llmd.toml or a profile is wrong
         ├── AlreadyRunning       a second daemon on one state directory
         ├── NoDaemon             nobody answers on the admin socket
         └── DaemonRefused   409  the daemon answered "no", with a reason
@@ -196,6 +196,7 @@ class Problem:
 class ConfigError(OperatorError):
     """All problems at once, so that a person mends a file in one go."""
 
+    status = 409
     code = "bad_config"
 
     def __init__(self, problems: Iterable[Problem]) -> None:

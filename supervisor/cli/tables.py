@@ -114,6 +114,8 @@ def _daemon(daemon: Json) -> Text:
         text.append(f"\nlistening on {url}")
     for address in daemon.get("waiting_for", []):
         text.append(f"\nwaiting for {address}", "yellow")
+    if loaded := daemon.get("config_loaded"):
+        text.append(f"\nconfigured {loaded[:19].replace('T', ' ')}")
     return text
 
 
@@ -210,7 +212,14 @@ def _strays(status: Json) -> Iterator[Text]:
 
 
 def _warnings(status: Json) -> Iterator[Text]:
-    for warning in status.get("daemon", {}).get("warnings", []):
+    daemon = status.get("daemon", {})
+    if daemon.get("config_error"):
+        yield _line(f"the configuration on disk was not taken: {daemon['config_error']}")
+    elif daemon.get("config_newer"):
+        yield _line(
+            "the configuration on disk is newer than what runs: llmd reload --plan tells what differs"
+        )
+    for warning in daemon.get("warnings", []):
         yield _line(f"warning: {warning}")
 
 

@@ -9,9 +9,6 @@ from supervisor.core.queueing import Waiter
 from supervisor.core.routing import Ask, Route
 from supervisor.errors import LlmdError, NotAvailable, Overloaded
 
-BATCH_WEIGHT = 0.2
-"""What a second of a batch request's waiting counts for, against an interactive one's."""
-
 
 def arrive(fleet: Fleet, event: Arrived) -> None:
     """It has its lease, waits, or is refused."""
@@ -25,24 +22,11 @@ def arrive(fleet: Fleet, event: Arrived) -> None:
         fleet.refuse(event.lease, error)
         return
     if found.candidates:
-        admit(fleet, event, waiter(fleet, event, ask, found), found)
+        deadline = fleet.now + event.patience
+        admit(fleet, event, dispatch.waiter(fleet, event.lease, ask, found, fleet.now, deadline), found)
     else:
         routed(fleet, event, ask, found)
         fleet.refuse(event.lease, calendar.closed(fleet, ask.model), ask)
-
-
-def waiter(fleet: Fleet, event: Arrived, ask: Ask, found: Route) -> Waiter:
-    batch, policy = fleet.is_batch(ask.source), fleet.config.scheduling
-    return Waiter(
-        event.lease,
-        ask,
-        found.candidates,
-        arrived=fleet.now,
-        deadline=fleet.now + event.patience,
-        patience=policy.patience_batch if batch else policy.patience_interactive,
-        weight=BATCH_WEIGHT if batch else 1.0,
-        sticky=found.sticky,
-    )
 
 
 def routed(fleet: Fleet, event: Arrived, ask: Ask, found: Route) -> None:

@@ -6,7 +6,7 @@ candidates and wishes for starts: what fits is the ledger's to say.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from supervisor.core import coming, leaving, orders, placement
@@ -45,6 +45,25 @@ def change(fleet: Fleet, event: ModeChanged) -> None:
     _announce(fleet, "mode", f"mode {event.mode} begins", warming=list(mode.warm))
     _clear_out(fleet, mode.drain)
     _want(fleet, mode.warm, mode.within)
+
+
+def reconfigured(fleet: Fleet, event: ModeChanged | None, before: frozenset[str]) -> None:
+    """Other modes, or other profiles in them, hold from now on. `before`: who was available."""
+    modes, transition = fleet.config.modes, fleet.transition
+    if transition is not None:
+        there = tuple(name for name in transition.warming if name in fleet.config.profiles)
+        previous = transition.previous if transition.previous.name in modes else Mode()
+        fleet.transition = replace(transition, warming=there, previous=previous)
+    if fleet.mode.name not in modes:
+        fleet.mode, fleet.transition, fleet.rolled_back = Mode(), None, None
+    if event is not None:
+        change(fleet, event)
+    lost = before - fleet.available
+    for engine in fleet.engines.values():
+        if engine.name in lost and not engine.outdated and engine.claims() and not engine.retired:
+            engine.give_up_wanting()
+            why = f"mode {fleet.mode.name} has it no longer"
+            leaving.retire(fleet, engine, Reason.MODE, why, drain=modes[fleet.mode.name or ""].drain)
 
 
 AHEAD = 120.0

@@ -123,7 +123,8 @@ def bedtime(fleet: Fleet, engine: Engine) -> float | None:
         return None
     profile = engine.profile
     waits = [profile.idle_ttl, profile.sleep_after if engine.sleeps else None]
-    return min((fleet.now + wait for wait in waits if wait is not None), default=None)
+    since = fleet.now if engine.idle_since is None else engine.idle_since
+    return min((since + wait for wait in waits if wait is not None), default=None)
 
 
 def pin(fleet: Fleet, engine: Engine, pinned: bool) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from supervisor.core import calendar, leaving, lending, placement
+from supervisor.core import calendar, leaving, lending, placement, reconfiguring
 from supervisor.core.dispatch import dispatch
 from supervisor.core.engine import Engine
 from supervisor.core.events import Arrived, Event, Left
@@ -41,6 +41,7 @@ def is_passing(fleet: Fleet, event: Event) -> bool:
 def settle(fleet: Fleet) -> None:
     """What follows for those who wait, and for engines whose time has come."""
     look_at_deadlines(fleet)
+    reconfiguring.renew(fleet)
     leaving.give_up_abandoned(fleet)
     calendar.go_on(fleet)
     dispatch(fleet)

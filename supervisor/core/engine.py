@@ -106,6 +106,8 @@ class Engine:
     """The stop began before it was ready: vLLM then swallows the first SIGTERM."""
     retired: bool = False
     """It goes because that was decided: a crash on the way out starts nothing again."""
+    outdated: bool = False
+    """What it was started with is no longer configured: with this incarnation the whole record is over."""
     terminated: int = 0
     """SIGTERMs sent to this incarnation."""
     gone_at: float | None = None

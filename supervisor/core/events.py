@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from supervisor.config import Config
 from supervisor.core.devices import Survey
+from supervisor.core.learned import Learned
 from supervisor.core.peer import Listed
 from supervisor.core.progress import Progress
 from supervisor.core.routing import Ask
@@ -257,6 +259,17 @@ class ModeChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class Reconfigured:
+    """`config` holds from now on. `changes`: the difference in words. `mode`: what the calendar says under it, None
+    where it says the same. `learned`: profile -> what is known of engines with its arguments."""
+
+    config: Config
+    changes: tuple[str, ...] = ()
+    mode: ModeChanged | None = None
+    learned: Mapping[str, Learned] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class ShutdownAsked:
     keep_engines: bool
 
@@ -290,5 +303,6 @@ Event = (
     | PeerHeard
     | PeerLost
     | ModeChanged
+    | Reconfigured
     | ShutdownAsked
 )

@@ -16,6 +16,7 @@ from supervisor.core import (
     neighbours,
     orders,
     peering,
+    reconfiguring,
 )
 from supervisor.core.events import Event
 from supervisor.core.failures import Failure, FailureClass, classify
@@ -48,10 +49,12 @@ def _(event: events.Left, fleet: Fleet) -> None:
     prompt = granted.prompt if event.prompt is None else event.prompt
     output = granted.output if event.output is None else event.output
     fleet.fairness.charge(granted.source, prompt - granted.prompt, output)
-    if peer := fleet.peers.get(granted.profile):
-        peering.left(fleet, peer, event.lease, granted)
+    if not granted.incarnation:
+        peering.left(fleet, event.lease, granted)
         return
-    engine = fleet.engines[granted.profile]
+    engine = fleet.engines.get(granted.profile)
+    if engine is None:
+        return  # its profile went, and then it died
     if event.output is not None:
         engine.wrote(event.output)
     if event.prompt is not None:
@@ -284,6 +287,11 @@ def _(event: events.PeerLost, fleet: Fleet) -> None:
 @on.register
 def _(event: events.ModeChanged, fleet: Fleet) -> None:
     calendar.change(fleet, event)
+
+
+@on.register
+def _(event: events.Reconfigured, fleet: Fleet) -> None:
+    reconfiguring.reconfigure(fleet, event)
 
 
 @on.register

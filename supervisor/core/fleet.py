@@ -71,6 +71,8 @@ class Fleet:
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     learned: InitVar[Mapping[str, Learned] | None] = None
     """Profile -> what earlier daemons learned of it."""
+    remembered: Mapping[str, Learned] = field(default_factory=dict)
+    """The same, for engines that are yet to be recorded."""
     engines: dict[str, Engine] = field(init=False)
     ledger: Ledger = field(init=False)
     queues: Queues = field(default_factory=Queues)
@@ -191,8 +193,8 @@ class Fleet:
         home = self.homes.of(conversation, self.now)
         if home is None or home.place in self.peers:
             return home.place if home else None
-        engine = self.engines[home.place]
-        return engine.name if engine.incarnation == home.incarnation else None
+        engine = self.engines.get(home.place)
+        return home.place if engine and engine.incarnation == home.incarnation else None
 
     def claims(
         self, *, without: str | None = None, on: Collection[str] | None = None

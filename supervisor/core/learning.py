@@ -21,7 +21,7 @@ SERVING = frozenset({State.READY, State.DRAINING})
 def learn(fleet: Fleet, engine: Engine, learned: Learned) -> None:
     """Take in a new record; have it kept where it differs enough from the one that was kept last."""
     engine.learned = learned
-    if notable(engine.kept, learned):
+    if notable(engine.kept, learned) and not engine.outdated:
         engine.kept = learned
         fleet.order(orders.Remember(engine.name, learned))
 

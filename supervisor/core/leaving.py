@@ -252,7 +252,7 @@ def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: b
             ease(fleet, engine)
         if failure.kind in restarts.NOT_COUNTED:
             engine.wanted = engine.wanted and is_awaited(fleet, engine)
-        elif not engine.proven:
+        elif not (engine.proven or engine.outdated):
             tell_waiters(fleet, engine, failure)
     if tree_gone:
         tree_is_gone(fleet, engine)
@@ -321,7 +321,7 @@ def settle(fleet: Fleet, engine: Engine) -> None:
     incarnation, failure = engine.incarnation or "", engine.failure
     fleet.order(orders.Forget(incarnation))
     engine.clear()
-    if failure is None:
+    if failure is None or engine.outdated:
         engine.step(Step.SETTLE, fleet.now)
         fleet.note("engine_stopped", engine, f"{engine.name} stopped, its memory is back")
     else:

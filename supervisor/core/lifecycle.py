@@ -63,6 +63,7 @@ class Reason(StrEnum):
     MODE = "mode"
     ABANDONED = "abandoned"
     SICK = "sick"
+    CONFIG = "config"
     SHUTDOWN = "shutdown"
 
 

@@ -28,6 +28,7 @@ from supervisor.core.why import explain
 from supervisor.driver.books import Books
 from supervisor.driver.engines import Engines
 from supervisor.driver.lease import Lease
+from supervisor.driver.reloading import Reloading
 from supervisor.errors import EngineDied, LlmdError, ModelNotFound
 from supervisor.host import logbook, pagecache, probe, weights
 from supervisor.host.activity import Register
@@ -45,15 +46,15 @@ DEATH_TOLD = 1.0
 
 class Driver:
     def __init__(self, config: Config, journal: Journal, gpus: Gpus) -> None:
-        self.config = config
         self.gpus = gpus
         self.started_at = time.monotonic()
         self.fleet = Fleet(config, name_incarnation=lambda: secrets.token_hex(4), rng=random.Random())
         self.tally = Tally()
-        self.modes = ModeKeeper(config, self.post)
-        self.books = Books(config)
-        self.engines = Engines(config, journal, self.fleet, self.post, self._later)
+        self.modes = ModeKeeper(lambda: self.config, self.post)
+        self.books = Books(self.fleet)
+        self.engines = Engines(journal, self.fleet, self.post, self._later)
         self.peers = Peers(config, os.environ, self.post)
+        self.reloading = Reloading(self)
         self.requests = Requests()
         """The last ones, for those who ask why."""
         self._borrowers: dict[str, int] = {}
@@ -69,10 +70,15 @@ class Driver:
         self.announce: Callable[[], dict[str, Any]] = dict
         """What the daemon adds to `status`: listening addresses, mode, warnings."""
 
+    @property
+    def config(self) -> Config:
+        """The one that holds; whoever needs it reads it here each time."""
+        return self.fleet.config
+
     async def open(self) -> None:
         """Recall what was learned, read the devices once, so that the first decision rests on facts; then keep
         reading."""
-        self.fleet.recall(await self.books.recall())
+        self.fleet.recall(await self.books.recall(self.config))
         self.gpus.start(
             lambda survey: self._later(self._report(survey)),
             lambda device, xid: self.post(events.XidReported(device, xid)),
@@ -384,6 +390,10 @@ class Driver:
             raise ModelNotFound(f"no loan {name!r}; there are: {', '.join(self.fleet.loans) or 'none'}")
         self.post(events.LoanEnded(name, why))
         return f"the loan {name} is over"
+
+    async def reload(self, *, plan: bool = False) -> dict[str, Any]:
+        """See Reloading.reload."""
+        return await self.reloading.reload(plan=plan)
 
     @property
     def register(self) -> Register:

@@ -25,15 +25,27 @@ Later = Callable[[Coroutine[Any, Any, None]], None]
 
 
 class Engines:
-    """`fleet` is read for what was ordered while a launch was under way; `later` has work done beside."""
+    """`fleet` is read for the configuration, and for what was ordered while a launch was under way; `later` has work
+    done beside."""
 
-    def __init__(self, config: Config, journal: Journal, fleet: Fleet, post: Post, later: Later) -> None:
-        self._config, self._journal, self._fleet = config, journal, fleet
+    def __init__(self, journal: Journal, fleet: Fleet, post: Post, later: Later) -> None:
+        self._journal, self._fleet = journal, fleet
         self._post, self._later = post, later
         self._group = cgroup.delegated_root()
         self._running: dict[str, Incarnation] = {}
         self.strays: list[Stray] = []
         """What could not be proven ours, and is left alone."""
+
+    @property
+    def _config(self) -> Config:
+        return self._fleet.config
+
+    def reconfigure(self) -> None:
+        """Limits hold for those that run, too; the profile only where it is still theirs."""
+        for engine in self:
+            engine.config, recorded = self._config, self._fleet.engines.get(engine.profile.name)
+            if recorded and recorded.incarnation == engine.name:
+                engine.profile = recorded.profile
 
     def __iter__(self) -> Iterator[Incarnation]:
         return iter(list(self._running.values()))

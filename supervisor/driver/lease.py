@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from supervisor.config import Peer
+from supervisor.config import Peer, Profile
 from supervisor.host.incarnation import Incarnation
 from supervisor.host.peers import Contact
 from supervisor.host.upstream import Pool
@@ -46,6 +46,12 @@ class Lease:
     def incarnation(self) -> str:
         """Or the name of the peer."""
         return self._engine.name
+
+    @property
+    def configured(self) -> Profile:
+        """The profile that its engine was started with, which may no longer be what is configured."""
+        assert not isinstance(self._engine, Contact), "a peer has no profile"
+        return self._engine.profile
 
     @property
     def session(self) -> aiohttp.ClientSession:

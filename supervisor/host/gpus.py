@@ -21,12 +21,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import pynvml
 
 from supervisor.core.devices import Holder, Reading, Survey
+
+_T = TypeVar("_T")
 
 _TROUBLES = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "no NVIDIA driver: libnvidia-ml.so.1 was not found",
@@ -304,11 +306,78 @@ def _measure(handle: Any, identity: _Identity, at: float) -> tuple[Reading, bool
         pci=identity.pci,
         holders=holders or (),
         unified=memory is None,
-        utilization=_gauge(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100),
-        temperature=_gauge(lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
-        power=_gauge(lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000),
+        utilization=_told(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100),
+        temperature=_told(lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
+        power=_told(lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000),
     )
     return reading, holders is not None and all(holder.used is not None for holder in holders)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How one GPU fares. What its driver or its kind does not tell is None, or empty."""
+
+    index: int
+    uncorrected: int | None = None
+    """Memory errors since the driver was loaded that ECC could not mend."""
+    pending: bool | None = None
+    """Rows of its memory wait for a reset to be replaced."""
+    worn: bool | None = None
+    """A row could not be replaced."""
+    slowed: tuple[str, ...] = ()
+    """Why its clocks are held down, where that is no mere saving of power."""
+    slows_at: int | None = None
+    """Degrees Celsius."""
+    persistent: bool | None = None
+
+
+_SLOWED = {
+    pynvml.nvmlClocksThrottleReasonHwThermalSlowdown: "heat",
+    pynvml.nvmlClocksThrottleReasonSwThermalSlowdown: "heat, as the driver sees it",
+    pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown: "the power supply's brake",
+    pynvml.nvmlClocksThrottleReasonHwSlowdown: "heat or power, as its hardware sees it",
+}
+
+
+def read_health() -> tuple[Health, ...]:
+    """Of each GPU that answers; none without a driver. Blocks, and may hang: for a thread of its own."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    count = _told(pynvml.nvmlDeviceGetCount) or 0
+    health = tuple(filter(None, map(_health, range(count))))
+    _told(pynvml.nvmlShutdown)
+    return health
+
+
+def _health(index: int) -> Health | None:
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    except pynvml.NVMLError:
+        return None
+    rows = _told(lambda: pynvml.nvmlDeviceGetRemappedRows(handle))
+    held = _told(lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)) or 0
+    mode = _told(lambda: pynvml.nvmlDeviceGetPersistenceMode(handle))
+    uncorrected = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
+    slowdown = pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN
+    return Health(
+        index,
+        uncorrected=_told(lambda: pynvml.nvmlDeviceGetTotalEccErrors(handle, *uncorrected)),
+        pending=None if rows is None else bool(rows[2]),
+        worn=None if rows is None else bool(rows[3]),
+        slowed=tuple(why for bit, why in _SLOWED.items() if held & bit),
+        slows_at=_told(lambda: pynvml.nvmlDeviceGetTemperatureThreshold(handle, slowdown)),
+        persistent=None if mode is None else bool(mode),
+    )
+
+
+def _told(read: Callable[[], _T]) -> _T | None:
+    """None where the driver lacks the call, or the GPU the sensor. That is no trouble: its memory is read apart."""
+    try:
+        return read()
+    except pynvml.NVMLError:
+        return None
 
 
 def _memory(handle: Any) -> Any | None:
@@ -344,14 +413,6 @@ def _describe(pid: int, used: int | None) -> Holder:
         return Holder(pid, used, process.name(), process.username())
     except psutil.Error:  # gone since, hidden from us, or in another PID namespace
         return Holder(pid, used)
-
-
-def _gauge(read: Callable[[], float]) -> float | None:
-    """A sensor's value. Its failure is no trouble: the memory of the same card has just been read."""
-    try:
-        return read()
-    except pynvml.NVMLError:
-        return None
 
 
 def _explain(error: pynvml.NVMLError) -> str:

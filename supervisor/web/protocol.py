@@ -47,6 +47,10 @@ class Runner(web.AppRunner):
         self._header_timeout, self._client_timeout = header_timeout, client_timeout
         super().__init__(app, shutdown_timeout=shutdown_timeout)
 
+    def wait_at_most(self, seconds: float) -> None:
+        """For what is in flight when it is closed."""
+        self._shutdown_timeout = seconds
+
     async def _make_server(self) -> web.Server:
         return _Server(await super()._make_server(), self._header_timeout, self._client_timeout)
 

@@ -192,6 +192,9 @@ class Chaos(World):
             tree = self.trees.get(incarnation)
             if tree is None or tree.gone:  # nothing left to prove; its record is dropped
                 del self.records[incarnation]
+            elif profile not in self.config.profiles:  # left alone, until somebody ends it
+                del self.records[incarnation]
+                self.later(self.dice.uniform(60, 600), lambda tree=tree: self.give_back(tree))  # type: ignore[misc]
             else:
                 asleep, waking = self.asleep.get(incarnation, 0), incarnation in self.waking
                 self.happened["found asleep"] += bool(asleep)

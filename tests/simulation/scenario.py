@@ -27,6 +27,9 @@ KEYS = {
 }
 MODELS = ("llama", "llama", "llama_0", "coder", "coder", "big", "emb", "far")
 
+NAMED = ("llama_0", "big_dual", "emb_1")
+"""Profiles that modes name, which must be there."""
+
 
 class Scenario(Company):
     """Traffic, operators, neighbours, a calendar and a mortal daemon around two cards."""
@@ -35,7 +38,8 @@ class Scenario(Company):
         self.mode: str | None = None
         """What the calendar says."""
         self.forced: str | None = None
-        super().__init__(_config(random.Random(f"config {seed}")), seed)
+        self.first = _config(random.Random(f"config {seed}"))
+        super().__init__(self.first, seed)
 
     def play(self) -> None:
         """Everything. Raises AssertionError at the first event after which something does not hold."""
@@ -45,6 +49,7 @@ class Scenario(Company):
             (self.ask, 25), (self.order_about, 600), (self.crowd, 500), (self.break_nvml, 900), (self.change_mode, 2400),
             (self.die, 3000), (self.hand_over, 5000), (self.borrow, 700), (self.trouble_peers, 600),
             (self.report_xid, 1800), (self.warm, 900), (self.send_to_sleep, 700), (self.force_mode, 4000),
+            (self.reconfigure, 1200),
         ):  # fmt: skip
             self._again(what, mean)
         self.until(TROUBLED)
@@ -136,19 +141,40 @@ class Scenario(Company):
 
     def tell_mode(self) -> None:
         """Also a daemon that has just started reads both."""
-        mode, forced = self.forced or self.mode, self.forced is not None
-        if mode is not None:
-            other = "night" if mode == "day" else "day"
-            coming = self.dice.choice((100.0, 5000.0))
-            self.tell(events.ModeChanged(mode, other, "some time", coming, forced))
+        if event := self.mode_event():
+            self.tell(event)
         elif self.lives > 1:
             self.tell(events.ModeChanged(None))
+
+    def mode_event(self) -> events.ModeChanged | None:
+        mode, forced = self.forced or self.mode, self.forced is not None
+        if mode is None:
+            return None
+        other = "night" if mode == "day" else "day"
+        coming = self.dice.choice((100.0, 5000.0))
+        return events.ModeChanged(mode, other, "some time", coming, forced)
 
     def hand_over(self) -> None:
         """An orderly stop; engines are left running, or stopped, or as far as they came."""
         if not self.down:
             self.tell(events.ShutdownAsked(keep_engines=self.dice.random() < 0.7))
             self.later(self.dice.choice((1, 30, 120)), self.die)
+
+    def reconfigure(self) -> None:
+        """Somebody edits the configuration: one profile goes, another has other arguments, a third other terms."""
+        gone, other, eased = self.dice.sample(list(self.first.profiles), 3)
+        profiles = dict(self.first.profiles)
+        profiles[other] = profiles[other].model_copy(update={"max_concurrent": self.dice.choice((1, 2))})
+        profiles[eased] = profiles[eased].model_copy(update={"idle_ttl": 60.0, "max_queue": 2})
+        if gone not in NAMED:
+            del profiles[gone]
+        self.take_up(self.first.model_copy(update={"profiles": profiles}))
+
+    def take_up(self, config: Config) -> None:
+        self.config = config
+        if self.down:  # the next daemon reads it
+            self.fleet = self.new_fleet()
+        self.tell(events.Reconfigured(config, mode=self.mode_event() if self.dice.random() < 0.5 else None))
 
     # The end
 
@@ -160,6 +186,7 @@ class Scenario(Company):
         self.blind = self.hung = False
         self.go_home()
         self.mode, self.forced = "day", None
+        self.later(0.5, lambda: self.take_up(self.first))
         self.later(1, self.tell_mode)
         self.later(600, self.forgive)
 

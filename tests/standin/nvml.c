@@ -408,3 +408,38 @@ int nvmlEventSetWait_v2(set_t *set, event_t *event, unsigned milliseconds) {
         nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
     }
 }
+
+/* --- health --- */
+
+int nvmlDeviceGetPersistenceMode(void *device, unsigned *mode) { return gauge(device, "persistence", mode); }
+
+int nvmlDeviceGetTemperatureThreshold(void *device, unsigned kind, unsigned *temperature) {
+    (void)kind;
+    return gauge(device, "threshold", temperature);
+}
+
+int nvmlDeviceGetTotalEccErrors(void *device, unsigned kind, unsigned counter, unsigned long long *errors) {
+    unsigned count = 0;
+    int result = gauge(device, "ecc", &count);
+    (void)kind, (void)counter;
+    *errors = count;
+    return result;
+}
+
+int nvmlDeviceGetCurrentClocksThrottleReasons(void *device, unsigned long long *reasons) {
+    unsigned bits = 0;
+    int result = gauge(device, "throttle", &bits);
+    *reasons = bits;
+    return result;
+}
+
+int nvmlDeviceGetRemappedRows(
+    void *device, unsigned *correctable, unsigned *uncorrectable, unsigned *pending, unsigned *failed
+) {
+    unsigned state = 0;
+    int result = gauge(device, "remap", &state);
+    *correctable = *uncorrectable = 0;
+    *pending = state & 1;
+    *failed = state >> 1;
+    return result;
+}

@@ -43,8 +43,10 @@ class FakeGpus:
     NVML uninitialised, as a driver reload does), api=new|old (old lacks what came with driver 510).
     Keys of a card (`card`): uuid, name, pci, total, reserved (bytes), memory=ok|not_supported|lost|unknown,
     processes=ok|not_supported|no_permission|unsized (pids without sizes), hang=SECONDS of each memory and
-    process call, events=ok|not_supported, linger=SECONDS until the memory of a dead process is back, and utilization (percent),
-    temperature (Celsius), power (milliwatts), which are not supported where absent.
+    process call, events=ok|not_supported, linger=SECONDS until the memory of a dead process is back, and
+    utilization (percent), temperature (Celsius), power (milliwatts), persistence (0, 1), threshold (Celsius),
+    ecc (uncorrected errors), throttle (NVML's bits), remap (1 pending, 2 failed), which are not supported where
+    absent.
     """
 
     def __init__(self, directory: Path, count: int = 2, total: int = 24 * GIB) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from supervisor.config import Config
+from supervisor.config import Config, Profile
 from supervisor.core.requests import Outcome
 from supervisor.core.routing import Ask, candidates
 from supervisor.core.tally import Tally
@@ -34,6 +34,7 @@ class FakeLease:
     incarnation: str = "i1"
     queued: float = 0.25
     hit: str = "warm"
+    configured: Profile | None = None
 
     peer: None = None
     prompt: int | None = None
@@ -102,7 +103,8 @@ class FakeDriver:
             async with aiohttp.ClientSession(
                 connector=aiohttp.UnixConnector(socket), headers={"Authorization": f"Bearer {self.key}"}
             ) as session:
-                self.leases.append(FakeLease(profile, pool, session))
+                known = self.config.profiles[profile]
+                self.leases.append(FakeLease(profile, pool, session, configured=known))
                 yield self.leases[-1]
         finally:
             self.held -= 1
@@ -125,6 +127,15 @@ class FakeDriver:
     async def stop(self, profile: str, *, at_once: bool = False) -> str:
         self.calls.append(("stop", profile, at_once))
         return f"{profile} has stopped"
+
+    async def reload(self, *, plan: bool = False) -> dict[str, Any]:
+        if self.refusal is not None:
+            raise self.refusal
+        self.calls.append(("reload", "", plan))
+        changes = [
+            {"place": "keys.bob", "how": "added", "keys": {}, "restart": False, "text": "keys.bob added"}
+        ]
+        return {"applied": not plan, "changes": changes, "engines": {}, "warnings": []}
 
     def progress(self, name: str) -> str:
         return f"Loading {name}: 45 %"
