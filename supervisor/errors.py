@@ -12,7 +12,7 @@
     │   ├── MethodNotAllowed     405  a route, asked in another way than it takes
     │   ├── RequestTimeout       408  its body did not come
     │   └── BodyTooLarge         413  over server.max_body
-    ├── Overloaded               503  every place is taken, come back          fault "llmd"
+    ├── Overloaded               429  every place is taken, come back          fault "llmd"
     ├── NotAvailable             503  cannot be ready: memory, mode, give-up   fault "llmd"
     ├── Withdrawn                503  a person ended it at the dashboard           fault "llmd"
     ├── EngineFailed             502  the engine died or would not start       fault "engine"
@@ -111,7 +111,7 @@ class BodyTooLarge(ClientError):
 
 
 class Overloaded(LlmdError):
-    status = 503
+    status = 429
     code = "overloaded"
 
 

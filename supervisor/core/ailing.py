@@ -14,7 +14,7 @@ from supervisor.core.events import XidReported
 from supervisor.core.failures import Failure, FailureClass
 from supervisor.core.fleet import Fleet, Sighting
 from supervisor.core.ledger import Sickness, name_of
-from supervisor.core.lifecycle import LIVE, State
+from supervisor.core.lifecycle import LIVE, Reason, State
 from supervisor.core.xid import Policy, judge
 
 QUIET = 3600.0
@@ -52,7 +52,7 @@ def _put_out_of_use(fleet: Fleet, device: str, why: str) -> None:
         if not _stands_on(fleet, engine, device):
             continue
         if engine.state is State.RESERVED:
-            leaving.retire(fleet, engine, why)
+            leaving.retire(fleet, engine, Reason.SICK, why)
         elif engine.state in LIVE - {State.STOPPING}:
             leaving.fail(fleet, engine, Failure(FailureClass.GPU_SICK, why))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supervisor.core import learning, orders
+from supervisor.core import learning, leaving, orders
 from supervisor.core.devices import HOST, Survey
 from supervisor.core.engine import Engine
 from supervisor.core.fit import need, utilization
@@ -52,8 +52,8 @@ def serve(fleet: Fleet, engine: Engine) -> None:
     engine.step(Step.SERVE, fleet.now)
     engine.last_used = engine.ready_since = fleet.now
     engine.progress = engine.last_failure = engine.loading_since = None
-    engine.asleep, engine.slept_at, engine.wanted = 0, None, False
-    engine.patient, engine.proven = False, True
+    engine.asleep, engine.slept_at, engine.proven = 0, None, True
+    engine.give_up_wanting()
     if adopted:
         promise_all(fleet, engine)
     rest(fleet, engine)
@@ -80,8 +80,7 @@ def spawn_if_still_fits(fleet: Fleet, engine: Engine) -> None:
         return
     verdict = fleet.ledger.judge(engine.profile, fleet.claims(without=engine.name), fleet.now)
     if not verdict.admitted:
-        engine.step(Step.RELEASE, fleet.now)
-        engine.clear()
+        leaving.withdraw(fleet, engine, str(verdict))
         return
     for device in engine.devices:
         reading = fleet.reading(device)

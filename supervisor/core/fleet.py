@@ -86,6 +86,8 @@ class Fleet:
     """(model, error code) -> when one was noted last, and how many were refused since."""
     stuck: dict[tuple[str, ...], float | None] = field(default_factory=dict)
     """Profiles -> until when nothing can be done for those who wait for just these; None: until something changes."""
+    kept_for: dict[str, str] = field(default_factory=dict)
+    """Profile -> the lease that is first in rank there and lacks but KV cache: nobody is let past it."""
     scene: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     """Profile -> what of its engine these answers rest on."""
     beside: Mapping[str, frozenset[str]] = field(init=False)
@@ -237,18 +239,14 @@ class Fleet:
     def _forecast(self, engine: Engine | Peer) -> float:
         if isinstance(engine, Peer):
             return engine.forecast(self.queues.for_profile(engine.name))
-        if engine.state is State.IMPOSSIBLE:
+        if engine.state is State.IMPOSSIBLE or engine.squeezed:
             return LONG
         ahead = self.queues.for_profile(engine.name) + len(engine.leases)
         queue = engine.expected_service * ahead / engine.slots
         if engine.state is State.READY:
             return max(1.0, queue)
-        return max(1.0, self.until_loaded(engine)) + max(0.0, queue - engine.expected_service)
-
-    def until_loaded(self, engine: Engine) -> float:
-        """Seconds that a start or a wake can be expected to take yet; negative where it is overdue."""
-        elapsed = self.now - engine.since if engine.is_coming else 0.0
-        return engine.way_back - elapsed
+        up = engine.put_off(self.now) + max(1.0, engine.seconds_left(self.now))
+        return up + max(0.0, queue - engine.expected_service)
 
     # The limit on swaps
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from supervisor.core import context, orders
+from supervisor.core.command import names_of
 from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fleet import Fleet
@@ -92,9 +93,7 @@ def estimate(fleet: Fleet, ask: Ask) -> Ask:
     """With the tokens that its letters come to with its model, as far as that was seen."""
     if ask.letters is None:
         return ask
-    named = [
-        e.learned.tokens for e in fleet.engines.values() if ask.model in (e.profile.name, e.profile.model)
-    ]
+    named = [e.learned.tokens for e in fleet.engines.values() if ask.model in names_of(e.profile)]
     best = max(named, key=lambda tokens: tokens.seen, default=None)
     if best is None or not best.seen:
         return ask

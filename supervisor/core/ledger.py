@@ -53,6 +53,7 @@ Claims = Mapping[str, Sequence[Claim]]
 
 class Obstacle(StrEnum):
     MISSING = "the host has no such GPU"
+    UNREAD = "the devices cannot be read"
     SICK = "the GPU is sick"
     STALE = "the reading is stale"
     QUARANTINED = "the GPU is quarantined"
@@ -63,6 +64,9 @@ class Obstacle(StrEnum):
 
 PASSING = frozenset({Obstacle.MEMORY, Obstacle.RESTLESS})
 """Obstacles that our own engines may be the cause of, so that waiting or eviction can remove them."""
+
+FINAL = frozenset({Obstacle.MISSING, Obstacle.TOO_BIG})
+"""Obstacles that stay until a person changes the host or its configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,11 @@ class Verdict:
     def passing(self) -> bool:
         """Nothing but our own engines' memory or movement may stand in the way."""
         return all(shortage.obstacle in PASSING for shortage in self.shortages)
+
+    @property
+    def final(self) -> bool:
+        """It would be the same at any later time."""
+        return any(shortage.obstacle in FINAL for shortage in self.shortages)
 
     def __str__(self) -> str:
         return "; ".join(shortage.message for shortage in self.shortages) or "fits"
@@ -205,8 +214,9 @@ class Ledger:
 
     def _missing(self, profile: Profile) -> Shortage:
         absent = ", ".join(str(ref) for ref in profile.gpus if self.gpu(ref) is None)
-        why = self.survey.trouble or f"it has {len(self.gpus())} GPUs"
-        return Shortage(Obstacle.MISSING, absent, f"{profile.name} wants GPU {absent}, but {why}")
+        unread = self.survey.trouble or (None if self.survey.readings else "no device was read yet")
+        obstacle, why = Obstacle.UNREAD if unread else Obstacle.MISSING, f"it has {len(self.gpus())} GPUs"
+        return Shortage(obstacle, absent, f"{profile.name} wants GPU {absent}, but {unread or why}")
 
     def gpus(self) -> list[Reading]:
         return [reading for reading in self.survey.readings if reading.index is not None]
@@ -216,7 +226,7 @@ class Ledger:
     ) -> Shortage | None:
         reading = self.reading(device)
         if reading is None:
-            return Shortage(Obstacle.MISSING, device, f"{device} cannot be read")
+            return Shortage(Obstacle.UNREAD, device, f"{device} cannot be read")
         where = name_of(reading)
         if unfit := self._unfit(reading):
             return unfit
@@ -267,16 +277,23 @@ class Ledger:
     def _taken(
         self, profile: Profile, reading: Reading, staying: Sequence[Claim], needed: int, available: int
     ) -> Shortage:
-        others = self.strangers(reading)
-        held = [f"{claim.profile} {gib(claim.held)}" for claim in staying]
-        held += [f"PID {h.pid} {h.name} ({h.user}) {'?' if h.used is None else gib(h.used)}" for h in others]
-        if not held and self.foreign(reading.device):
-            held = [f"processes that cannot be named {gib(self.foreign(reading.device))}"]
         message = (
             f"{profile.name} needs {gib(needed)} on {name_of(reading)}, {gib(available)} is available"
-            f" of {gib(reading.total)}; held by: {', '.join(held) or 'nobody (margin)'}"
+            f" of {gib(reading.total)}; held by: {self.holders(reading, staying) or 'nobody (margin)'}"
         )
+        others = self.strangers(reading)
         return Shortage(Obstacle.MEMORY, reading.device, message, needed, available, others)
+
+    def holders(self, reading: Reading, claimed: Sequence[Claim]) -> str:
+        """Who holds memory there, ours as `claimed`, then strangers, in words; empty where nobody does."""
+        held = [f"{claim.profile} {gib(claim.held)}" for claim in claimed]
+        held += [
+            f"PID {h.pid} {h.name} ({h.user}) {'?' if h.used is None else gib(h.used)}"
+            for h in self.strangers(reading)
+        ]
+        if not held and self.foreign(reading.device):
+            held = [f"processes that cannot be named {gib(self.foreign(reading.device))}"]
+        return ", ".join(held)
 
     def squeeze(self, device: str, already: bool) -> str | None:
         """Why engines on `device` should be given no more requests: others hold what activations need.

@@ -13,7 +13,7 @@ from supervisor.core.engine import Engine
 from supervisor.core.events import Reconfigured
 from supervisor.core.fleet import Fleet, beside, taken
 from supervisor.core.learned import Learned
-from supervisor.core.lifecycle import COMING, HOLDING, State
+from supervisor.core.lifecycle import COMING, HOLDING, Reason, State
 from supervisor.core.peer import Peer
 from supervisor.errors import LlmdError, ModelNotFound
 
@@ -75,15 +75,16 @@ def _replace(fleet: Fleet, engine: Engine) -> None:
     """What was loaded, or loads, is loaded again with its new arguments."""
     again = engine.state in COMING | {State.READY}
     engine.outdated, engine.wanted = True, engine.wanted or again
-    leaving.retire(fleet, engine, "its profile changed", patient=True)
+    leaving.retire(fleet, engine, Reason.CONFIG, "its profile changed", patient=True)
 
 
 def _dismiss(fleet: Fleet, engine: Engine) -> None:
-    engine.outdated, engine.wanted, engine.patient = True, False, False
+    engine.outdated = True
+    engine.give_up_wanting()
     message = f"{engine.name} is no longer configured"
     for ticket in taken(engine.start_tickets):
         fleet.order(orders.Answer(ticket, message, ModelNotFound(message)))
-    leaving.retire(fleet, engine, "its profile is no longer configured", patient=True)
+    leaving.retire(fleet, engine, Reason.CONFIG, "its profile is no longer configured", patient=True)
 
 
 def _retune(fleet: Fleet, engine: Engine, new: Profile) -> None:
@@ -115,7 +116,7 @@ def _fresh(fleet: Fleet, profile: Profile, former: Engine | None) -> Engine:
     known = fleet.remembered.get(profile.name, Learned())
     engine = Engine(profile, learned=known, kept=known)
     if former is not None:
-        engine.wanted, engine.patient = former.wanted, former.patient
+        engine.wanted, engine.patient_until = former.wanted, former.patient_until
         engine.pinned_by_hand = former.pinned_by_hand
         engine.start_tickets, engine.starts = former.start_tickets, former.starts
     return engine

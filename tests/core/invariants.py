@@ -6,7 +6,7 @@ granted, which trees there are, when engines failed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from supervisor.core import events, orders
 from supervisor.core.engine import Engine
@@ -27,6 +27,8 @@ class Invariants:
     def __init__(self) -> None:
         self.waiting: set[str] = set()
         self.granted: set[str] = set()
+        self.arrived: dict[str, float] = {}
+        """Lease -> when it was asked for, of those that wait or were granted in this event."""
         self.trees: dict[str, str] = {}
         """Incarnation -> profile of every tree that was ordered or found and is not over."""
         self.totals: dict[str, int] = {}
@@ -41,9 +43,10 @@ class Invariants:
         """Peer -> requests in flight there when last looked."""
 
     def __call__(self, fleet: Fleet, event: Event, ordered: Sequence[Order]) -> None:
-        self._facts(event)
+        self._facts(fleet, event)
         for order in ordered:
             self._order(fleet, order)
+        self._fairness(fleet, [order for order in ordered if isinstance(order, orders.Grant)])
         self._memory(fleet)
         self._queue(fleet, event)
         for engine in fleet.engines.values():
@@ -54,9 +57,10 @@ class Invariants:
 
     # What went in and came out
 
-    def _facts(self, event: Event) -> None:
+    def _facts(self, fleet: Fleet, event: Event) -> None:
         if isinstance(event, events.Arrived):
             self.waiting.add(event.lease)
+            self.arrived[event.lease] = fleet.now
         elif isinstance(event, events.Left):
             assert event.lease in self.waiting | self.granted, f"{event.lease} left without being there"
             self.waiting.discard(event.lease)
@@ -87,6 +91,37 @@ class Invariants:
     def _tree(self, profile: str, incarnation: str) -> None:
         assert profile not in self.trees.values(), f"{profile} runs twice"
         self.trees[incarnation] = profile
+
+    def _fairness(self, fleet: Fleet, grants: Sequence[orders.Grant]) -> None:
+        """Nobody starves: who has but one place to go is passed there by nobody who ranks behind it."""
+        charged = {order.lease: self._charge(fleet, order) for order in grants}
+        counters = {w.ask.source: fleet.fairness.counter(w.ask.source) for w in fleet.queues}
+        for order in grants:
+            source = fleet.leases[order.lease].source
+            counters.setdefault(source, fleet.fairness.counter(source))
+            counters[source] -= charged[order.lease]
+        for order in grants:
+            source = fleet.leases[order.lease].source
+            mine = self._rank(fleet, source, self.arrived[order.lease], counters)
+            for waiter in fleet.queues:
+                if waiter.profiles == (order.profile,) and order.profile in fleet.engines:
+                    theirs = self._rank(fleet, waiter.ask.source, waiter.arrived, counters)
+                    assert theirs >= mine, f"{order} passed {waiter}"
+            counters[source] += charged[order.lease]
+        self.arrived = {lease: at for lease, at in self.arrived.items() if lease in self.waiting}
+
+    def _charge(self, fleet: Fleet, order: orders.Grant) -> float:
+        granted = fleet.leases[order.lease]
+        key = fleet.config.keys.get(granted.source)
+        return granted.prompt / (key.weight if key else 1.0)
+
+    def _rank(
+        self, fleet: Fleet, source: str, arrived: float, counters: Mapping[str, float]
+    ) -> tuple[bool, float, float]:
+        """Batch that has not aged, tokens served to its key, arrival: the lowest is first."""
+        key, aged = fleet.config.keys.get(source), fleet.now - arrived >= fleet.config.scheduling.ageing
+        batch = key is not None and key.priority == "batch" and not aged
+        return batch, round(counters[source], 3), arrived
 
     # What is the case now
 
@@ -126,7 +161,9 @@ class Invariants:
             self._ready[name] = fleet.now
         elif before is State.READY and fleet.now - self._ready[name] >= fleet.config.restarts.reset_after:
             history.clear()
-        if engine.state in (State.BACKOFF, State.IMPOSSIBLE):
+        last = engine.last_failure
+        crowded = last is not None and last.kind is FailureClass.CONTENTION
+        if engine.state in (State.BACKOFF, State.IMPOSSIBLE) and not crowded:
             history.append(fleet.now)
         if engine.state is State.BACKOFF:
             self._restart(fleet, engine, len(history))
@@ -137,6 +174,11 @@ class Invariants:
         assert failure is not None
         assert engine.deadline is not None
         longest = policy.max_delay
+        if failure.kind is FailureClass.CONTENTION:
+            assert engine.deadline == fleet.now + policy.first_delay, (
+                "it waits for its place, not for its sins"
+            )
+            return
         if failure.serving or failure.kind is not FailureClass.OUT_OF_MEMORY:
             longest = min(policy.first_delay * 2.0 ** min(failures - 1, 64), policy.max_delay)
         delay = engine.deadline - fleet.now

@@ -32,6 +32,9 @@ MISFORTUNE = {
 }  # fmt: skip
 """What becomes of an engine, and how often."""
 
+KV_TOKENS = 7000
+"""A long prompt and its reply leave room for one short request beside them."""
+
 READ_EVERY = 10.0
 """As seldom as may be: with a little delay a reading is too old to start anything on."""
 
@@ -325,7 +328,7 @@ class Chaos(World):
         if not self.down:
             self.asleep.pop(tree.incarnation, None)
             self.waking.discard(tree.incarnation)
-        self.tell(events.Told(tree.incarnation, weights=sum(tree.needs.values()) // 2, kv_tokens=20000))
+        self.tell(events.Told(tree.incarnation, weights=sum(tree.needs.values()) // 2, kv_tokens=KV_TOKENS))
         self.tell(events.ProbePassed(tree.incarnation))
         if tree.fate in ("crash serving", "runs out serving"):
             self.later(self.dice.uniform(1, 900), lambda: self.crash(tree, tree.fate))

@@ -243,6 +243,7 @@ def _config(dice: random.Random) -> Config:
 
     def profile(name: str, *gpus: int, gib: float = 20, **fields: object) -> Profile:
         fields = {"max_concurrent": 3, "max_queue": 6, "idle_ttl": 900.0, "sleep": sleep} | fields
+        fields["finish_start"] = dice.random() < 0.7
         fields |= {"sleep_after": 200.0} if sleep and dice.random() < 0.5 else {}
         model = name.rsplit("_", 1)[0]
         return Profile.model_validate(

@@ -448,7 +448,7 @@ async def test_only_so_many_look_at_once(
     await sign_in(client, url)
     async with client.get(url + "events") as answer:
         await Events(answer).next()
-        assert await status(client, "GET", url + "events") == 503
+        assert await status(client, "GET", url + "events") == 429
 
 
 async def test_a_stream_ends_with_its_session(
