@@ -12,7 +12,7 @@
     │   ├── MethodNotAllowed     405  a route, asked in another way than it takes
     │   ├── RequestTimeout       408  its body did not come
     │   └── BodyTooLarge         413  over server.max_body
-    ├── Overloaded               503  every place is taken, come back          fault "llmd"
+    ├── Overloaded               429  every place is taken, come back          fault "llmd"
     ├── NotAvailable             503  cannot be ready: memory, mode, give-up   fault "llmd"
     ├── Withdrawn                503  a person ended it at the dashboard           fault "llmd"
     ├── EngineFailed             502  the engine died or would not start       fault "engine"
@@ -22,7 +22,7 @@
     ├── LoopDetected             508  llmds that pass a request round         fault "operator"
     ├── InternalError            500  a bug in llmd; its log has the traceback  fault "llmd"
     └── OperatorError            what a person at the command line can mend    fault "operator"
-        ├── ConfigError          llmd.toml or a profile is wrong
+        ├── ConfigError     409  llmd.toml or a profile is wrong
         ├── AlreadyRunning       a second daemon on one state directory
         ├── NoDaemon             nobody answers on the admin socket
         └── DaemonRefused   409  the daemon answered "no", with a reason
@@ -111,7 +111,7 @@ class BodyTooLarge(ClientError):
 
 
 class Overloaded(LlmdError):
-    status = 503
+    status = 429
     code = "overloaded"
 
 
@@ -196,6 +196,7 @@ class Problem:
 class ConfigError(OperatorError):
     """All problems at once, so that a person mends a file in one go."""
 
+    status = 409
     code = "bad_config"
 
     def __init__(self, problems: Iterable[Problem]) -> None:

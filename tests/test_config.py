@@ -308,6 +308,12 @@ def test_what_is_wrong_in_the_main_file(write: Write, main: str, expected: str) 
             ":4: an engine that may not sleep has no sleep_after; write sleep = true",
         ),
         (
+            LLAMA + "sleep = true\nsleep_after = '1h'\n",
+            ":5: it would sleep after 3600 s without a request, and is stopped after 1800 s (idle_ttl); "
+            "write less than 1800 s, or a longer idle_ttl",
+        ),
+        (LLAMA + "sleep = true\nidle_ttl = '5m'\nsleep_after = '5m'\n", ":6: it would sleep after 300 s "),
+        (
             LLAMA + "args = ['--enable-sleep-mode']\n",
             ":4: --enable-sleep-mode is llmd's to pass; write sleep = true in the profile",
         ),

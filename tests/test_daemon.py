@@ -74,7 +74,7 @@ def test_a_wrong_key_and_an_unknown_model_are_refused_in_openais_shape(llmd: Llm
 
 
 def test_a_killed_daemon_leaves_its_engines_to_the_next_one(llmd: Llmd) -> None:
-    assert llmd.run("start", "tiny_0").returncode == 0
+    assert llmd.run("start", "tiny_0", "--pin").returncode == 0
     before = llmd.engine("tiny_0")
     llmd.kill()
     assert alive(before["pid"])
@@ -82,6 +82,7 @@ def test_a_killed_daemon_leaves_its_engines_to_the_next_one(llmd: Llmd) -> None:
     until(lambda: llmd.engine("tiny_0")["state"] == "ready", 10, llmd.text)
     after = llmd.engine("tiny_0")
     assert (after["pid"], after["incarnation"], after["starts"]) == (before["pid"], before["incarnation"], 0)
+    assert after["pinned"] is True
     with client(llmd) as api:
         assert say(api)
     assert llmd.run("stop", "tiny_0").returncode == 0
@@ -142,7 +143,7 @@ def test_a_second_daemon_on_one_state_directory_refuses_to_start(llmd: Llmd) -> 
     assert llmd.status()["daemon"]["listening"]
 
 
-def test_the_concurrency_limit_and_the_queue_bound_answer_503_with_retry_after(installed: list[Llmd]) -> None:
+def test_the_concurrency_limit_and_the_queue_bound_answer_429_with_retry_after(installed: list[Llmd]) -> None:
     slow = profile("tiny", max_concurrent=1, max_queue=1, env={"STANDIN_TOKENS_PER_SECOND": "4"})
     llmd = Llmd({"tiny_0": slow}, **QUICK)
     installed.append(llmd)
@@ -153,8 +154,8 @@ def test_the_concurrency_limit_and_the_queue_bound_answer_503_with_retry_after(i
     refused = [error for error in errors if error]
     assert len(refused) == 2, llmd.text()
     for error in refused:
-        assert isinstance(error, openai.InternalServerError)
-        assert error.status_code == 503
+        assert isinstance(error, openai.RateLimitError)
+        assert error.status_code == 429
         assert 1 <= int(error.response.headers["retry-after"]) <= 60
         assert "at its limit" in str(error)
 

@@ -74,9 +74,10 @@ class Client:
         answer = await self._json("GET", f"/activity?{urlencode(query)}", LONG)
         return list(answer.get("totals") or answer.get("requests") or ())
 
-    async def start(self, profile: str) -> str:
+    async def start(self, profile: str, *, pin: bool | None = None) -> str:
         """Waits until the engine is ready, however long it loads."""
-        return str((await self._json("POST", f"{_path(profile)}/start", ENDLESS)).get("message", ""))
+        query = "" if pin is None else f"?pin={pin:d}"
+        return str((await self._json("POST", f"{_path(profile)}/start{query}", ENDLESS)).get("message", ""))
 
     async def stop(self, profile: str, *, now: bool = False) -> str:
         query = "?now=1" if now else ""
@@ -90,6 +91,12 @@ class Client:
 
     async def plan_mode(self, name: str) -> dict[str, Any]:
         return await self._json("GET", f"/mode/{quote(name, safe='')}/plan", INSTANT)
+
+    async def plan_reload(self) -> dict[str, Any]:
+        return await self._json("GET", "/reload", LONG)
+
+    async def reload(self) -> dict[str, Any]:
+        return await self._json("POST", "/reload", LONG)
 
     async def lend(self, wish: dict[str, Any]) -> dict[str, Any]:
         """Waits until the loan is granted."""

@@ -21,11 +21,11 @@ _LOOK_AGAIN = 0.5
 _LOADING = frozenset({"starting", "waking"})
 
 
-async def start_watched(client: Client, profile: str, show: Show) -> str:
+async def start_watched(client: Client, profile: str, show: Show, pin: bool | None = None) -> str:
     """As `Client.start`, calling `show` twice a second meanwhile."""
     looking = asyncio.create_task(_look(client, profile, show))
     try:
-        return await client.start(profile)
+        return await client.start(profile, pin=pin)
     finally:
         looking.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -210,6 +210,9 @@ def _sleep(profile: Profile) -> Iterator[Finding]:
         yield ("sleep",), "vLLM cannot sleep on the CPU", "leave sleep out"
     if profile.sleep_after is not None and not profile.sleep:
         yield ("sleep_after",), "an engine that may not sleep has no sleep_after", "write sleep = true"
+    elif (rest := profile.sleep_after) is not None and (end := profile.idle_ttl) is not None and rest >= end:
+        what = f"it would sleep after {rest:g} s without a request, and is stopped after {end:g} s (idle_ttl)"
+        yield ("sleep_after",), what, f"write less than {end:g} s, or a longer idle_ttl"
 
 
 def _writing(profile: Profile) -> Iterator[Finding]:

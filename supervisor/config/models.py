@@ -350,6 +350,9 @@ class ProfileFile(Frozen):
     """When to start it although nobody asks: lines of cron, in the host's time zone."""
     pin: bool = False
     """Never evicted, never stopped for being idle."""
+    finish_start: bool = True
+    """A start goes on though everybody who waited for it has left: who gave up after a short time comes again, and
+    would never find the model loaded otherwise. False: it is given up."""
     sleep: bool = False
     """Give up the GPU by vLLM's sleep mode where host memory allows, instead of stopping."""
     sleep_after: SecondsOrNever = None

@@ -6,24 +6,30 @@ candidates and wishes for starts: what fits is the ledger's to say.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from supervisor.core import coming, leaving, orders, placement
+from supervisor.core.command import names_of
 from supervisor.core.engine import Engine
 from supervisor.core.events import ModeChanged
 from supervisor.core.fleet import Fleet, Mode
-from supervisor.core.lifecycle import STARTABLE, State
+from supervisor.core.lifecycle import STARTABLE, Reason, State
 from supervisor.errors import NotAvailable
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A change under way, until all of `warming` is ready. `deadline`: monotonic seconds."""
+    """A change under way, until all of `warming` was ready once. `began`, `deadline`: monotonic seconds."""
 
     previous: Mode
     warming: tuple[str, ...]
+    began: float
     deadline: float
+
+    def awaits(self, engine: Engine) -> bool:
+        """One that came up may have made room for another in the same moment."""
+        return engine.state is not State.READY and engine.ready_since < self.began
 
 
 def change(fleet: Fleet, event: ModeChanged) -> None:
@@ -34,10 +40,30 @@ def change(fleet: Fleet, event: ModeChanged) -> None:
     if event.mode is None or event.mode == before.name:
         return
     mode = fleet.config.modes[event.mode]
-    fleet.transition = Transition(before, mode.warm, fleet.now + mode.within)
+    cold = tuple(name for name in mode.warm if fleet.engines[name].state is not State.READY)
+    fleet.transition = Transition(before, cold, fleet.now, fleet.now + mode.within)
     _announce(fleet, "mode", f"mode {event.mode} begins", warming=list(mode.warm))
     _clear_out(fleet, mode.drain)
-    _want(fleet, mode.warm)
+    _want(fleet, mode.warm, mode.within)
+
+
+def reconfigured(fleet: Fleet, event: ModeChanged | None, before: frozenset[str]) -> None:
+    """Other modes, or other profiles in them, hold from now on. `before`: who was available."""
+    modes, transition = fleet.config.modes, fleet.transition
+    if transition is not None:
+        there = tuple(name for name in transition.warming if name in fleet.config.profiles)
+        previous = transition.previous if transition.previous.name in modes else Mode()
+        fleet.transition = replace(transition, warming=there, previous=previous)
+    if fleet.mode.name not in modes:
+        fleet.mode, fleet.transition, fleet.rolled_back = Mode(), None, None
+    if event is not None:
+        change(fleet, event)
+    lost = before - fleet.available
+    for engine in fleet.engines.values():
+        if engine.name in lost and not engine.outdated and engine.claims() and not engine.retired:
+            engine.give_up_wanting()
+            why = f"mode {fleet.mode.name} has it no longer"
+            leaving.retire(fleet, engine, Reason.MODE, why, drain=modes[fleet.mode.name or ""].drain)
 
 
 AHEAD = 120.0
@@ -50,11 +76,11 @@ def go_on(fleet: Fleet) -> None:
     transition = fleet.transition
     if transition is None:
         return
-    engines = [fleet.engines[name] for name in transition.warming]
-    if all(engine.state is State.READY for engine in engines):
+    late = [engine for name in transition.warming if transition.awaits(engine := fleet.engines[name])]
+    if not late:
         fleet.transition = None
         _announce(fleet, "mode_ready", f"mode {fleet.mode.name} is ready")
-    elif (why := _hopeless(fleet, transition, engines)) is not None:
+    elif (why := _hopeless(fleet, transition, late)) is not None:
         _roll_back(fleet, transition, why)
 
 
@@ -69,17 +95,16 @@ def foresee(fleet: Fleet) -> None:
         coming.foresee(fleet, fleet.engines[name])
 
 
-def _hopeless(fleet: Fleet, transition: Transition, engines: list[Engine]) -> str | None:
+def _hopeless(fleet: Fleet, transition: Transition, late: list[Engine]) -> str | None:
     """Why the mode cannot be had; None while it may still come."""
-    for engine in engines:
+    if fleet.now >= transition.deadline:
+        return f"{', '.join(engine.name for engine in late)} was not ready in time"
+    for engine in late:
         given_up = engine.state is State.IMPOSSIBLE or (engine.state is State.COLD and not engine.wanted)
         if given_up:
             return (
                 f"{engine.name} does not come up: {engine.last_reason or engine.last_failure or 'given up'}"
             )
-    late = [engine.name for engine in engines if engine.state is not State.READY]
-    if fleet.now >= transition.deadline:
-        return f"{', '.join(late)} was not ready in time"
     return None
 
 
@@ -88,38 +113,49 @@ def _roll_back(fleet: Fleet, transition: Transition, why: str) -> None:
     failed, fleet.transition = fleet.mode, None
     fleet.rolled_back = f"mode {failed.name} could not begin: {why}"
     for name in transition.warming:
-        fleet.engines[name].wanted = fleet.engines[name].patient = False
+        fleet.engines[name].give_up_wanting()
     if transition.previous.name is None:
         _announce(fleet, "mode_failed", fleet.rolled_back, level="ERROR")
         return
     fleet.enter(Mode(transition.previous.name, failed.next_mode, failed.until, failed.next_at))
     _announce(fleet, "mode_rolled_back", f"{fleet.rolled_back}; {fleet.mode.name} goes on", level="ERROR")
-    drain = fleet.config.modes[transition.previous.name].drain
-    _clear_out(fleet, drain)
-    _want(fleet, fleet.config.modes[transition.previous.name].warm)
+    mode = fleet.config.modes[transition.previous.name]
+    _clear_out(fleet, mode.drain)
+    _want(fleet, mode.warm, mode.within)
 
 
 def _clear_out(fleet: Fleet, drain: float) -> None:
     """Engines that the mode does not have go, and waiters whom it cannot serve hear so."""
     for engine in fleet.engines.values():
         if engine.name not in fleet.available and engine.claims():
-            engine.wanted = engine.patient = False
-            leaving.retire(fleet, engine, f"mode {fleet.mode.name} begins", drain=drain)
+            engine.give_up_wanting()
+            leaving.retire(fleet, engine, Reason.MODE, f"mode {fleet.mode.name} begins", drain=drain)
     for waiter in fleet.queues:
         if not (fleet.available | fleet.peers.keys()).intersection(waiter.profiles):
             fleet.queues.remove(waiter.lease)
             fleet.refuse(waiter.lease, closed(fleet, waiter.ask.model), waiter.ask)
 
 
-def _want(fleet: Fleet, profiles: tuple[str, ...]) -> None:
+def _want(fleet: Fleet, profiles: tuple[str, ...], within: float) -> None:
     for name in profiles:
         engine = fleet.engines[name]
         if engine.state is not State.READY:
-            engine.wanted = engine.patient = True
+            engine.want(until=fleet.now + within)
 
 
 def _announce(fleet: Fleet, event: str, message: str, *, level: str = "INFO", **facts: object) -> None:
     fleet.order(orders.Note(event, None, message, level, facts))
+
+
+WARM_WITHIN = 1800.0
+"""Seconds that a profile which is warmed by cron waits for its place; then it starts when somebody asks for it."""
+
+
+def warm(fleet: Fleet, name: str) -> None:
+    """The calendar wants this profile ready before anybody asks."""
+    engine = fleet.engines[name]
+    if name in fleet.available and engine.state not in (State.READY, State.IMPOSSIBLE):
+        engine.want(until=fleet.now + WARM_WITHIN)
 
 
 # What requests hear
@@ -127,7 +163,7 @@ def _announce(fleet: Fleet, event: str, message: str, *, level: str = "INFO", **
 
 def closed(fleet: Fleet, model: str) -> NotAvailable:
     """The refusal of a model that this mode does not have, with when it comes back."""
-    serving = {name for name, p in fleet.config.profiles.items() if model in (p.model, name)}
+    serving = {name for name, profile in fleet.config.profiles.items() if model in names_of(profile)}
     comes = fleet.mode.next_mode is not None and serving & fleet.config.profiles_in(fleet.mode.next_mode)
     when = f"; it comes back {fleet.mode.back}" if comes and fleet.mode.back else ""
     why = f" ({fleet.rolled_back})" if fleet.rolled_back else ""
@@ -172,5 +208,5 @@ def _foresee(fleet: Fleet, engine: Engine, going: list[Engine]) -> dict[str, Any
         "profile": engine.name,
         "verdict": str(verdict),
         "fits": verdict.admitted,
-        "seconds": engine.way_back,
+        "seconds": engine.seconds_left(fleet.now),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supervisor.core import learning, orders
+from supervisor.core import learning, leaving, orders
 from supervisor.core.devices import HOST, Survey
 from supervisor.core.engine import Engine
 from supervisor.core.fit import need, utilization
@@ -52,11 +52,13 @@ def serve(fleet: Fleet, engine: Engine) -> None:
     engine.step(Step.SERVE, fleet.now)
     engine.last_used = engine.ready_since = fleet.now
     engine.progress = engine.last_failure = engine.loading_since = None
-    engine.asleep, engine.slept_at, engine.wanted = 0, None, False
-    engine.patient, engine.proven = False, True
+    engine.asleep, engine.slept_at, engine.proven = 0, None, True
+    engine.give_up_wanting()
     if adopted:
         promise_all(fleet, engine)
     rest(fleet, engine)
+    assert engine.incarnation is not None
+    fleet.order(orders.Watch(engine.incarnation))
     fleet.note("engine_ready", engine, f"{engine.name} is ready", seconds=took)
     fleet.order(orders.Survey())
     for ticket in taken(engine.start_tickets):
@@ -78,8 +80,7 @@ def spawn_if_still_fits(fleet: Fleet, engine: Engine) -> None:
         return
     verdict = fleet.ledger.judge(engine.profile, fleet.claims(without=engine.name), fleet.now)
     if not verdict.admitted:
-        engine.step(Step.RELEASE, fleet.now)
-        engine.clear()
+        leaving.withdraw(fleet, engine, str(verdict))
         return
     for device in engine.devices:
         reading = fleet.reading(device)
@@ -95,6 +96,8 @@ def spawn_if_still_fits(fleet: Fleet, engine: Engine) -> None:
     fleet.order(
         orders.Spawn(engine.name, engine.incarnation or "", engine.devices, indices, share, engine.slots)
     )
+    if engine.pinned_by_hand:
+        fleet.order(orders.Pin(engine.incarnation or "", True))
     free = {device: fleet.reading(device).free for device in engine.devices}
     fleet.note(
         "engine_starting",
@@ -116,19 +119,34 @@ def rest(fleet: Fleet, engine: Engine) -> None:
 
 def bedtime(fleet: Fleet, engine: Engine) -> float | None:
     """When an idle engine is put to sleep or stopped; None: never."""
-    if engine.profile.pin:
+    if engine.pinned:
         return None
     profile = engine.profile
-    waits = [profile.idle_ttl, profile.sleep_after if profile.sleep and not engine.sleep_broken else None]
-    return min((fleet.now + wait for wait in waits if wait is not None), default=None)
+    waits = [profile.idle_ttl, profile.sleep_after if engine.sleeps else None]
+    since = fleet.now if engine.idle_since is None else engine.idle_since
+    return min((since + wait for wait in waits if wait is not None), default=None)
+
+
+def pin(fleet: Fleet, engine: Engine, pinned: bool) -> None:
+    """By a person's word."""
+    if pinned == engine.pinned_by_hand:
+        return
+    engine.pinned_by_hand = pinned
+    if engine.incarnation:
+        fleet.order(orders.Pin(engine.incarnation, pinned))
+    if engine.state is State.READY and not engine.leases:
+        rest(fleet, engine)
+    words = f"{engine.name} is pinned" if pinned else f"{engine.name} is no longer pinned"
+    fleet.note("engine_pinned" if pinned else "engine_unpinned", engine, words)
 
 
 # What an earlier daemon left
 
 
 def promise_to_found(fleet: Fleet, engine: Engine) -> None:
-    """Where it sleeps others may have been let in beside it: no more is promised to it than it keeps asleep."""
-    if engine.asleep:
+    """Where it sleeps others may have been let in beside it: no more is promised to it than it keeps asleep. One that
+    was being woken had its place already, and may take it any moment."""
+    if engine.settled:
         engine.reserved = dict.fromkeys(engine.devices, 0) | learning.usual_residue(fleet, engine)
     else:
         promise_all(fleet, engine)
@@ -142,5 +160,6 @@ def promise_all(fleet: Fleet, engine: Engine) -> None:
 
 def promise_what_was_unread(engine: Engine, survey: Survey) -> None:
     for reading in survey.readings:
-        if engine.reserved.get(reading.device) == 0 and not reading.trouble and not engine.asleep:
+        unread = reading.device in engine.devices and engine.reserved.get(reading.device) == 0
+        if unread and not reading.trouble and not engine.settled:
             engine.reserved[reading.device] = need(engine.profile, reading)

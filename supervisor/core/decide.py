@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 
-from supervisor.core import calendar, leaving, lending, placement
+from supervisor.core import calendar, leaving, lending, placement, reconfiguring
 from supervisor.core.dispatch import dispatch
 from supervisor.core.engine import Engine
 from supervisor.core.events import Arrived, Event, Left
 from supervisor.core.facts import on
 from supervisor.core.failures import Failure, FailureClass
 from supervisor.core.fleet import Fleet
-from supervisor.core.lifecycle import State, Step
+from supervisor.core.lifecycle import Reason, State, Step
 from supervisor.core.orders import Order
 
 
@@ -41,9 +41,11 @@ def is_passing(fleet: Fleet, event: Event) -> bool:
 def settle(fleet: Fleet) -> None:
     """What follows for those who wait, and for engines whose time has come."""
     look_at_deadlines(fleet)
+    reconfiguring.renew(fleet)
+    leaving.give_up_abandoned(fleet)
+    calendar.go_on(fleet)
     dispatch(fleet)
     lending.pursue(fleet)
-    calendar.go_on(fleet)
     fleet.due = fleet.next_deadline()
     fleet.calm_until = -math.inf if is_restless(fleet) else math.inf if fleet.due is None else fleet.due
 
@@ -77,10 +79,10 @@ def deadline_of(fleet: Fleet, engine: Engine) -> None:
         text = f"no progress for {minutes:g} min while loading ({stage})"
         leaving.fail(fleet, engine, Failure(FailureClass.TRANSIENT, text))
     elif engine.state is State.READY and not engine.leases:
-        leaving.retire(fleet, engine, "idle", asleep=engine.profile.sleep_after is not None)
+        leaving.retire(fleet, engine, Reason.IDLE, "idle", asleep=engine.profile.sleep_after is not None)
     elif engine.state is State.SLEEPING:
         if engine.settled:
-            leaving.retire(fleet, engine, "asleep and idle")
+            leaving.retire(fleet, engine, Reason.IDLE, "asleep and idle")
         else:
             leaving.sleep_failed(fleet, engine, "its memory did not come back")
     elif engine.state is State.STOPPING:

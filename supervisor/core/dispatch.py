@@ -7,13 +7,16 @@ import heapq
 from supervisor.core import calendar, coming, leaving, orders, peering, placement, routing
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fleet import Fleet, taken
-from supervisor.core.lifecycle import STARTABLE, State, Step
+from supervisor.core.lifecycle import STARTABLE, Reason, State, Step
 from supervisor.core.peer import Peer
-from supervisor.core.placement import Blocked, Way
+from supervisor.core.placement import Blocked, Hope, Way
 from supervisor.core.policy import is_needed
 from supervisor.core.queueing import Waiter
 from supervisor.core.routing import Ask, Route
 from supervisor.errors import DaemonRefused, LlmdError, Overloaded
+
+BATCH_WEIGHT = 0.2
+"""What a second of a batch request's waiting counts for, against an interactive one's."""
 
 
 def dispatch(fleet: Fleet) -> None:
@@ -30,6 +33,7 @@ def dispatch(fleet: Fleet) -> None:
 
 def give_all(fleet: Fleet) -> None:
     """Free slots go to the first in rank of those whom they could serve."""
+    fleet.kept_for.clear()
     places: list[Engine | Peer] = [*fleet.engines.values(), *fleet.peers.values()]
     free = {place.name for place in places if place.has_room}
     if not free or not len(fleet.queues):
@@ -41,8 +45,20 @@ def give_all(fleet: Fleet) -> None:
         following: Waiter | None = waiter
         if seen == rank(fleet, waiter):  # a grant since may have made others come before its source
             following = fleet.queues.following(waiter) if give(fleet, waiter) else None
+            if following is None:
+                keep_space(fleet, waiter)
         if following:
             heapq.heappush(ranked, (rank(fleet, following), following.lease, following))
+
+
+def keep_space(fleet: Fleet, waiter: Waiter) -> None:
+    """Where only KV cache is short for it nobody behind it is let past: small requests would take every space that
+    is freed, and a long prompt would never see enough of it at once."""
+    if waiter.lease not in fleet.queues:
+        return
+    engines = (fleet.engines[name] for name in waiter.profiles if name in fleet.engines)
+    if engine := next((e for e in engines if e.has_room and not e.admits(waiter.ask)), None):
+        fleet.kept_for.setdefault(engine.name, waiter.lease)
 
 
 def place_all(fleet: Fleet) -> None:
@@ -86,6 +102,14 @@ def first(fleet: Fleet, profiles: tuple[str, ...]) -> Waiter | None:
     return min((line.head for line in heads), key=lambda head: rank(fleet, head), default=None)
 
 
+def waiter(fleet: Fleet, lease: str, ask: Ask, found: Route, arrived: float, deadline: float) -> Waiter:
+    """One who waits for what `found` leads to."""
+    batch, policy = fleet.is_batch(ask.source), fleet.config.scheduling
+    patience = policy.patience_batch if batch else policy.patience_interactive
+    weight = BATCH_WEIGHT if batch else 1.0
+    return Waiter(lease, ask, found.candidates, arrived, deadline, patience, weight, found.sticky)
+
+
 def route(fleet: Fleet, ask: Ask, patience: float) -> Route:
     """Where a request may go: what there is now, else what the next mode brings within its patience."""
     offers, home = fleet.offers(ask.model), fleet.home(ask.conversation)
@@ -112,7 +136,7 @@ def give(fleet: Fleet, waiter: Waiter) -> bool:
         place = fleet.place(candidate.profile)
         if candidate.profile not in waiter.profiles:
             continue
-        if place.admits(waiter.ask):
+        if place.admits(waiter.ask) and fleet.kept_for.get(place.name, waiter.lease) == waiter.lease:
             fleet.queues.remove(waiter.lease)
             if isinstance(place, Peer):
                 peering.grant(fleet, waiter, place, candidate.reason)
@@ -134,7 +158,7 @@ def lingers(fleet: Fleet, waiter: Waiter) -> bool:
         return False
     first = fleet.place(waiter.profiles[0])
     if isinstance(first, Engine) and first.is_coming:
-        worth = 0 <= fleet.until_loaded(first) <= until - fleet.now
+        worth = 0 <= first.seconds_left(fleet.now) <= until - fleet.now
     else:
         serves = first.trouble is None if isinstance(first, Peer) else is_serving(first)
         worth = waiter.sticky and serves and fleet.queues.hopes_for(first.name) <= 1
@@ -192,7 +216,8 @@ def make_way(fleet: Fleet, engine: Engine, way: Way) -> None:
 
 
 def evict(fleet: Fleet, victim: Engine, engine: Engine, *, asleep: bool) -> None:
-    fleet.ageing = max(fleet.ageing, fleet.policy.worth(fleet, victim))
+    worth = placement.worth(fleet, victim, engine, asleep)
+    fleet.ageing = max(fleet.ageing, worth)
     if swap := is_needed(fleet, victim):
         count_swap(fleet, victim)
     why = f"{victim.name} makes room for {engine.name}{waited(fleet, engine)}"
@@ -204,10 +229,11 @@ def evict(fleet: Fleet, victim: Engine, engine: Engine, *, asleep: bool) -> None
         swap=swap,
         busy=len(victim.leases),
         idle_s=victim.idle_seconds(fleet.now),
-        worth=round(fleet.policy.worth(fleet, victim), 6),
+        worth=round(worth, 6),
         waiting=fleet.queues.for_profile(engine.name),
     )
-    leaving.retire(fleet, victim, f"{engine.name} needs its place", asleep=asleep, patient=True)
+    needed = f"{engine.name} needs its place"
+    leaving.retire(fleet, victim, Reason.ROOM, needed, asleep=asleep, patient=True)
 
 
 def count_swap(fleet: Fleet, victim: Engine) -> None:
@@ -221,8 +247,7 @@ def count_swap(fleet: Fleet, victim: Engine) -> None:
 
 def bring_up_for_later(fleet: Fleet, engine: Engine) -> None:
     """For one who cannot wait so long, and comes again: else a slow model would never be there for it."""
-    if engine.name in fleet.available and placement.can_come(engine):
-        engine.wanted = True
+    engine.wanted = engine.wanted or engine.name in fleet.available
 
 
 def waited(fleet: Fleet, engine: Engine) -> str:
@@ -231,12 +256,12 @@ def waited(fleet: Fleet, engine: Engine) -> str:
 
 
 def pursue(fleet: Fleet, engine: Engine) -> None:
-    """Bring up an engine that an operator or the restart policy wants, or say why not."""
+    """Bring up an engine that an operator, the calendar or the restart policy wants, or say why not."""
     way = placement.way_up(fleet, engine)
     if isinstance(way, placement.Way):
         make_way(fleet, engine, way)
-    elif way.hopeless if engine.patient else not way.transient:
-        engine.wanted = engine.patient = False
+    elif way.hope is Hope.NONE or (way.hope is not Hope.MOVING and engine.patient_until < fleet.now):
+        engine.give_up_wanting()
         if engine.state is State.BACKOFF:
             engine.step(Step.RELEASE, fleet.now)
         engine.last_reason = way.message

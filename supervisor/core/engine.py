@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -58,8 +59,10 @@ class Engine:
     """Someone asked for it: an operator, or the restart after a crash while serving."""
     foreseen_at: float | None = None
     """When its weights were last read ahead."""
-    patient: bool = False
-    """It is wanted by the calendar, which waits for its place; a person is told at once that there is none."""
+    patient_until: float = -math.inf
+    """How long its start waits for its place: the calendar gives it time, a person is told at once."""
+    pinned_by_hand: bool = False
+    """A person asked that it stays; until it is stopped, or that word is taken back."""
     since: float = 0.0
     """When the present state was entered."""
     deadline: float | None = None
@@ -85,8 +88,6 @@ class Engine:
     outputs: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     _ordered: list[int] = field(default_factory=list)
     kv_tokens: int | None = None
-    rung: int | None = None
-    """Requests at a time after it ran out of memory while serving; None: what the profile says."""
     squeezed: str | None = None
     """Why it may not be given more requests although it is ready: others have taken its headroom."""
 
@@ -97,8 +98,6 @@ class Engine:
     """When it answered that it sleeps: what it holds is told by readings taken from then on."""
     settled: bool = False
     """Its memory was seen to have come back after it fell asleep."""
-    sleep_broken: bool = False
-    """Sleeping failed or gave nothing back; it is stopped instead from now on."""
     start_tickets: list[str] = field(default_factory=list)
     stop_tickets: list[str] = field(default_factory=list)
 
@@ -108,6 +107,8 @@ class Engine:
     """The stop began before it was ready: vLLM then swallows the first SIGTERM."""
     retired: bool = False
     """It goes because that was decided: a crash on the way out starts nothing again."""
+    outdated: bool = False
+    """What it was started with is no longer configured: with this incarnation the whole record is over."""
     terminated: int = 0
     """SIGTERMs sent to this incarnation."""
     gone_at: float | None = None
@@ -139,6 +140,11 @@ class Engine:
         return self.profile.name
 
     @property
+    def pinned(self) -> bool:
+        """Neither evicted nor put to bed when idle."""
+        return self.profile.pin or self.pinned_by_hand
+
+    @property
     def expected(self) -> Learned:
         """What to expect of it: as measured with its version, else with the one before."""
         return self.learned if self.formerly is None else self.learned.or_else(self.formerly)
@@ -165,7 +171,12 @@ class Engine:
     @property
     def slots(self) -> int:
         """Requests that it takes at a time."""
-        return self.profile.max_concurrent if self.rung is None else self.rung
+        return self.profile.max_concurrent if self.learned.rung is None else self.learned.rung
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether it may be put to sleep; where that failed before it is stopped instead."""
+        return self.profile.sleep and not self.learned.sleepless
 
     @property
     def has_room(self) -> bool:
@@ -205,19 +216,36 @@ class Engine:
     @property
     def eta(self) -> float:
         """Seconds that a cold start is expected to take."""
-        return FIRST_GUESS_LOAD if self.expected.start is None else self.expected.start
+        return self.seconds_from(0)
+
+    def seconds_from(self, level: int) -> float:
+        """Until it is ready from asleep at `level`, or, from 0, from cold; guessed where it was never measured."""
+        known = self.measured_from(level)
+        if known is not None:
+            return known
+        return self.eta if level == 2 else (FIRST_GUESS_LOAD, FIRST_GUESS_WAKE)[level]
+
+    def measured_from(self, level: int) -> float | None:
+        """The same, None where it was never measured."""
+        known = self.expected
+        return {0: known.start, 1: known.wake, 2: known.reload}[level]
+
+    def seconds_left(self, now: float) -> float:
+        """Until it is ready if it begins to come up now, or has begun; negative where it is overdue."""
+        return self.seconds_from(self.asleep) - self.elapsed(now)
+
+    def put_off(self, now: float) -> float:
+        """Seconds until it may be tried again after a failure."""
+        return max(0.0, self.deadline - now) if self.state is State.BACKOFF and self.deadline else 0.0
+
+    def elapsed(self, now: float) -> float:
+        """Seconds since it began to load or to wake; 0 where it does neither."""
+        return now - self.loading_since if self.is_coming and self.loading_since is not None else 0.0
 
     @property
     def way_back(self) -> float:
-        """Seconds to be ready again: from sleep where it would sleep or does, else from cold."""
-        if self.asleep == 2:
-            return self.eta if self.expected.reload is None else self.expected.reload
-        return self.wake_seconds if self.asleep or self.profile.sleep else self.eta
-
-    @property
-    def wake_seconds(self) -> float:
-        """From level 1."""
-        return FIRST_GUESS_WAKE if self.expected.wake is None else self.expected.wake
+        """Seconds to be ready again once it has made room: from level 1 where it would sleep, else from cold."""
+        return self.seconds_from(1 if self.sleeps else 0)
 
     @property
     def expected_service(self) -> float:
@@ -237,6 +265,13 @@ class Engine:
     def served(self, seconds: float) -> None:
         """A request was over after `seconds`."""
         self.service = seconds if self.service is None else 0.9 * self.service + 0.1 * seconds
+
+    def want(self, until: float) -> None:
+        """Start it, as soon as there is a place for it, until then at the latest."""
+        self.wanted, self.patient_until = True, until
+
+    def give_up_wanting(self) -> None:
+        self.wanted, self.patient_until = False, -math.inf
 
     def step(self, step: Step, now: float) -> None:
         self.state = advance(self.state, step)

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from supervisor.config import Config
 from supervisor.core.devices import Survey
+from supervisor.core.learned import Learned
 from supervisor.core.peer import Listed
 from supervisor.core.progress import Progress
 from supervisor.core.routing import Ask
@@ -49,6 +51,14 @@ class DevicesRead:
     survey: Survey
     measured: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     ours: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class XidReported:
+    """The driver reported an error of a GPU. `xid`: its number in NVIDIA's catalogue."""
+
+    device: str
+    xid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +154,8 @@ class Unkillable:
 class Found:
     """An engine of an earlier daemon, proven ours. `alive`: its leader runs; else only leftovers may.
 
-    `asleep`: the level at which it may sleep, 0 where it was never put to sleep. `rung`: as the engine's.
+    `asleep`: the level at which it may sleep, 0 where it was never put to sleep. `waking`: it was being woken.
+    `pinned`: as the engine's.
     """
 
     profile: str
@@ -152,7 +163,8 @@ class Found:
     devices: tuple[str, ...]
     alive: bool
     asleep: int = 0
-    rung: int | None = None
+    waking: bool = False
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +177,11 @@ class AdoptionFailed:
 
 @dataclass(frozen=True, slots=True)
 class StartAsked:
+    """`pin`: from now on it is to stay, or no longer; None leaves that as it is."""
+
     ticket: str
     profile: str
+    pin: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +259,17 @@ class ModeChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class Reconfigured:
+    """`config` holds from now on. `changes`: the difference in words. `mode`: what the calendar says under it, None
+    where it says the same. `learned`: profile -> what is known of engines with its arguments."""
+
+    config: Config
+    changes: tuple[str, ...] = ()
+    mode: ModeChanged | None = None
+    learned: Mapping[str, Learned] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class ShutdownAsked:
     keep_engines: bool
 
@@ -252,6 +278,7 @@ Event = (
     Arrived
     | Left
     | DevicesRead
+    | XidReported
     | Ticked
     | SpawnFailed
     | Progressed
@@ -276,5 +303,6 @@ Event = (
     | PeerHeard
     | PeerLost
     | ModeChanged
+    | Reconfigured
     | ShutdownAsked
 )

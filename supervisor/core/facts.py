@@ -5,29 +5,24 @@ from __future__ import annotations
 from functools import singledispatch
 
 from supervisor.core import (
+    ailing,
+    arriving,
     calendar,
     coming,
-    dispatch,
     events,
     learning,
     leaving,
     lending,
     neighbours,
     orders,
-    outlook,
     peering,
-    placement,
+    reconfiguring,
 )
 from supervisor.core.events import Event
 from supervisor.core.failures import Failure, FailureClass, classify
 from supervisor.core.fleet import Fleet
-from supervisor.core.lifecycle import LIVE, State, Step
-from supervisor.core.queueing import Waiter
-from supervisor.core.routing import Ask, Route
-from supervisor.errors import DaemonRefused, LlmdError, NotAvailable, Overloaded
-
-BATCH_WEIGHT = 0.2
-"""What a second of a batch request's waiting counts for, against an interactive one's."""
+from supervisor.core.lifecycle import LIVE, Reason, State, Step
+from supervisor.errors import DaemonRefused, NotAvailable
 
 
 @singledispatch
@@ -43,57 +38,7 @@ def _(event: events.Ticked, fleet: Fleet) -> None:
 
 @on.register
 def _(event: events.Arrived, fleet: Fleet) -> None:
-    if fleet.closing:
-        fleet.refuse(event.lease, NotAvailable("llmd is shutting down", retry_after=10))
-        return
-    try:
-        ask = learning.estimate(fleet, event.ask)
-        found = dispatch.route(fleet, ask, event.patience)
-    except LlmdError as error:
-        fleet.refuse(event.lease, error)
-        return
-    if not found.candidates:
-        routed(fleet, event, ask, found)
-        fleet.refuse(event.lease, calendar.closed(fleet, ask.model), ask)
-        return
-    batch, policy = fleet.is_batch(event.ask.source), fleet.config.scheduling
-    waiter = Waiter(
-        event.lease,
-        ask,
-        found.candidates,
-        fleet.now,
-        fleet.now + event.patience,
-        policy.patience_batch if batch else policy.patience_interactive,
-        BATCH_WEIGHT if batch else 1.0,
-        found.sticky,
-    )
-    ahead = fleet.queues.ahead_of(frozenset(waiter.profiles)) if len(fleet.queues) else 0
-    if not fleet.is_active(ask.source):
-        fleet.fairness.arrive(ask.source, fleet.active_sources())
-    given = not ahead and dispatch.give(fleet, waiter)
-    if event.at_once and not given:
-        fleet.order(orders.Refuse(event.lease, Overloaded("nothing is free at once", retry_after=1)))
-        return
-    routed(fleet, event, ask, found)
-    if given:
-        return
-    if late := outlook.out_of_reach(fleet, waiter):
-        dispatch.bring_up_for_later(fleet, late[0])
-        fleet.refuse(event.lease, late[1], ask)
-        return
-    bound = sum(fleet.place(name).room for name in waiter.profiles)
-    fleet.queues.add(waiter)
-    fleet.unsettle(waiter.profiles)
-    if ahead >= bound:
-        dispatch.place(fleet, waiter)
-        if event.lease in fleet.queues:
-            fleet.queues.remove(event.lease)
-            fleet.refuse(event.lease, dispatch.overloaded(fleet, waiter, ahead), ask)
-
-
-def routed(fleet: Fleet, event: events.Arrived, ask: Ask, found: Route) -> None:
-    if ask.request:
-        fleet.order(orders.Routed(event.lease, ask, found))
+    arriving.arrive(fleet, event)
 
 
 @on.register
@@ -104,10 +49,12 @@ def _(event: events.Left, fleet: Fleet) -> None:
     prompt = granted.prompt if event.prompt is None else event.prompt
     output = granted.output if event.output is None else event.output
     fleet.fairness.charge(granted.source, prompt - granted.prompt, output)
-    if peer := fleet.peers.get(granted.profile):
-        peering.left(fleet, peer, event.lease, granted)
+    if not granted.incarnation:
+        peering.left(fleet, event.lease, granted)
         return
-    engine = fleet.engines[granted.profile]
+    engine = fleet.engines.get(granted.profile)
+    if engine is None:
+        return  # its profile went, and then it died
     if event.output is not None:
         engine.wrote(event.output)
     if event.prompt is not None:
@@ -132,6 +79,7 @@ def _(event: events.DevicesRead, fleet: Fleet) -> None:
     fleet.ledger.take(event.survey, event.ours, fleet.claims())
     fleet.stuck.clear()
     neighbours.notice(fleet)
+    ailing.look(fleet)
     for engine in fleet.engines.values():
         learning.looked_at(fleet, engine)
         if engine.state is State.RESERVED:
@@ -141,8 +89,12 @@ def _(event: events.DevicesRead, fleet: Fleet) -> None:
         elif engine.state is State.SLEEPING and not engine.settled:
             leaving.settle_asleep(fleet, engine)
         elif engine.state is State.READY:
-            squeezed = [fleet.ledger.squeeze(device, bool(engine.squeezed)) for device in engine.devices]
-            engine.squeezed = next((why for why in squeezed if why), None)
+            neighbours.squeeze(fleet, engine)
+
+
+@on.register
+def _(event: events.XidReported, fleet: Fleet) -> None:
+    ailing.reported(fleet, event)
 
 
 @on.register
@@ -237,7 +189,8 @@ def _(event: events.Found, fleet: Fleet) -> None:
     engine = fleet.engines[event.profile]
     engine.step(Step.ADOPT, fleet.now)
     engine.incarnation, engine.devices = event.incarnation, event.devices
-    engine.asleep, engine.rung = event.asleep, event.rung
+    engine.asleep, engine.settled = event.asleep, bool(event.asleep) and not event.waking
+    engine.pinned_by_hand = event.pinned
     fleet.ledger.unlearn_foreign(event.devices)
     coming.promise_to_found(fleet, engine)
     engine.deadline = fleet.now + fleet.config.engine.start_timeout
@@ -253,12 +206,19 @@ def _(event: events.AdoptionFailed, fleet: Fleet) -> None:
     if engine and engine.state is State.ADOPTING:
         engine.step(Step.RELEASE, fleet.now)
         engine.clear()
+        fleet.order(orders.LetGo(event.incarnation, event.reason))
         fleet.note("adoption_failed", engine, event.reason, level="WARNING")
 
 
 @on.register
 def _(event: events.StartAsked, fleet: Fleet) -> None:
     engine = fleet.engines[event.profile]
+    if event.pin is False and engine.profile.pin:
+        why = f"{engine.name} is pinned by its profile: take `pin = true` out of it"
+        fleet.order(orders.Answer(event.ticket, why, DaemonRefused(why)))
+        return
+    if event.pin is not None:
+        coming.pin(fleet, engine, event.pin)
     if engine.state is State.READY:
         fleet.order(orders.Answer(event.ticket, f"{engine.name} is ready already"))
         return
@@ -272,14 +232,15 @@ def _(event: events.StartAsked, fleet: Fleet) -> None:
 @on.register
 def _(event: events.StopAsked, fleet: Fleet) -> None:
     engine = fleet.engines[event.profile]
-    engine.wanted = False
+    engine.give_up_wanting()
+    engine.pinned_by_hand = False
     if engine.state in (State.COLD, State.BACKOFF, State.IMPOSSIBLE):
         if engine.state is not State.COLD:
             engine.step(Step.RELEASE, fleet.now)
         fleet.order(orders.Answer(event.ticket, f"{engine.name} does not run"))
         return
     engine.stop_tickets.append(event.ticket)
-    leaving.retire(fleet, engine, "asked by an operator", drain=0 if event.at_once else None)
+    leaving.retire(fleet, engine, Reason.OPERATOR, "asked by an operator", drain=0 if event.at_once else None)
 
 
 @on.register
@@ -288,8 +249,8 @@ def _(event: events.SleepAsked, fleet: Fleet) -> None:
     if why := leaving.cannot_sleep(engine):
         fleet.order(orders.Answer(event.ticket, why, DaemonRefused(why)))
         return
-    engine.wanted = False
-    leaving.retire(fleet, engine, "put to sleep by an operator", asleep=True)
+    engine.give_up_wanting()
+    leaving.retire(fleet, engine, Reason.OPERATOR, "put to sleep by an operator", asleep=True)
     fleet.order(orders.Answer(event.ticket, f"{engine.name} goes to sleep"))
 
 
@@ -329,10 +290,13 @@ def _(event: events.ModeChanged, fleet: Fleet) -> None:
 
 
 @on.register
+def _(event: events.Reconfigured, fleet: Fleet) -> None:
+    reconfiguring.reconfigure(fleet, event)
+
+
+@on.register
 def _(event: events.WarmAsked, fleet: Fleet) -> None:
-    engine = fleet.engines[event.profile]
-    if engine.name in fleet.available and placement.can_come(engine):
-        engine.wanted = True
+    calendar.warm(fleet, event.profile)
 
 
 @on.register
@@ -343,6 +307,6 @@ def _(event: events.ShutdownAsked, fleet: Fleet) -> None:
         fleet.queues.remove(waiter.lease)
         fleet.refuse(waiter.lease, NotAvailable("llmd is shutting down", retry_after=10))
     for engine in fleet.engines.values():
-        engine.wanted = False
+        engine.give_up_wanting()
         if not event.keep_engines:
-            leaving.retire(fleet, engine, "llmd is shutting down")
+            leaving.retire(fleet, engine, Reason.SHUTDOWN, "llmd is shutting down")

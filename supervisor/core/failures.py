@@ -15,6 +15,7 @@ from enum import StrEnum
 class FailureClass(StrEnum):
     IMPOSSIBLE = "impossible"
     CONTENTION = "contention"
+    ADDRESS_TAKEN = "address taken"
     TRANSIENT = "transient"
     OUT_OF_MEMORY = "out of memory"
     GPU_SICK = "gpu sick"
@@ -39,7 +40,7 @@ _SIGNS: tuple[tuple[FailureClass, re.Pattern[str]], ...] = tuple(
         (FailureClass.GPU_SICK, r"Xid|GPU is lost|uncorrectable ECC|cudaErrorECC|device-side assert"),
         (FailureClass.CONTENTION, r"Free memory on device .* is less than desired GPU memory utilization"),
         (FailureClass.CONTENTION, r"Available memory on node \d+ \("),
-        (FailureClass.CONTENTION, r"Address already in use|EADDRINUSE"),
+        (FailureClass.ADDRESS_TAKEN, r"Address already in use|EADDRINUSE"),
         (FailureClass.IMPOSSIBLE, r"No available memory for the cache blocks"),
         (FailureClass.IMPOSSIBLE, r"To serve at least one request with the model's max seq len"),
         (FailureClass.IMPOSSIBLE, r"unrecognized arguments|error: argument|Invalid repository ID"),

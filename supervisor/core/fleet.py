@@ -55,6 +55,14 @@ class Mode:
 
 
 @dataclass(slots=True)
+class Sighting:
+    """An error that a GPU's driver reported: how often, and when last, monotonic seconds."""
+
+    count: int = 0
+    at: float = 0.0
+
+
+@dataclass(slots=True)
 class Fleet:
     config: Config
     name_incarnation: Callable[[], str]
@@ -63,6 +71,8 @@ class Fleet:
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     learned: InitVar[Mapping[str, Learned] | None] = None
     """Profile -> what earlier daemons learned of it."""
+    remembered: Mapping[str, Learned] = field(default_factory=dict)
+    """The same, for engines that are yet to be recorded."""
     engines: dict[str, Engine] = field(init=False)
     ledger: Ledger = field(init=False)
     queues: Queues = field(default_factory=Queues)
@@ -76,6 +86,8 @@ class Fleet:
     """(model, error code) -> when one was noted last, and how many were refused since."""
     stuck: dict[tuple[str, ...], float | None] = field(default_factory=dict)
     """Profiles -> until when nothing can be done for those who wait for just these; None: until something changes."""
+    kept_for: dict[str, str] = field(default_factory=dict)
+    """Profile -> the lease that is first in rank there and lacks but KV cache: nobody is let past it."""
     scene: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     """Profile -> what of its engine these answers rest on."""
     beside: Mapping[str, frozenset[str]] = field(init=False)
@@ -96,6 +108,8 @@ class Fleet:
     homes: Homes = field(init=False)
     foreign_told: dict[str, int] = field(default_factory=dict)
     """Device -> the foreign bytes there that were last told of."""
+    xids: dict[tuple[str, int], Sighting] = field(default_factory=dict)
+    """(device, XID) -> when its driver reported that."""
     closing: bool = False
     now: float = 0.0
     orders: list[Order] = field(default_factory=list)
@@ -181,15 +195,17 @@ class Fleet:
         home = self.homes.of(conversation, self.now)
         if home is None or home.place in self.peers:
             return home.place if home else None
-        engine = self.engines[home.place]
-        return engine.name if engine.incarnation == home.incarnation else None
+        engine = self.engines.get(home.place)
+        return home.place if engine and engine.incarnation == home.incarnation else None
 
     def claims(
         self, *, without: str | None = None, on: Collection[str] | None = None
     ) -> dict[str, list[Claim]]:
         """Device -> what our engines, and borrowers, hold there; complete for the devices `on`, all by default."""
         held: dict[str, list[Claim]] = {}
-        holders: list[Engine | Loan] = [e for e in self.engines.values() if e.name != without and e.holds(on)]
+        holders: list[Engine | Loan] = [
+            engine for name, engine in self.engines.items() if name != without and engine.holds(on)
+        ]
         holders += self.loans.values()
         for holder in holders:
             for device, claim in holder.claims().items():
@@ -227,18 +243,14 @@ class Fleet:
     def _forecast(self, engine: Engine | Peer) -> float:
         if isinstance(engine, Peer):
             return engine.forecast(self.queues.for_profile(engine.name))
-        if engine.state is State.IMPOSSIBLE:
+        if engine.state is State.IMPOSSIBLE or engine.squeezed:
             return LONG
         ahead = self.queues.for_profile(engine.name) + len(engine.leases)
         queue = engine.expected_service * ahead / engine.slots
         if engine.state is State.READY:
             return max(1.0, queue)
-        return max(1.0, self.until_loaded(engine)) + max(0.0, queue - engine.expected_service)
-
-    def until_loaded(self, engine: Engine) -> float:
-        """Seconds that a start or a wake can be expected to take yet; negative where it is overdue."""
-        elapsed = self.now - engine.since if engine.is_coming else 0.0
-        return engine.way_back - elapsed
+        up = engine.put_off(self.now) + max(1.0, engine.seconds_left(self.now))
+        return up + max(0.0, queue - engine.expected_service)
 
     # The limit on swaps
 

@@ -97,6 +97,10 @@ class Learned:
     residue: Mapping[str, int] = field(default_factory=dict)
     """GPU -> the most that was left there by one asleep."""
     tokens: Tokens = Tokens()
+    rung: int | None = None
+    """Requests at a time after it ran out of memory while serving; None: what the profile says."""
+    sleepless: bool = False
+    """Sleeping or waking failed, or gave nothing back."""
 
     def started(self, seconds: float) -> Learned:
         return replace(self, start=_mean(self.start, seconds))
@@ -121,8 +125,9 @@ class Learned:
         return Learned(*known, self.tokens.count(letters, tokens))
 
     def of_version(self, version: str) -> Learned:
-        """The record of another version begins anew, but for the tokens, which are the model's."""
-        return Learned(version=version, tokens=self.tokens)
+        """The record of another version begins anew, but for the tokens, which are the model's, and the rung, which
+        is kept until the profile changes. It may have learned to sleep."""
+        return Learned(version=version, tokens=self.tokens, rung=self.rung)
 
     def or_else(self, other: Learned) -> Learned:
         """Where this one knows nothing, what `other` knows."""
@@ -135,6 +140,8 @@ class Learned:
             {**other.peak, **self.peak},
             {**other.residue, **self.residue},
             self.tokens,
+            self.rung,
+            self.sleepless,
         )
 
     def figures(self) -> dict[str, float]:
@@ -159,7 +166,8 @@ def notable(before: Learned, after: Learned) -> bool:
     """Whether `after` is worth keeping beside `before`: a figure is new, or moved by a twentieth."""
     old, new = before.figures(), after.figures()
     moved = any(_moved(old[name], value) for name, value in new.items() if name in old)
-    return before.version != after.version or old.keys() != new.keys() or moved or taught(before, after)
+    ways = (before.version, before.rung, before.sleepless) != (after.version, after.rung, after.sleepless)
+    return ways or old.keys() != new.keys() or moved or taught(before, after)
 
 
 def taught(before: Learned, after: Learned) -> bool:

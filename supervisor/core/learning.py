@@ -8,6 +8,7 @@ from dataclasses import replace
 import msgspec
 
 from supervisor.core import context, orders
+from supervisor.core.command import names_of
 from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fleet import Fleet
@@ -22,7 +23,7 @@ SERVING = frozenset({State.READY, State.DRAINING})
 def learn(fleet: Fleet, engine: Engine, learned: Learned) -> None:
     """Take in a new record; have it kept where it differs enough from the one that was kept last."""
     engine.learned = learned
-    if notable(engine.kept, learned):
+    if notable(engine.kept, learned) and not engine.outdated:
         engine.kept = learned
         fleet.order(orders.Remember(engine.name, learned))
 
@@ -36,6 +37,14 @@ def came_up(fleet: Fleet, engine: Engine, seconds: float | None) -> None:
 
 def fell_asleep(fleet: Fleet, engine: Engine, residue: Mapping[str, int]) -> None:
     learn(fleet, engine, engine.learned.slept(residue))
+
+
+def eased(fleet: Fleet, engine: Engine, rung: int) -> None:
+    learn(fleet, engine, replace(engine.learned, rung=rung))
+
+
+def sleepless(fleet: Fleet, engine: Engine) -> None:
+    learn(fleet, engine, replace(engine.learned, sleepless=True))
 
 
 def weighed(fleet: Fleet, engine: Engine, weights: int) -> None:
@@ -86,9 +95,7 @@ def estimate(fleet: Fleet, ask: Ask) -> Ask:
     """With the tokens that its letters come to with its model, as far as that was seen."""
     if ask.letters is None:
         return ask
-    named = [
-        e.learned.tokens for e in fleet.engines.values() if ask.model in (e.profile.name, e.profile.model)
-    ]
+    named = [e.learned.tokens for e in fleet.engines.values() if ask.model in names_of(e.profile)]
     best = max(named, key=lambda tokens: tokens.seen, default=None)
     if best is None or not best.seen:
         return ask

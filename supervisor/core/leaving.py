@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from supervisor.core import learning, orders, restarts
 from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine
 from supervisor.core.failures import Failure, FailureClass
 from supervisor.core.fit import need
 from supervisor.core.fleet import Fleet, taken
-from supervisor.core.ledger import Claims
-from supervisor.core.lifecycle import PROFILING, State, Step
+from supervisor.core.ledger import Claims, name_of
+from supervisor.core.lifecycle import PROFILING, Reason, State, Step
 from supervisor.errors import EngineFailed, NotAvailable
 
 SECOND_TERM = 3.0
@@ -24,13 +26,14 @@ SETTLED_SLACK = 256 << 20
 def retire(
     fleet: Fleet,
     engine: Engine,
+    reason: Reason,
     why: str,
     *,
     drain: float | None = None,
     asleep: bool = False,
     patient: bool = False,
 ) -> None:
-    """Take an engine down in order, to sleep if `asleep`.
+    """Take an engine down in order, to sleep if `asleep`. `why`: the reason in words.
 
     Requests in flight have `drain` seconds (None: server.drain) before they are cut; `patient` cuts none.
     """
@@ -39,23 +42,38 @@ def retire(
     if engine.claims():
         engine.left_because = why
     if engine.state is State.RESERVED:
-        engine.step(Step.RELEASE, fleet.now)
-        engine.clear()
+        withdraw(fleet, engine, why)
         answer_stopped(fleet, engine)
     elif engine.state is State.READY:
         forgive(fleet, engine)
         engine.step(Step.DRAIN, fleet.now)
         if not patient:
             engine.deadline = fleet.now + (fleet.config.server.drain if drain is None else drain)
-        fleet.note(
-            "engine_draining", engine, f"{engine.name} drains: {why}", why=why, busy=len(engine.leases)
-        )
+        told, busy = f"{engine.name} drains: {why}", len(engine.leases)
+        fleet.note("engine_draining", engine, told, reason=reason.value, why=why, busy=busy)
     elif engine.state is State.DRAINING and at_once:
         engine.deadline = fleet.now
     elif engine.state in (State.STARTING, State.ADOPTING, State.SLEEPING, State.WAKING):
-        fleet.note("engine_stopping", engine, f"{engine.name} stops while {engine.state}: {why}", why=why)
+        told = f"{engine.name} stops while {engine.state}: {why}"
+        fleet.note("engine_stopping", engine, told, reason=reason.value, why=why)
         terminate(fleet, engine)
     go_on_draining(fleet, engine)
+
+
+def give_up_abandoned(fleet: Fleet) -> None:
+    """Starts for which nobody is left, where the profile does not want them finished all the same."""
+    for engine in fleet.engines.values():
+        starting = engine.state in (State.RESERVED, State.STARTING)
+        asked_for = engine.wanted or engine.pinned or fleet.queues.for_profile(engine.name)
+        if starting and not asked_for and not engine.profile.finish_start:
+            retire(fleet, engine, Reason.ABANDONED, "nobody waits for it any more")
+
+
+def withdraw(fleet: Fleet, engine: Engine, why: str) -> None:
+    """Its place is promised to others again before anything was spawned."""
+    engine.step(Step.RELEASE, fleet.now)
+    engine.clear()
+    fleet.note("start_withdrawn", engine, f"{engine.name} does not start after all: {why}")
 
 
 def go_on_draining(fleet: Fleet, engine: Engine) -> None:
@@ -77,7 +95,7 @@ def go_on_draining(fleet: Fleet, engine: Engine) -> None:
 
 def sleep_level(fleet: Fleet, engine: Engine, claims: Claims) -> int:
     """1 where host memory takes its weights, 2 where it does not, 0 where it cannot sleep."""
-    if not engine.profile.sleep or engine.sleep_broken or engine.state not in AWAKE:
+    if not engine.sleeps or engine.state not in AWAKE:
         return 0
     return 1 if fleet.ledger.room(HOST, claims) >= engine.host_need else 2
 
@@ -86,7 +104,7 @@ def cannot_sleep(engine: Engine) -> str | None:
     """Why it cannot be put to sleep now, in words; None where it can."""
     if not engine.profile.sleep:
         return f"{engine.name} does not sleep: its profile has no sleep = true"
-    if engine.sleep_broken:
+    if not engine.sleeps:
         return f"{engine.name} did not sleep properly before; it can be stopped"
     return (
         None
@@ -112,7 +130,10 @@ def lie_down(fleet: Fleet, engine: Engine, level: int) -> None:
 
 
 def settle_asleep(fleet: Fleet, engine: Engine) -> None:
-    """Over once the devices show that most of the memory came back: an answer of 200 proves nothing."""
+    """Over once the devices show that most of the memory came back: an answer of 200 proves nothing.
+
+    Held against the most that it was seen to hold awake, not the last: it may have woken since.
+    """
     if engine.slept_at is None:
         return
     cards = [device for device in engine.devices if device != HOST]
@@ -122,7 +143,7 @@ def settle_asleep(fleet: Fleet, engine: Engine) -> None:
         if reading is None or reading.trouble or now_held is None or reading.at < engine.slept_at:
             return
         whole = need(engine.profile, reading)
-        if now_held > min(whole, engine.before.get(device, (0, whole, 0))[1]) / 2:
+        if now_held > min(whole, engine.expected.peak.get(device, whole)) / 2:
             return
     engine.settled, engine.deadline = True, wakes_or_stops(fleet, engine)
     kept = {device: held for device, held in fallen.items() if held is not None}
@@ -135,19 +156,20 @@ def settle_asleep(fleet: Fleet, engine: Engine) -> None:
 def wakes_or_stops(fleet: Fleet, engine: Engine) -> float | None:
     """When a sleeping engine is stopped for good: its idle time counts from its last request."""
     ttl = engine.profile.idle_ttl
-    return None if ttl is None or engine.profile.pin else (engine.idle_since or fleet.now) + ttl
+    return None if ttl is None or engine.pinned else (engine.idle_since or fleet.now) + ttl
 
 
 def sleep_failed(fleet: Fleet, engine: Engine, reason: str) -> None:
     """It answered, or showed, that it does not sleep: stop it, and do not try that again."""
-    engine.sleep_broken = True
+    learning.sleepless(fleet, engine)
     fleet.note("sleep_failed", engine, f"{engine.name} did not fall asleep: {reason}", level="WARNING")
     terminate(fleet, engine)
 
 
 def wake_failed(fleet: Fleet, engine: Engine, reason: str) -> None:
     """Replace it by a fresh start, which those who wait for it await; the next one is not put to sleep."""
-    engine.sleep_broken = engine.proven = True
+    learning.sleepless(fleet, engine)
+    engine.proven = True
     fail(fleet, engine, Failure(FailureClass.TRANSIENT, f"did not wake: {reason}"))
 
 
@@ -223,22 +245,43 @@ def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: b
     if not tree_gone:
         fleet.order(orders.Kill(engine.incarnation or ""))
     if failure:
-        engine.last_failure = failure
+        engine.failure = engine.last_failure = failure = with_holders(fleet, engine, failure)
         engine.wanted = engine.wanted or (was_ready and not engine.retired)
         fleet.note("engine_failed", engine, str(failure), level="ERROR", log=failure.tail)
         if failure.serving and failure.kind is FailureClass.OUT_OF_MEMORY and not engine.asleep:
             ease(fleet, engine)
-        if not engine.proven:
+        if failure.kind in restarts.NOT_COUNTED:
+            engine.wanted = engine.wanted and is_awaited(fleet, engine)
+        elif not (engine.proven or engine.outdated):
             tell_waiters(fleet, engine, failure)
     if tree_gone:
         tree_is_gone(fleet, engine)
 
 
+def with_holders(fleet: Fleet, engine: Engine, failure: Failure) -> Failure:
+    """Where memory was short at its start, who else holds it is what a person needs to know."""
+    if failure.serving or failure.kind not in (FailureClass.OUT_OF_MEMORY, FailureClass.CONTENTION):
+        return failure
+    beside, told = fleet.claims(without=engine.name), [failure.message]
+    for device in engine.devices:
+        if reading := fleet.ledger.reading(device):
+            holders = fleet.ledger.holders(reading, beside.get(device, ()))
+            told.append(f"{name_of(reading)} is held by: {holders or 'nobody else'}")
+    return replace(failure, message="; ".join(told))
+
+
+def is_awaited(fleet: Fleet, engine: Engine) -> bool:
+    """Whether somebody still waits for its start, be it the calendar."""
+    waits = bool(engine.start_tickets) or engine.patient_until >= fleet.now
+    return waits or fleet.queues.for_profile(engine.name) > 0
+
+
 def ease(fleet: Fleet, engine: Engine) -> None:
     """It ran out of memory while serving: from now on half as many requests at a time, until its profile changes."""
-    before, engine.rung = engine.slots, max(1, engine.slots // 2)
-    why = f"{engine.name} ran out of memory serving; it is started again for {engine.rung} requests at a time"
-    fleet.note("engine_eased", engine, why, level="WARNING", slots=engine.rung, before=before)
+    before, rung = engine.slots, max(1, engine.slots // 2)
+    learning.eased(fleet, engine, rung)
+    why = f"{engine.name} ran out of memory serving; it is started again for {rung} requests at a time"
+    fleet.note("engine_eased", engine, why, level="WARNING", slots=rung, before=before)
 
 
 def tree_is_gone(fleet: Fleet, engine: Engine) -> None:
@@ -251,18 +294,20 @@ def tree_is_gone(fleet: Fleet, engine: Engine) -> None:
 
 
 def tell_waiters(fleet: Fleet, engine: Engine, failure: Failure) -> None:
-    """It never came up: those who waited for it try their other candidates, or hear why."""
+    """It never came up: those who waited for it try their other candidates, or hear why, and when it may be there."""
     message = f"{engine.name} failed to start: {failure}"
+    failures = [*engine.failures, fleet.now]
+    put_off = restarts.decide(fleet.config.restarts, failures, failure, luck=0.0).delay
+    again = None if put_off is None else put_off + engine.eta
     for ticket in taken(engine.start_tickets):
         error = EngineFailed(message, log=failure.tail)
         fleet.order(orders.Answer(ticket, message, error))
-    engine.wanted = False
+    engine.give_up_wanting()
     for waiter in fleet.queues:
         if engine.name in waiter.profiles:
             fleet.queues.give_up(waiter, engine.name)
             if not waiter.profiles:
-                told, final = "\n".join((message, *failure.tail)), failure.kind is FailureClass.IMPOSSIBLE
-                refusal = NotAvailable(told, retry_after=None if final else 30)
+                refusal = NotAvailable("\n".join((message, *failure.tail)), retry_after=again)
                 fleet.refuse(waiter.lease, refusal, waiter.ask)
 
 
@@ -276,7 +321,7 @@ def settle(fleet: Fleet, engine: Engine) -> None:
     incarnation, failure = engine.incarnation or "", engine.failure
     fleet.order(orders.Forget(incarnation))
     engine.clear()
-    if failure is None:
+    if failure is None or engine.outdated:
         engine.step(Step.SETTLE, fleet.now)
         fleet.note("engine_stopped", engine, f"{engine.name} stopped, its memory is back")
     else:
@@ -309,15 +354,19 @@ def quarantine(fleet: Fleet, engine: Engine) -> None:
 
 
 def follow_up(fleet: Fleet, engine: Engine, failure: Failure) -> None:
-    engine.failures.append(fleet.now)
+    if failure.kind not in restarts.NOT_COUNTED:
+        engine.failures.append(fleet.now)
     engine.failure = None
-    verdict = restarts.decide(fleet.config.restarts, engine.failures, failure, fleet.rng)
+    verdict = restarts.decide(fleet.config.restarts, engine.failures, failure, fleet.rng.random())
     engine.last_reason = verdict.reason
-    engine.step(Step.GIVE_UP if verdict.delay is None else Step.BACK_OFF, fleet.now)
-    if verdict.delay is not None:
+    if verdict.delay is None:
+        engine.step(Step.GIVE_UP, fleet.now)
+        engine.give_up_wanting()
+    elif verdict.delay:
+        engine.step(Step.BACK_OFF, fleet.now)
         engine.deadline = fleet.now + verdict.delay
     else:
-        engine.wanted = False
+        engine.step(Step.SETTLE, fleet.now)
     inputs = {"kind": failure.kind.value, "failures": len(engine.failures), "delay_s": verdict.delay}
     fleet.note("engine_restart_policy", engine, verdict.reason, level="WARNING", **inputs)
 

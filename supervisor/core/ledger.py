@@ -53,6 +53,7 @@ Claims = Mapping[str, Sequence[Claim]]
 
 class Obstacle(StrEnum):
     MISSING = "the host has no such GPU"
+    UNREAD = "the devices cannot be read"
     SICK = "the GPU is sick"
     STALE = "the reading is stale"
     QUARANTINED = "the GPU is quarantined"
@@ -63,6 +64,9 @@ class Obstacle(StrEnum):
 
 PASSING = frozenset({Obstacle.MEMORY, Obstacle.RESTLESS})
 """Obstacles that our own engines may be the cause of, so that waiting or eviction can remove them."""
+
+FINAL = frozenset({Obstacle.MISSING, Obstacle.TOO_BIG})
+"""Obstacles that stay until a person changes the host or its configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +94,21 @@ class Verdict:
         """Nothing but our own engines' memory or movement may stand in the way."""
         return all(shortage.obstacle in PASSING for shortage in self.shortages)
 
+    @property
+    def final(self) -> bool:
+        """It would be the same at any later time."""
+        return any(shortage.obstacle in FINAL for shortage in self.shortages)
+
     def __str__(self) -> str:
         return "; ".join(shortage.message for shortage in self.shortages) or "fits"
+
+
+@dataclass(slots=True)
+class Sickness:
+    """Why a GPU is out of use. `was_lost`: it could not be read since."""
+
+    why: str
+    was_lost: bool = False
 
 
 @dataclass(slots=True)
@@ -103,6 +120,8 @@ class Ledger:
     ours: frozenset[int] = frozenset()
     quarantined: dict[str, str] = field(default_factory=dict)
     """Device -> why, in words that name the PIDs."""
+    sick: dict[str, Sickness] = field(default_factory=dict)
+    """GPUs out of use until they were reset."""
     _foreign: dict[str, deque[tuple[float, int]]] = field(default_factory=dict)
 
     # Facts in
@@ -127,8 +146,13 @@ class Ledger:
 
     # Questions
 
+    def barred(self, device: str) -> str | None:
+        """Why nothing may start there, whatever it shows; None where it may."""
+        sick = self.sick.get(device)
+        return sick.why if sick else self.quarantined.get(device)
+
     def reading(self, device: str) -> Reading | None:
-        return next((reading for reading in self.survey.readings if reading.device == device), None)
+        return self.survey.by_device.get(device)
 
     def foreign(self, device: str) -> int:
         """Bytes that are not ours. Host memory moves too much for a minute's peak: its latest counts."""
@@ -175,7 +199,7 @@ class Ledger:
         devices = self.devices_of(profile)
         if devices is None:
             return Verdict((self._missing(profile),))
-        found = []
+        found = [self._unfit(card) for ref in profile.gpus if (card := self.gpu(ref)) and card.unified]
         for device in devices:
             given = (freed or {}).get(device, 0) + (own or {}).get(device, 0)
             found.append(self._judge_device(profile, device, claims.get(device, ()), now, given))
@@ -190,8 +214,9 @@ class Ledger:
 
     def _missing(self, profile: Profile) -> Shortage:
         absent = ", ".join(str(ref) for ref in profile.gpus if self.gpu(ref) is None)
-        why = self.survey.trouble or f"it has {len(self.gpus())} GPUs"
-        return Shortage(Obstacle.MISSING, absent, f"{profile.name} wants GPU {absent}, but {why}")
+        unread = self.survey.trouble or (None if self.survey.readings else "no device was read yet")
+        obstacle, why = Obstacle.UNREAD if unread else Obstacle.MISSING, f"it has {len(self.gpus())} GPUs"
+        return Shortage(obstacle, absent, f"{profile.name} wants GPU {absent}, but {unread or why}")
 
     def gpus(self) -> list[Reading]:
         return [reading for reading in self.survey.readings if reading.index is not None]
@@ -201,18 +226,24 @@ class Ledger:
     ) -> Shortage | None:
         reading = self.reading(device)
         if reading is None:
-            return Shortage(Obstacle.MISSING, device, f"{device} cannot be read")
+            return Shortage(Obstacle.UNREAD, device, f"{device} cannot be read")
         where = name_of(reading)
-        if why := self.quarantined.get(device):
-            return Shortage(Obstacle.QUARANTINED, device, f"{where} is quarantined: {why}")
-        if reading.trouble:
-            return Shortage(Obstacle.SICK, device, f"{where}: {reading.trouble}")
+        if unfit := self._unfit(reading):
+            return unfit
         age = now - reading.at
         if age > self.memory.max_age:
             return Shortage(
                 Obstacle.STALE, device, f"{where} was last read {age:.0f} s ago, NVML does not answer"
             )
         return self._judge_memory(profile, reading, claimed, given)
+
+    def _unfit(self, reading: Reading) -> Shortage | None:
+        where = name_of(reading)
+        if why := self.barred(reading.device):
+            return Shortage(Obstacle.QUARANTINED, reading.device, f"{where} is quarantined: {why}")
+        if reading.trouble:
+            return Shortage(Obstacle.SICK, reading.device, f"{where}: {reading.trouble}")
+        return None
 
     def _judge_memory(
         self, profile: Profile, reading: Reading, claimed: Sequence[Claim], given: int
@@ -246,16 +277,23 @@ class Ledger:
     def _taken(
         self, profile: Profile, reading: Reading, staying: Sequence[Claim], needed: int, available: int
     ) -> Shortage:
-        others = self.strangers(reading)
-        held = [f"{claim.profile} {gib(claim.held)}" for claim in staying]
-        held += [f"PID {h.pid} {h.name} ({h.user}) {'?' if h.used is None else gib(h.used)}" for h in others]
-        if not held and self.foreign(reading.device):
-            held = [f"processes that cannot be named {gib(self.foreign(reading.device))}"]
         message = (
             f"{profile.name} needs {gib(needed)} on {name_of(reading)}, {gib(available)} is available"
-            f" of {gib(reading.total)}; held by: {', '.join(held) or 'nobody (margin)'}"
+            f" of {gib(reading.total)}; held by: {self.holders(reading, staying) or 'nobody (margin)'}"
         )
+        others = self.strangers(reading)
         return Shortage(Obstacle.MEMORY, reading.device, message, needed, available, others)
+
+    def holders(self, reading: Reading, claimed: Sequence[Claim]) -> str:
+        """Who holds memory there, ours as `claimed`, then strangers, in words; empty where nobody does."""
+        held = [f"{claim.profile} {gib(claim.held)}" for claim in claimed]
+        held += [
+            f"PID {h.pid} {h.name} ({h.user}) {'?' if h.used is None else gib(h.used)}"
+            for h in self.strangers(reading)
+        ]
+        if not held and self.foreign(reading.device):
+            held = [f"processes that cannot be named {gib(self.foreign(reading.device))}"]
+        return ", ".join(held)
 
     def squeeze(self, device: str, already: bool) -> str | None:
         """Why engines on `device` should be given no more requests: others hold what activations need.

@@ -63,8 +63,9 @@ def pursue(fleet: Fleet) -> None:
                 dispatch.evict(fleet, fleet.engines[name], loan.wanted, asleep=way.asleep)
             if not way.victims:
                 _grant(fleet, loan)
-        elif not (way.transient or way.ours):
+        elif way.hope not in (placement.Hope.MOVING, placement.Hope.OURS):
             del fleet.loans[loan.name]
+            _note(fleet, "loan_refused", f"no loan to {loan.borrower}: {way.message}")
             fleet.order(orders.Answer(loan.name, way.message, DaemonRefused(way.message)))
 
 

@@ -54,6 +54,19 @@ class Step(StrEnum):
     GIVE_UP = "give up"
 
 
+class Reason(StrEnum):
+    """Why an engine is taken down in order."""
+
+    ROOM = "room"
+    IDLE = "idle"
+    OPERATOR = "operator"
+    MODE = "mode"
+    ABANDONED = "abandoned"
+    SICK = "sick"
+    CONFIG = "config"
+    SHUTDOWN = "shutdown"
+
+
 LIVE = frozenset(
     {
         State.STARTING,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from supervisor.core import orders
 from supervisor.core.devices import HOST, Reading, gib
+from supervisor.core.engine import Engine
 from supervisor.core.fleet import Fleet
 from supervisor.core.ledger import name_of
 
@@ -19,6 +20,18 @@ def notice(fleet: Fleet) -> None:
         if abs(now_held - before) >= NOTICED:
             fleet.foreign_told[reading.device] = now_held
             _tell(fleet, reading, before, now_held)
+
+
+def squeeze(fleet: Fleet, engine: Engine) -> None:
+    """Whether others leave it enough to serve with; told when that changes."""
+    before = engine.squeezed
+    found = [fleet.ledger.squeeze(device, bool(before)) for device in engine.devices]
+    engine.squeezed = next((why for why in found if why), None)
+    if engine.squeezed and not before:
+        words = f"{engine.name} is given no more requests: {engine.squeezed}"
+        fleet.note("engine_squeezed", engine, words, level="WARNING", in_flight=len(engine.leases))
+    elif before and not engine.squeezed:
+        fleet.note("engine_relieved", engine, f"{engine.name} is given requests again")
 
 
 def _tell(fleet: Fleet, reading: Reading, before: int, now_held: int) -> None:

@@ -63,6 +63,29 @@ class Prove:
 
 
 @dataclass(frozen=True, slots=True)
+class Watch:
+    """It serves: report from now on if its health fails or it stalls."""
+
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class LetGo:
+    """This one could not be proven ours: watch it no more, and leave it and its record alone."""
+
+    incarnation: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Write down that a person pinned this one, or no longer does, for a daemon that adopts it."""
+
+    incarnation: str
+    pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ReadAhead:
     """A start of this profile is foreseen: read its weights into the page cache."""
 
@@ -139,6 +162,9 @@ Order = (
     | Sleep
     | Wake
     | Prove
+    | Watch
+    | LetGo
+    | Pin
     | ReadAhead
     | Forget
     | Survey

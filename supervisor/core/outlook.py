@@ -19,14 +19,9 @@ def seconds_left(fleet: Fleet, engine: Engine) -> float | None:
     """Until it can serve if it begins to come up now, from what was measured; None where nothing was."""
     if engine.state is State.READY:
         return 0.0
-    known = engine.expected
-    whole = {0: known.start, 1: known.wake, 2: known.reload}[engine.asleep]
-    if whole is None or engine.state not in STARTS:
+    if engine.measured_from(engine.asleep) is None or engine.state not in STARTS:
         return None
-    elapsed = (
-        fleet.now - engine.loading_since if engine.loading_since is not None and engine.is_coming else 0.0
-    )
-    return max(1.0, whole - elapsed)
+    return max(1.0, engine.seconds_left(fleet.now))
 
 
 def out_of_reach(fleet: Fleet, waiter: Waiter) -> tuple[Engine, NotAvailable] | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from supervisor.core import eviction, learning, leaving
 from supervisor.core.devices import HOST
@@ -30,16 +31,25 @@ class Way:
     asleep: bool = False
 
 
+class Hope(Enum):
+    """What may yet make room, and so who waits for it."""
+
+    MOVING = auto()
+    """A start or a stop is under way: everybody waits for what comes of it."""
+    OURS = auto()
+    """Engines of ours are all that stands in the way: requests and borrowers wait, a person hears so at once."""
+    OTHERS = auto()
+    """A neighbour, or devices that cannot be trusted now: nobody can tell how long, so only the calendar waits."""
+    NONE = auto()
+    """Not before a person changes something."""
+
+
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """It cannot come up now. `transient`: a start or stop under way will tell. `ours`: engines of ours are all
-    that stands in the way, so a request may wait for them. `until`: when that is to be looked at again.
-    `hopeless`: no engine's leaving, and no neighbour's, would help."""
+    """It cannot come up now. `until`: when that is to be looked at again."""
 
     message: str
-    transient: bool = False
-    ours: bool = False
-    hopeless: bool = False
+    hope: Hope
     until: float | None = None
 
 
@@ -57,23 +67,23 @@ class Choice:
 def way_up(fleet: Fleet, engine: Engine) -> Way | Blocked:
     """Whether, and at whose cost, an engine that is cold or asleep could serve."""
     if not can_come(engine):
-        return Blocked(f"{engine.name} is {engine.state}", transient=True)
+        return Blocked(f"{engine.name} is {engine.state}", Hope.MOVING)
     if fleet.queues.for_profile(engine.name) and engine.name not in fleet.available:
-        return Blocked(f"{engine.name} comes {fleet.mode.back}", transient=True)
+        return Blocked(f"{engine.name} comes {fleet.mode.back}", Hope.MOVING)
     claims = _claims_beside(fleet, engine)
     verdict = fleet.ledger.judge(engine.profile, claims, fleet.now, own=engine.residue)
     if verdict.admitted:
         return Way()
     if not verdict.passing:
-        return Blocked(str(verdict), hopeless=True)
+        return Blocked(str(verdict), Hope.NONE if verdict.final else Hope.OTHERS)
     short = {shortage.device for shortage in verdict.shortages}
     where = short if fleet.policy.knows_cards else None
     there = [other for other in fleet.engines.values() if other is not engine and other.holds(where)]
     moving = [e for e in there if e.state in COMING | LEAVING or (e.asleep and not e.settled)]
     if moving:
         names = ", ".join(f"{e.name} ({e.state})" for e in moving)
-        return Blocked(f"waits for {names}; {verdict}", transient=True)
-    return _at_the_cost_of(fleet, engine, [e for e in there if not e.profile.pin], claims, verdict)
+        return Blocked(f"waits for {names}; {verdict}", Hope.MOVING)
+    return _at_the_cost_of(fleet, engine, [e for e in there if not e.pinned], claims, verdict)
 
 
 def _claims_beside(fleet: Fleet, engine: Engine) -> Claims:
@@ -98,7 +108,9 @@ def _at_the_cost_of(
     ours = bool(others) and verdict_without(fleet, engine, others, claims).admitted
     later = [at for at in free_from.values() if fleet.now < at < float("inf")]
     said = "".join(f"; {e.name} is busy ({len(e.leases)} in flight)" for e in others if e.leases)
-    return Blocked(f"{verdict}{said}", ours=ours, until=min(later, default=None) if ours else None)
+    if not ours:
+        return Blocked(f"{verdict}{said}", Hope.OTHERS)
+    return Blocked(f"{verdict}{said}", Hope.OURS, min(later, default=None))
 
 
 def cheapest(
@@ -106,16 +118,26 @@ def cheapest(
 ) -> Way | None:
     """Who costs least: asleep if that frees enough, else stopped. `claims`: what all but `engine` hold, if known."""
     beside = _claims_beside(fleet, engine) if claims is None else claims
-    victims = [eviction.Victim(e.name, fleet.policy.worth(fleet, e), e.last_used) for e in others]
     for sleep in (True, False) if any(e.profile.sleep for e in others) else (False,):
 
         def fits(names: frozenset[str], sleep: bool = sleep) -> bool:
             chosen = [e for e in others if e.name in names]
             return verdict_without(fleet, engine, chosen, beside, sleep=sleep).admitted
 
+        victims = [eviction.Victim(e.name, worth(fleet, e, engine, sleep), e.last_used) for e in others]
         if (chosen := fleet.policy.choose(victims, fits)) is not None:
             return Way(chosen, sleep)
     return None
+
+
+def worth(fleet: Fleet, victim: Engine, engine: Engine, sleep: bool) -> float:
+    """What it costs that `victim` makes room for `engine`, put to sleep or stopped."""
+    level = leaving.sleep_level(fleet, victim, fleet.claims(without=victim.name)) if sleep else 0
+    kept = learning.usual_residue(fleet, victim) if level else {}
+    needed = fleet.ledger.devices_of(engine.profile) or ()
+    held = {device: claim.held for device, claim in victim.claims().items() if device in needed}
+    freed = sum(max(0, size - kept.get(device, 0)) for device, size in held.items())
+    return fleet.policy.worth(fleet, victim, freed, victim.seconds_from(level))
 
 
 def verdict_without(
@@ -167,7 +189,7 @@ def choose(fleet: Fleet, waiter: Waiter) -> Choice | LlmdError | Blocked:
     ways: dict[str, Way | Blocked] = {}
     for engine in _engines(fleet, waiter):
         if engine.is_coming and fleet.queues.for_profile(engine.name) <= engine.slots:
-            return Blocked(f"{engine.name} is {engine.state}", transient=True)
+            return Blocked(f"{engine.name} is {engine.state}", Hope.MOVING)
         ways[engine.name] = way_for(fleet, engine)
         if ways[engine.name] == Way():
             return Choice(engine.name)
@@ -178,31 +200,27 @@ def choose(fleet: Fleet, waiter: Waiter) -> Choice | LlmdError | Blocked:
     ]
     serving += [peer for peer in _peers(fleet, waiter) if peer.trouble is None]
     if serving:
-        return Blocked(f"waits for a slot of {', '.join(e.name for e in serving)}", ours=True, until=until)
+        return Blocked(f"waits for a slot of {', '.join(e.name for e in serving)}", Hope.OURS, until)
     for name, way in ways.items():
         if isinstance(way, Way):
             return Choice(name, way)
     down = [f"peer {peer.name} is down: {peer.trouble}" for peer in _peers(fleet, waiter)]
     message = "; ".join(dict.fromkeys([*(block.message for block in blocks), *down]))
-    if any(block.transient or block.ours for block in blocks) or _squeezed(fleet, waiter):
-        return Blocked(message, ours=True, until=until)
-    hopeless = all(block.hopeless for block in blocks)
-    return NotAvailable(message, retry_after=None if hopeless else fleet.forecast(waiter.profiles))
+    if any(block.hope in (Hope.MOVING, Hope.OURS) for block in blocks):
+        return Blocked(message, Hope.OURS, until)
+    final = all(block.hope is Hope.NONE for block in blocks)
+    return NotAvailable(message, retry_after=None if final else fleet.forecast(waiter.profiles))
 
 
 def way_for(fleet: Fleet, engine: Engine) -> Way | Blocked:
     """As `way_up`, with the words for those that failed or are squeezed."""
     if engine.state is State.IMPOSSIBLE:
-        return Blocked(f"{engine.name} cannot start: {engine.last_reason}", hopeless=True)
+        return Blocked(f"{engine.name} cannot start: {engine.last_reason}", Hope.NONE)
     if engine.state is State.BACKOFF and engine.deadline is not None:
-        return Blocked(f"{engine.name} failed and waits to be restarted", transient=True)
+        return Blocked(f"{engine.name} failed and waits to be restarted", Hope.MOVING)
     if engine.state is State.READY and engine.squeezed:
-        return Blocked(f"{engine.name} is ready, but {engine.squeezed}", ours=True)
+        return Blocked(f"{engine.name} is ready, but {engine.squeezed}", Hope.OURS)
     return way_up(fleet, engine)
-
-
-def _squeezed(fleet: Fleet, waiter: Waiter) -> bool:
-    return any(engine.squeezed for engine in _engines(fleet, waiter))
 
 
 def _engines(fleet: Fleet, waiter: Waiter) -> Iterator[Engine]:

@@ -39,8 +39,11 @@ class Policy(Protocol):
         """
         ...
 
-    def worth(self, fleet: Fleet, engine: Engine) -> float:
-        """What its eviction would cost; of all sets that free enough the one with the least sum goes."""
+    def worth(self, fleet: Fleet, engine: Engine, freed: int, way_back: float) -> float:
+        """What its eviction would cost; of all sets that free enough the one with the least sum goes.
+
+        `freed`: bytes where they are needed. `way_back`: seconds until it could serve again.
+        """
         ...
 
 
@@ -70,12 +73,12 @@ class Thrifty:
         due = pressure.patience_ends
         if not fleet.swapped_too_often(other.devices):
             made_to_wait = 1 + fleet.queues.hopes_for(other.name)
-            due = min(due, pressure.worth(made_to_wait * (engine.way_back + other.way_back)))
+            swap = engine.seconds_left(fleet.now) + other.way_back
+            due = min(due, pressure.worth(made_to_wait * swap))
         return max(pressure.oldest, other.ready_since, due - policy.quantum) + policy.quantum
 
-    def worth(self, fleet: Fleet, engine: Engine) -> float:
-        freed = sum(claim.held for claim in engine.claims().values())
-        return eviction.worth(engine.ageing, engine.rate.seen(fleet.now), engine.way_back, freed / GIB)
+    def worth(self, fleet: Fleet, engine: Engine, freed: int, way_back: float) -> float:
+        return eviction.worth(engine.ageing, engine.rate.seen(fleet.now), way_back, freed / GIB)
 
 
 def is_needed(fleet: Fleet, engine: Engine) -> bool:

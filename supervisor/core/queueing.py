@@ -55,7 +55,11 @@ class Line:
         return next(iter(self.waiters.values()))
 
     def add(self, waiter: Waiter) -> None:
+        """At the end; one that stood elsewhere before, where it belongs by its arrival."""
+        later = self.waiters and next(reversed(self.waiters.values())).arrived > waiter.arrived
         self.waiters[waiter.lease] = waiter
+        if later:
+            self.waiters = dict(sorted(self.waiters.items(), key=lambda item: item[1].arrived))
         self.weight += waiter.weight
         self.moment += waiter.weight * waiter.arrived
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,13 +17,23 @@ class Verdict:
     reason: str
 
 
-def decide(policy: Restarts, failures: Sequence[float], failure: Failure, rng: random.Random) -> Verdict:
+NOT_COUNTED = frozenset({FailureClass.CONTENTION, FailureClass.ADDRESS_TAKEN})
+"""Not the engine's fault: others were there first, and the next start finds another place or other circumstances."""
+
+
+def decide(policy: Restarts, failures: Sequence[float], failure: Failure, luck: float) -> Verdict:
     """What follows a failure. `failures`: when the engine failed since its last long ready time, seconds,
-    oldest first, this one included and last.
+    oldest first, this one included and last where it counts. `luck`: 0 to 1, how much of the jitter is taken off.
 
     The delay doubles from `first_delay` to `max_delay`; jitter only ever shortens it, so that delays
     before jitter are monotone and the cap holds.
     """
+    if failure.kind is FailureClass.ADDRESS_TAKEN:
+        return Verdict(0.0, f"{failure.message}; tried again at once with another")
+    if failure.kind is FailureClass.CONTENTION:
+        return Verdict(
+            policy.first_delay, f"{failure.message}; looked at again in {policy.first_delay:.0f} s"
+        )
     if failure.kind is FailureClass.IMPOSSIBLE:
         return Verdict(None, f"not tried again until its configuration changes: {failure.message}")
     now = failures[-1]
@@ -35,5 +44,5 @@ def decide(policy: Restarts, failures: Sequence[float], failure: Failure, rng: r
     if failure.kind is FailureClass.OUT_OF_MEMORY and not failure.serving:
         return Verdict(policy.max_delay, f"{failure.message}; next try in {policy.max_delay:.0f} s at most")
     base = min(policy.first_delay * 2 ** (len(failures) - 1), policy.max_delay)
-    delay = base * (1 - policy.jitter * rng.random())
+    delay = base * (1 - policy.jitter * luck)
     return Verdict(delay, f"{failure.message}; next try in {delay:.0f} s")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from supervisor.core.lifecycle import Reason
 from supervisor.core.orders import Note
 
 WAYS = {"engine_starting": "cold", "engine_waking": "waking"}
 """Note -> how an engine comes up; one that was adopted came up by neither."""
 
 LEAVING = frozenset({"engine_draining", "engine_stopping"})
-REASONS = ("room", "idle", "operator", "mode", "shutdown", "failed", "other")
+REASONS = (*Reason, "failed", "other")
 KINDS = ("idle", "swap")
 MODES = {"mode_ready": "begun", "mode_failed": "failed", "mode_rolled_back": "rolled_back"}
 
@@ -62,7 +63,7 @@ class Tally:
         elif note.event == "engine_ready":
             self._came_up(profile, now)
         elif note.event in LEAVING:
-            self._going.setdefault(profile, (reason(str(note.facts.get("why", ""))), now))
+            self._going.setdefault(profile, (str(note.facts["reason"]), now))
         elif note.event in ("engine_stopped", "engine_asleep"):
             self._went(self.stops if note.event == "engine_stopped" else self.sleeps, profile, now)
         elif note.event == "evict":
@@ -89,13 +90,3 @@ class Tally:
         """`better`: a reason that outdoes the one with which it began to go."""
         why, since = self._going.pop(profile, ("other", now))
         totals.setdefault((profile, better or why), Total()).add(now - since)
-
-
-def reason(why: str) -> str:
-    """The words with which an engine is retired -> one of few, for a label."""
-    if why.endswith("needs its place"):
-        return "room"
-    if why.startswith("mode "):
-        return "mode"
-    known = {"idle": "idle", "asleep and idle": "idle", "asked by an operator": "operator"}
-    return known.get(why, "shutdown" if why.endswith("shutting down") else "other")

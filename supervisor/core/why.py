@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from supervisor.config import Config
-from supervisor.core import placement
+from supervisor.core import ailing, placement
+from supervisor.core.command import names_of
 from supervisor.core.devices import HOST, Reading
 from supervisor.core.engine import Engine
 from supervisor.core.fit import need
@@ -36,7 +37,7 @@ def profiles_called(name: str, config: Config) -> tuple[str, ...]:
     """The profile of that name, or all that serve the model or the adapter of that name. Raises ModelNotFound."""
     if name in config.profiles:
         return (name,)
-    serving = tuple(p.name for p in config.profiles.values() if p.model == name or name in p.lora)
+    serving = tuple(p.name for p in config.profiles.values() if name in names_of(p))
     if not serving:
         models = (profile.model for profile in config.profiles.values())
         names = ", ".join(dict.fromkeys((*models, *config.profiles))) or "none"
@@ -64,7 +65,7 @@ def _called(fleet: Fleet, name: str) -> list[Engine]:
 
 
 def _is_here(name: str, config: Config) -> bool:
-    return name in config.profiles or any(profile.model == name for profile in config.profiles.values())
+    return any(name in names_of(profile) for profile in config.profiles.values())
 
 
 def devices_of(fleet: Fleet, engine: Engine) -> tuple[str, ...]:
@@ -152,14 +153,15 @@ def _device(fleet: Fleet, reading: Reading) -> Json:
         "ours": [_holder(fleet, claim) for claim in fleet.claims().get(reading.device, [])],
         "foreign": [asdict(holder) for holder in strangers],
         "foreign_total": fleet.ledger.foreign(reading.device),
-        "trouble": reading.trouble or fleet.ledger.quarantined.get(reading.device),
+        "trouble": reading.trouble or fleet.ledger.barred(reading.device),
+        "xids": ailing.describe(fleet, reading.device),
     }
 
 
 def _holder(fleet: Fleet, claim: Claim) -> Json:
     """An engine, or a loan, which has no state."""
     engine = fleet.engines.get(claim.profile)
-    known = {"state": engine.state.value, "in_flight": len(engine.leases), "pinned": engine.profile.pin,
+    known = {"state": engine.state.value, "in_flight": len(engine.leases), "pinned": engine.pinned,
              "idle": engine.idle_seconds(fleet.now)} if engine else {}  # fmt: skip
     return {"profile": claim.profile, "held": claim.held, **known}
 
@@ -179,9 +181,7 @@ def _chance(fleet: Fleet, engine: Engine) -> Chance | None:
     """For a request that came now; None where it has come up, is on its way, or nothing foreseeable helps."""
     if engine.state is State.READY or engine.state in MOVING or engine.state is State.IMPOSSIBLE:
         return None
-    begins = max(
-        fleet.now, _open_from(fleet, engine), engine.deadline or 0 if engine.state is State.BACKOFF else 0
-    )
+    begins = max(fleet.now + engine.put_off(fleet.now), _open_from(fleet, engine))
     if math.isinf(begins):
         return None
     if placement.verdict_without(fleet, engine, ()).admitted:
@@ -210,7 +210,7 @@ def _giving_way(fleet: Fleet, engine: Engine) -> dict[str, float]:
     return {
         other.name: max(fleet.now, fleet.policy.free_from(fleet, other, engine, pressure))
         for other in fleet.engines.values()
-        if other is not engine and not other.profile.pin and wanted & other.claims().keys()
+        if other is not engine and not other.pinned and wanted & other.claims().keys()
     }
 
 
@@ -219,7 +219,7 @@ def _serves_in(fleet: Fleet, engine: Engine, chance: Chance | None) -> float | N
         return 0.0
     if engine.state in MOVING or (engine.state is State.READY and not engine.squeezed):
         return round(fleet.forecast([engine.name]), 1)
-    return None if chance is None else round(chance.at - fleet.now + engine.way_back, 1)
+    return None if chance is None else round(chance.at - fleet.now + engine.seconds_left(fleet.now), 1)
 
 
 # What it has shown

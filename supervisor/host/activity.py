@@ -96,7 +96,7 @@ class Activity:
         self.lost = 0
         """Rows that could not be written."""
         self._database = Database(path, _TABLE, schema=1, holds="activity", pragmas=_PRAGMAS)
-        self._limits = limits
+        self.limits = limits
         self._pruned = -PRUNE_EVERY
 
     @property
@@ -151,9 +151,9 @@ class Activity:
         if now - self._pruned < PRUNE_EVERY:
             return
         self._pruned = now
-        oldest = stamp(datetime.fromtimestamp(max(0.0, time.time() - self._limits.keep), UTC))
+        oldest = stamp(datetime.fromtimestamp(max(0.0, time.time() - self.limits.keep), UTC))
         connection.execute("DELETE FROM requests WHERE at < ?", (oldest,))
-        while _size(connection) > self._limits.max_size and self._shorten(connection):
+        while _size(connection) > self.limits.max_size and self._shorten(connection):
             pass
 
     def _shorten(self, connection: sqlite3.Connection) -> int:

@@ -53,6 +53,7 @@ class Incarnation:
     """Ordered killed, perhaps before there was a tree to kill."""
     in_flight: int = 0
     """Requests that hold a lease on it."""
+    _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _guards: list[asyncio.Task[None]] = field(default_factory=list)
     """What watches it while it serves."""
@@ -240,7 +241,7 @@ class Incarnation:
     async def sleep(self, level: int) -> None:
         """Recorded first: a daemon that dies meanwhile leaves no engine that sleeps and is taken for awake."""
         try:
-            await self.remember(asleep=level)
+            await self.remember(asleep=level, waking=False)
             await slumber.fall_asleep(self.socket, self.record.key, level, self.config.engine.sleep_timeout)
         except (probe.ProbeFailed, OSError) as error:
             self.post(events.SleepFailed(self.name, str(error)))
@@ -249,6 +250,7 @@ class Incarnation:
 
     async def wake(self, level: int) -> None:
         """Also where a wake was broken off: until it has served, an engine at level 2 may lack its weights."""
+        await self._note_waking(level, waking=True)
         try:
             async with asyncio.timeout(self.config.engine.wake_timeout) as limit:
                 await slumber.wake_up(self.socket, self.record.key, level, self.config.engine.wake_timeout)
@@ -257,11 +259,15 @@ class Incarnation:
             late = f"not within {self.config.engine.wake_timeout:g} s"
             self.post(events.WakeFailed(self.name, late if limit.expired() else str(error)))
             return
-        try:
-            await self.remember(asleep=0)
-        except OSError as error:  # a later daemon wakes it once more
-            log("record_not_written", "ERROR", profile=self.profile.name, message=str(error))
+        await self._note_waking(0, waking=False)
         self.post(events.ProbePassed(self.name))
+
+    async def _note_waking(self, asleep: int, *, waking: bool) -> None:
+        """On a full disk it wakes all the same; a later daemon then wakes it once more."""
+        try:
+            await self.remember(asleep=asleep, waking=waking)
+        except OSError as error:
+            log("record_not_written", "ERROR", profile=self.profile.name, message=str(error))
 
     async def _look_whether_asleep(self) -> None:
         """An engine of an earlier daemon, which did not see the end of its sleep or its waking."""
@@ -278,8 +284,10 @@ class Incarnation:
     # Ends
 
     async def remember(self, **changes: Any) -> None:
+        """Write down what changed. Whoever writes last writes all that is known by then."""
         self.record = replace(self.record, **changes)
-        await asyncio.to_thread(self.journal.write, self.record)
+        async with self._writing:
+            await asyncio.to_thread(self.journal.write, self.record)
 
     async def close(self) -> None:
         """Stop watching; the engine itself is not touched."""

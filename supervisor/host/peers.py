@@ -69,6 +69,7 @@ class Contact:
     def __init__(self, name: str, config: Configured, key: str | None, post: Post) -> None:
         self.name, self.config, self._key, self._post = name, config, key, post
         self._session: aiohttp.ClientSession | None = None
+        self._watch: asyncio.Task[None] | None = None
         self.pool = FarPool(config.url, key)
 
     @property
@@ -83,6 +84,18 @@ class Contact:
                 read_bufsize=1 << 18,
             )
         return self._session
+
+    def has(self, key: str | None) -> bool:
+        return self._key == key
+
+    def open(self) -> None:
+        """Look at it from now on."""
+        self._watch = asyncio.create_task(self.watch())
+
+    def rest(self) -> None:
+        """Look at it no more; its connections stay for what is in flight."""
+        if self._watch:
+            self._watch.cancel()
 
     async def watch(self) -> None:
         """Tell what it lists, or that it is down, until cancelled."""
@@ -117,6 +130,9 @@ class Contact:
             return bytes(body)
 
     async def close(self) -> None:
+        if self._watch:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
         self.pool.close()
         if self._session:
             await self._session.close()
@@ -126,10 +142,12 @@ class Peers:
     """All of them."""
 
     def __init__(self, config: Config, environ: Mapping[str, str], post: Post) -> None:
+        self._post = post
         self._contacts = {
             name: Contact(name, peer, peer_key(peer, environ)[0], post) for name, peer in config.peers.items()
         }
-        self._tasks: list[asyncio.Task[None]] = []
+        self._former: set[Contact] = set()
+        """No longer asked; requests may still be on them."""
 
     def __getitem__(self, name: str) -> Contact:
         return self._contacts[name]
@@ -138,13 +156,29 @@ class Peers:
         return name in self._contacts
 
     def open(self) -> None:
-        self._tasks = [asyncio.create_task(contact.watch()) for contact in self._contacts.values()]
+        for contact in self._contacts.values():
+            contact.open()
+
+    def rotated(self, keys: Mapping[str, str | None]) -> set[str]:
+        """Peers whose key is not the one in `keys` any more."""
+        return {name for name in keys if name in self and not self[name].has(keys[name])}
+
+    def reconfigure(self, config: Config, keys: Mapping[str, str | None]) -> None:
+        """Those that changed are other contacts from now on; what is in flight on the former ones ends there."""
+        former, self._contacts = self._contacts, {}
+        for name, peer in config.peers.items():
+            known = former.get(name)
+            if known and known.config == peer and known.has(keys[name]):
+                self._contacts[name] = former.pop(name)
+                continue
+            self._contacts[name] = Contact(name, peer, keys[name], self._post)
+            self._contacts[name].open()
+        for contact in former.values():
+            contact.rest()
+            self._former.add(contact)
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for contact in self._contacts.values():
+        for contact in (*self._contacts.values(), *self._former):
             await contact.close()
 
 

@@ -25,7 +25,7 @@ class Lru:
     def free_from(self, fleet: Fleet, other: Engine, engine: Engine, pressure: Pressure | None) -> float:
         return NEVER if other.leases else fleet.now
 
-    def worth(self, fleet: Fleet, engine: Engine) -> float:
+    def worth(self, fleet: Fleet, engine: Engine, freed: int, way_back: float) -> float:
         return engine.last_used
 
     def choose(self, victims: Sequence[Victim], fits: Fits) -> tuple[str, ...] | None:
@@ -57,7 +57,7 @@ class KeepAlive(Lru):
     def free_from(self, fleet: Fleet, other: Engine, engine: Engine, pressure: Pressure | None) -> float:
         return fleet.now
 
-    def worth(self, fleet: Fleet, engine: Engine) -> float:
+    def worth(self, fleet: Fleet, engine: Engine, freed: int, way_back: float) -> float:
         return engine.ready_since + (1e9 if engine.leases else 0.0)
 
 

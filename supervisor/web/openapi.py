@@ -24,8 +24,9 @@ _REFUSALS = {
     "401": "No key, or an unknown one",
     "404": "No such model",
     "413": "Larger than server.max_body",
+    "429": "Every place is taken; Retry-After says when to come back",
     "502": "The engine failed",
-    "503": "Every place is taken, or the model cannot be ready in time; Retry-After says when to come back",
+    "503": "The model cannot be ready in time; Retry-After says when to come back",
     "504": "The engine let a time limit pass",
 }
 _STREAMED = frozenset({"generate", "transcribe"})

@@ -50,6 +50,10 @@ class Runner(web.AppRunner):
         self._timeouts, self._connection = (header_timeout, client_timeout), connection or Connection
         super().__init__(app, shutdown_timeout=shutdown_timeout)
 
+    def wait_at_most(self, seconds: float) -> None:
+        """For what is in flight when it is closed."""
+        self._shutdown_timeout = seconds
+
     async def _make_server(self) -> web.Server:
         return _Server(await super()._make_server(), self._timeouts, self._connection)
 

@@ -204,9 +204,7 @@ class Router:
     ) -> web.StreamResponse:
         keep = partial(self._kept.note, source=ask.source)
         record, peer = request[RECORD], lease.peer
-        fitted = (
-            body if peer else self._fitted(body, demands, self._driver.config.profiles[lease.profile], record)
-        )
+        fitted = body if peer else self._fitted(body, demands, lease.configured, record)
         return await relay(
             request,
             self._named(request, fitted, ask, lease),
@@ -233,7 +231,7 @@ class Router:
         """With a name that the engine knows: it may have been asked for by another. A peer is asked as we were."""
         if lease.peer or request.content_type != "application/json":
             return body
-        profile = self._driver.config.profiles[lease.profile]
+        profile = lease.configured
         return body if ask.model in names_of(profile) else Body(with_model(body.data, profile.model))
 
     async def _serve_kept(self, request: web.Request, route: Route, source: str) -> web.StreamResponse:

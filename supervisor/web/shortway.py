@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 from multidict import CIMultiDict
 
-from supervisor.config import Config
 from supervisor.core.command import names_of
 from supervisor.core.routing import Ask
 from supervisor.errors import EngineDied, LlmdError
@@ -65,9 +64,17 @@ class ShortWay:
         self.driver, self.traffic, self.note = driver, traffic, note
         self._keyring = keyring
         self._callers: OrderedDict[bytes, Caller] = OrderedDict()
-        self._names = _plain_names(driver.config)
+        self._known = driver.config, keyring.sources
+
+    def _forget_if_changed(self) -> None:
+        """The configuration and the keys are other objects after a change."""
+        config, sources = self._known
+        if config is not self.driver.config or sources is not self._keyring.sources:
+            self._callers.clear()
+            self._known = self.driver.config, self._keyring.sources
 
     def read(self, data: bytes) -> Caller | None:
+        self._forget_if_changed()
         end = data.find(b"\r\n\r\n", 0, LONGEST_HEAD) + 4
         block = data[:end]
         caller = self._callers.get(block)
@@ -95,10 +102,13 @@ class ShortWay:
             ask = read_ask(body, head.source, GENERATE, request_id_of(head.presented), head.session)
         except LlmdError:
             return None
-        if ask.model not in self._names or Demands.may_have(body):
+        if Demands.may_have(body):
             return None
         lease = self.driver.lease_at_once(ask)
         if lease is None:
+            return None
+        if lease.peer is None and ask.model not in names_of(lease.configured):
+            self.driver.give_back(lease)
             return None
         exchange = Exchange(self, client, head, ask, lease, body)
         exchange.begin()
@@ -259,13 +269,4 @@ def _record(caller: Caller, ask: Ask, lease: Lease) -> Record:
         hit=lease.hit,
         person=caller.person,
         chat=caller.chat,
-    )
-
-
-def _plain_names(config: Config) -> frozenset[str]:
-    """Models that whoever serves them knows by just this name."""
-    every = config.profiles.values()
-    named = {name for profile in every for name in names_of(profile)}
-    return frozenset(
-        n for n in named if all(n in names_of(p) for p in every if n in (p.name, p.model, *p.lora))
     )

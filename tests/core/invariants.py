@@ -6,14 +6,14 @@ granted, which trees there are, when engines failed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from supervisor.core import events, orders
 from supervisor.core.engine import Engine
 from supervisor.core.events import Event
 from supervisor.core.failures import FailureClass
 from supervisor.core.fleet import Fleet
-from supervisor.core.lifecycle import HOLDING, LIVE, State
+from supervisor.core.lifecycle import HOLDING, LEAVING, LIVE, State
 from supervisor.core.orders import Order
 
 SLACK = 1e-6
@@ -27,6 +27,8 @@ class Invariants:
     def __init__(self) -> None:
         self.waiting: set[str] = set()
         self.granted: set[str] = set()
+        self.arrived: dict[str, float] = {}
+        """Lease -> when it was asked for, of those that wait or were granted in this event."""
         self.trees: dict[str, str] = {}
         """Incarnation -> profile of every tree that was ordered or found and is not over."""
         self.totals: dict[str, int] = {}
@@ -36,23 +38,29 @@ class Invariants:
         self._ready: dict[str, float] = {}
         """Profile -> since when it was ready."""
         self._states: dict[str, State] = {}
+        self._records: dict[str, Engine] = {}
+        self._on_peers: dict[str, int] = {}
+        """Peer -> requests in flight there when last looked."""
 
     def __call__(self, fleet: Fleet, event: Event, ordered: Sequence[Order]) -> None:
-        self._facts(event)
+        self._facts(fleet, event)
         for order in ordered:
             self._order(fleet, order)
+        self._fairness(fleet, [order for order in ordered if isinstance(order, orders.Grant)])
         self._memory(fleet)
         self._queue(fleet, event)
         for engine in fleet.engines.values():
             self._engine(fleet, engine)
         self._leases(fleet)
+        self._configuration(fleet)
         self._time(fleet, event)
 
     # What went in and came out
 
-    def _facts(self, event: Event) -> None:
+    def _facts(self, fleet: Fleet, event: Event) -> None:
         if isinstance(event, events.Arrived):
             self.waiting.add(event.lease)
+            self.arrived[event.lease] = fleet.now
         elif isinstance(event, events.Left):
             assert event.lease in self.waiting | self.granted, f"{event.lease} left without being there"
             self.waiting.discard(event.lease)
@@ -72,19 +80,48 @@ class Invariants:
                 self.granted.add(order.lease)
                 place = fleet.place(order.profile)
                 assert len(place.leases) <= place.slots, f"{place} was granted more than its slots"
-        elif isinstance(order, orders.Note) and order.event == "adoption_failed":
-            self.trees = {name: profile for name, profile in self.trees.items() if profile != order.profile}
         if isinstance(order, orders.Grant) and order.profile in fleet.peers:
             assert not order.incarnation, f"{order} for a peer, which has no tree"
             return
         incarnation = getattr(order, "incarnation", None)
         assert incarnation is None or incarnation in self.trees, f"{order} for a tree that is over"
-        if isinstance(order, orders.Forget):
+        if isinstance(order, orders.Forget | orders.LetGo):
             del self.trees[order.incarnation]
 
     def _tree(self, profile: str, incarnation: str) -> None:
         assert profile not in self.trees.values(), f"{profile} runs twice"
         self.trees[incarnation] = profile
+
+    def _fairness(self, fleet: Fleet, grants: Sequence[orders.Grant]) -> None:
+        """Nobody starves: who has but one place to go is passed there by nobody who ranks behind it."""
+        charged = {order.lease: self._charge(fleet, order) for order in grants}
+        counters = {w.ask.source: fleet.fairness.counter(w.ask.source) for w in fleet.queues}
+        for order in grants:
+            source = fleet.leases[order.lease].source
+            counters.setdefault(source, fleet.fairness.counter(source))
+            counters[source] -= charged[order.lease]
+        for order in grants:
+            source = fleet.leases[order.lease].source
+            mine = self._rank(fleet, source, self.arrived[order.lease], counters)
+            for waiter in fleet.queues:
+                if waiter.profiles == (order.profile,) and order.profile in fleet.engines:
+                    theirs = self._rank(fleet, waiter.ask.source, waiter.arrived, counters)
+                    assert theirs >= mine, f"{order} passed {waiter}"
+            counters[source] += charged[order.lease]
+        self.arrived = {lease: at for lease, at in self.arrived.items() if lease in self.waiting}
+
+    def _charge(self, fleet: Fleet, order: orders.Grant) -> float:
+        granted = fleet.leases[order.lease]
+        key = fleet.config.keys.get(granted.source)
+        return granted.prompt / (key.weight if key else 1.0)
+
+    def _rank(
+        self, fleet: Fleet, source: str, arrived: float, counters: Mapping[str, float]
+    ) -> tuple[bool, float, float]:
+        """Batch that has not aged, tokens served to its key, arrival: the lowest is first."""
+        key, aged = fleet.config.keys.get(source), fleet.now - arrived >= fleet.config.scheduling.ageing
+        batch = key is not None and key.priority == "batch" and not aged
+        return batch, round(counters[source], 3), arrived
 
     # What is the case now
 
@@ -111,6 +148,8 @@ class Invariants:
         assert bool(engine.reserved) == holding, engine
         assert len(engine.leases) <= engine.profile.max_concurrent, engine
         assert not engine.leases or engine.state in LIVE, engine
+        if self._records.get(engine.name) is not engine:  # a new profile begins with a clean sheet
+            self._records[engine.name], self._failures[engine.name] = engine, []
         before = self._states.get(engine.name, State.COLD)
         if engine.state is not before:
             self._states[engine.name] = engine.state
@@ -122,7 +161,9 @@ class Invariants:
             self._ready[name] = fleet.now
         elif before is State.READY and fleet.now - self._ready[name] >= fleet.config.restarts.reset_after:
             history.clear()
-        if engine.state in (State.BACKOFF, State.IMPOSSIBLE):
+        last = engine.last_failure
+        crowded = last is not None and last.kind is FailureClass.CONTENTION
+        if engine.state in (State.BACKOFF, State.IMPOSSIBLE) and not crowded:
             history.append(fleet.now)
         if engine.state is State.BACKOFF:
             self._restart(fleet, engine, len(history))
@@ -133,6 +174,11 @@ class Invariants:
         assert failure is not None
         assert engine.deadline is not None
         longest = policy.max_delay
+        if failure.kind is FailureClass.CONTENTION:
+            assert engine.deadline == fleet.now + policy.first_delay, (
+                "it waits for its place, not for its sins"
+            )
+            return
         if failure.serving or failure.kind is not FailureClass.OUT_OF_MEMORY:
             longest = min(policy.first_delay * 2.0 ** min(failures - 1, 64), policy.max_delay)
         delay = engine.deadline - fleet.now
@@ -146,8 +192,28 @@ class Invariants:
                 assert held is not None, f"{engine} serves {lease}, which is over"
                 assert (held.profile, held.incarnation) == (engine.name, engine.incarnation), held
         for peer in fleet.peers.values():
-            assert len(peer.leases) <= peer.config.max_concurrent, peer
-            assert peer.leases == {name for name, held in fleet.leases.items() if held.profile == peer.name}
+            there = {
+                n for n, held in fleet.leases.items() if held.profile == peer.name and not held.incarnation
+            }
+            assert peer.leases == there
+            # A limit that was lowered cuts nothing; no more are let in.
+            before = self._on_peers.get(peer.name, 0)
+            assert len(there) <= max(peer.config.max_concurrent, before), peer
+            self._on_peers[peer.name] = len(there)
+
+    def _configuration(self, fleet: Fleet) -> None:
+        profiles = fleet.config.profiles
+        for name, engine in fleet.engines.items():
+            assert engine.outdated or profiles.get(name) == engine.profile, f"{engine} is not as configured"
+            assert not engine.outdated or engine.state in LEAVING, f"{engine} is outdated, and stays"
+        assert profiles.keys() <= fleet.engines.keys(), "a profile has no record"
+        assert fleet.beside.keys() == fleet.engines.keys()
+        assert fleet.mode.name is None or fleet.mode.name in fleet.config.modes
+        assert fleet.peers.keys() == fleet.config.peers.keys()
+        known = fleet.engines.keys() | fleet.peers.keys()
+        assert all(known >= set(waiter.profiles) for waiter in fleet.queues), (
+            "somebody waits for what has gone"
+        )
 
     def _time(self, fleet: Fleet, event: Event) -> None:
         due = fleet.next_deadline()

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.config import Mode
+from supervisor.config import Mode, Profile
 from supervisor.core import calendar, events, orders
-from supervisor.core.devices import GIB, Holder
+from supervisor.core.devices import GIB, Holder, Survey
 from supervisor.core.lifecycle import State
 from supervisor.errors import NotAvailable
 from tests.core.world import World, config, profile
@@ -43,6 +43,35 @@ def test_the_night_waits_for_who_is_busy_then_starts_its_model_before_anybody_as
     assert "mode_ready" in world.notes()
 
 
+def test_a_mode_has_begun_though_what_it_warmed_made_room_for_another_in_the_same_moment():
+    """An operator's start waited for the card: the engine was ready, and went again before anybody looked."""
+    world = two_modes(profiles=("big_dual", "llama_0"))
+    world.send(events.ModeChanged("night", "day", "06:00", next_in=14400))
+    assert world.state("big_dual") is State.STARTING
+    world.send(events.StartAsked("t", "llama_0"))
+    world.ready("big_dual")
+    assert world.state("big_dual") is not State.READY
+    assert world.fleet.transition is None
+    assert world.fleet.mode.name == "night"
+    assert world.notes().count("mode_ready") == 2
+
+
+def test_a_mode_has_begun_though_what_was_warm_already_makes_room_in_the_same_moment():
+    """Patience with a busy engine ended as the mode began: it was as warm as the mode wants it."""
+    modes = {"day": Mode(start=datetime.time(6)), "night": Mode(start=datetime.time(2), warm=("llama_0",))}
+    world = World(config(LLAMA, profile("coder_0", 0), modes=modes))
+    world.send(events.ModeChanged("day"))
+    world.up("llama_0")
+    world.ask("llama")
+    world.ask("coder")
+    world.wait(55)
+    world.now += 10
+    world.send(events.ModeChanged("night"))
+    assert world.state("llama_0") is State.DRAINING
+    assert world.fleet.transition is None
+    assert world.fleet.mode.name == "night"
+
+
 def test_who_is_busy_past_the_drain_is_cut():
     world = two_modes(drain=60.0)
     world.up("llama_0")
@@ -60,6 +89,18 @@ def test_a_model_of_the_other_mode_is_refused_with_the_time_it_comes():
     assert isinstance(error, NotAvailable)
     assert error.retry_after == pytest.approx(3600)
     assert "is not served in mode day; it comes back when mode night starts, 02:00" in error.message
+
+
+def test_an_adapter_of_the_other_mode_comes_back_with_its_model():
+    modes = {
+        "day": Mode(start=datetime.time(6), profiles=("llama_0",)),
+        "night": Mode(start=datetime.time(2), profiles=("big_dual",)),
+    }
+    world = World(config(profile("llama_0", 0, lora={"french": "./french"}), BIG, modes=modes))
+    world.send(events.ModeChanged("night", "day", "06:00", next_in=3600))
+    error = world.refused[world.ask("french")]
+    assert isinstance(error, NotAvailable)
+    assert (error.retry_after, "comes back when mode day starts, 06:00" in error.message) == (3600, True)
 
 
 def test_a_request_waits_for_a_mode_that_begins_soon():
@@ -123,6 +164,53 @@ def test_a_neighbour_that_leaves_in_time_lets_the_night_begin():
     assert world.fleet.mode.name == "night"
 
 
+def warmed_day(**llama: Any) -> World:
+    """The day warms two, on a card each, of which one is up."""
+    profiles = (profile("llama_0", 0, **llama), CODER, profile("extra_0", 0), BIG)
+    modes = {
+        "night": Mode(start=datetime.time(2), profiles=("big_dual",)),
+        "day": Mode(start=datetime.time(6), warm=("llama_0", "coder_1")),
+    }
+    world = World(config(*profiles, modes=modes))
+    world.send(events.ModeChanged("night", "day", "06:00"))
+    world.send(events.ModeChanged("day", "night", "02:00"))
+    world.ready("llama_0")
+    return world
+
+
+def test_a_mode_stands_though_one_that_came_up_for_it_idles_away_before_the_last_has_loaded():
+    world = warmed_day(idle_ttl=60.0)
+    world.wait(70)
+    assert (world.state("llama_0"), world.state("coder_1")) == (State.COLD, State.STARTING)
+    assert world.fleet.mode.name == "day"
+    world.ready("coder_1")
+    assert (world.fleet.transition, world.notes().count("mode_ready")) == (
+        None,
+        2,
+    )  # of the night, of the day
+
+
+def test_a_mode_stands_though_one_that_came_up_for_it_is_evicted_before_the_last_has_loaded():
+    world = warmed_day()
+    world.ask("extra")
+    assert (world.state("llama_0"), world.state("extra_0")) == (State.COLD, State.STARTING)
+    assert (world.fleet.mode.name, world.fleet.rolled_back) == ("day", None)
+
+
+def test_a_mode_that_comes_back_warms_its_own_again():
+    modes = {
+        "day": Mode(start=datetime.time(6), warm=("llama_0",)),
+        "night": Mode(start=datetime.time(2), profiles=("big_dual",), warm=("big_dual",)),
+    }
+    world = World(config(LLAMA, CODER, BIG, modes=modes))
+    world.send(events.ModeChanged("day", "night", "02:00"))
+    world.ready("llama_0")
+    world.send(events.ModeChanged("night", "day", "06:00"))
+    world.crash("big_dual", "ValueError: No available memory for the cache blocks")
+    assert world.fleet.mode.name == "day"
+    assert (world.state("llama_0"), world.state("coder_1")) == (State.STARTING, State.COLD)
+
+
 def test_the_next_change_of_the_calendar_tries_anew():
     world = two_modes()
     world.send(events.ModeChanged("night", "day", "06:00"))
@@ -161,6 +249,52 @@ def test_the_plan_tells_without_touching():
     assert world.state("coder_1") is State.READY
 
 
+def test_a_moment_in_which_nvml_is_slow_does_not_cancel_the_night():
+    world = two_modes()
+    world.now += 20  # and no reading meanwhile
+    world.send(events.ModeChanged("night", "day", "06:00"))
+    world.send(events.Ticked())
+    assert world.fleet.mode.name == "night"
+    world.read()
+    assert world.state("big_dual") is State.STARTING
+
+
+@pytest.mark.parametrize("trouble", ["stale", "sick", "quarantined", "unread"])
+def test_a_device_that_may_come_back_is_waited_for_until_the_mode_must_have_begun(trouble: str):
+    world = two_modes(within=600.0)
+    if trouble == "sick":
+        world.trouble[0] = "GPU is lost"
+    elif trouble == "quarantined":
+        world.fleet.ledger.quarantined["GPU-0"] = "memory of llama_0 did not come back"
+    elif trouble == "unread":
+        world.survey = lambda: Survey((), world.now, "driver not loaded")  # type: ignore[method-assign]
+    world.now += 20
+    if trouble != "stale":
+        world.read()
+    world.send(events.ModeChanged("night", "day", "06:00"))
+    for _ in range(5):
+        world.send(events.Ticked())
+    assert (world.fleet.mode.name, world.fleet.rolled_back) == ("night", None)
+    world.now += 600
+    world.send(events.Ticked())
+    assert world.fleet.mode.name == "day"
+    assert "was not ready in time" in (world.fleet.rolled_back or "")
+
+
+@pytest.mark.parametrize("big", [profile("big_dual", 0, 1, gib=24), profile("big_dual", 0, 7)])
+def test_what_can_never_fit_is_not_waited_for(big: Profile):
+    modes = {
+        "day": Mode(start=datetime.time(6)),
+        "night": Mode(start=datetime.time(2), profiles=("big_dual",), warm=("big_dual",)),
+    }
+    world = World(config(LLAMA, big, modes=modes))
+    world.send(events.ModeChanged("day", "night", "02:00"))
+    world.send(events.ModeChanged("night", "day", "06:00"))
+    world.read()
+    assert world.fleet.mode.name == "day"
+    assert "big_dual does not come up" in (world.fleet.rolled_back or "")
+
+
 def test_weights_are_read_ahead_of_the_mode_that_warms_them():
     world = two_modes()
     read = orders.ReadAhead("big_dual")
@@ -178,3 +312,40 @@ def test_a_profile_is_warmed_when_the_calendar_says_so():
     assert world.state("coder_1") is State.STARTING
     world.send(events.WarmAsked("big_dual"))  # not of this mode
     assert world.state("big_dual") is State.COLD
+
+
+BESIDE = profile("beside_1", 1)
+
+
+def test_a_profile_that_is_to_be_warm_waits_until_its_place_is_idle():
+    world = World(config(CODER, BESIDE))
+    world.up("beside_1")
+    busy = world.ask("beside")
+    world.send(events.WarmAsked("coder_1"))
+    world.wait(60)
+    assert world.state("coder_1") is State.COLD
+    world.leave(busy)
+    assert world.state("coder_1") is State.STARTING
+
+
+def test_a_profile_that_is_to_be_warm_waits_half_an_hour_at_most():
+    world = World(config(CODER, BESIDE))
+    world.up("beside_1")
+    busy = world.ask("beside")
+    world.send(events.WarmAsked("coder_1"))
+    world.wait(calendar.WARM_WITHIN + 10)
+    assert "start_refused" in world.notes()
+    world.leave(busy)
+    world.wait(10)
+    assert (world.state("coder_1"), world.state("beside_1")) == (State.COLD, State.READY)
+
+
+def test_a_profile_that_is_to_be_warm_while_it_stops_starts_again():
+    world = World(config(CODER))
+    world.up("coder_1")
+    world.sticky = True
+    world.send(events.StopAsked("t", "coder_1"))
+    world.send(events.WarmAsked("coder_1"))
+    world.held.clear()
+    world.read()
+    assert world.state("coder_1") is State.STARTING

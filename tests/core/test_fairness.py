@@ -105,3 +105,55 @@ def test_replies_are_taken_to_be_as_long_as_nine_of_ten_were():
         world.send(events.Left(world.ask("llama"), 10, length))
     assert engine.output_for(Ask("llama")) == 58
     assert engine.output_for(Ask("llama", max_tokens=20)) == 20
+
+
+def test_a_long_prompt_gets_its_space_though_short_ones_keep_coming():
+    """Each that ends would make room for another, and never for the long one."""
+    world = World(config(profile("llama_0", 0, max_concurrent=8)))
+    world.up("llama_0")
+    world.send(events.Told(world.incarnation("llama_0"), kv_tokens=10_000))
+    short = [world.ask("llama", source="agent", tokens=1500, max_tokens=400) for _ in range(6)]
+    long = world.ask("llama", source="webui", tokens=8800, max_tokens=500)
+    for ended in short[:5]:
+        world.wait(5)
+        world.send(events.Left(ended, 1500, 400))
+        short.append(world.ask("llama", source="agent", tokens=1500, max_tokens=400))
+    assert long in world.granted
+    assert not set(short[6:]) & set(world.granted)  # nobody behind it was let past
+
+
+def test_space_is_kept_for_nobody_who_has_gone():
+    world = World(config(profile("llama_0", 0, max_concurrent=8)))
+    world.up("llama_0")
+    world.send(events.Told(world.incarnation("llama_0"), kv_tokens=10_000))
+    world.ask("llama", source="agent", tokens=4000)
+    long = world.ask("llama", source="webui", tokens=8800)
+    short = world.ask("llama", source="agent", tokens=100)
+    assert short not in world.granted
+    world.leave(long)
+    assert short in world.granted
+
+
+def test_who_was_away_gets_its_share_from_now_on_and_nothing_for_before():
+    world = crowded()
+    for _ in range(10):
+        world.ask("llama", source="agent")
+    served(world, 9)
+    for _ in range(10):
+        world.ask("llama", source="agent")
+        world.ask("llama", source="webui")
+    assert 4 <= served(world, 10).count("webui") <= 6
+
+
+def test_what_only_reads_takes_no_space_for_a_reply():
+    world = World(config(profile("bge_0", 0, task="embed", max_concurrent=8)))
+    world.up("bge_0")
+    world.send(events.Told(world.incarnation("bge_0"), kv_tokens=1000))
+    assert all(world.ask("bge", tokens=300) in world.granted for _ in range(3))
+
+
+def test_no_request_takes_more_space_than_a_context_has():
+    world = World(config(profile("llama_0", 0, max_concurrent=8, max_model_len=4000)))
+    world.up("llama_0")
+    world.send(events.Told(world.incarnation("llama_0"), kv_tokens=8000))
+    assert [world.ask("llama", tokens=3900) in world.granted for _ in range(3)] == [True, True, False]

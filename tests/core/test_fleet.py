@@ -310,10 +310,12 @@ def test_a_lost_gpu_and_a_stale_reading_admit_no_start():
     world = World(config(LLAMA_0, CODER_1))
     world.trouble[0] = "GPU is lost"
     world.read()
-    assert "GPU is lost" in str(world.refused[world.ask("llama")])
+    lost = world.refused[world.ask("llama")]
+    assert "GPU is lost" in str(lost)
     world.now += 16  # and no reading meanwhile: NVML hangs
-    lease = world.ask("coder")
-    assert "was last read 16 s ago" in str(world.refused[lease])
+    stale = world.refused[world.ask("coder")]
+    assert "was last read 16 s ago" in str(stale)
+    assert [getattr(error, "retry_after", None) for error in (lost, stale)] == [60, 60]
 
 
 def test_a_stop_that_is_ignored_ends_in_a_kill():

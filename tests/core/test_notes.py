@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from supervisor.config import Mode
 from supervisor.core import events, orders
-from supervisor.core.devices import GIB
+from supervisor.core.devices import GIB, Holder
 from tests.core.world import World, config, profile
 
 LLAMA = profile("llama_0", 0, max_concurrent=1, max_queue=0)
@@ -113,3 +113,34 @@ def test_a_mode_and_what_it_does_not_serve_are_noted():
     world.ask("llama")
     assert len(notes(world, "mode")) == 1
     assert notes(world, "refuse")[0].facts["model"] == "llama"
+
+
+def test_who_is_squeezed_and_relieved_is_told_once_each():
+    world = World(config(LLAMA))
+    world.up("llama_0")
+    world.foreign[0] = (Holder(9, int(3.9 * GIB), "train", "bob"),)
+    world.wait(30)
+    world.foreign[0] = ()
+    world.wait(90)
+    (squeezed,), relieved = notes(world, "engine_squeezed"), notes(world, "engine_relieved")
+    assert squeezed.message.startswith(
+        "llama_0 is given no more requests: GPU 0 (RTX 3090) has 0.10 GiB free"
+    )
+    assert len(relieved) == 1
+
+
+def test_a_loan_that_is_refused_is_told_with_who_asked_and_why():
+    world = World(config(LLAMA))
+    world.foreign[0] = (Holder(9, 20 * GIB, "train", "bob"),)
+    world.read()
+    world.send(events.LoanAsked("l", "comfy", (0,), 8 * GIB, 60))
+    (note,) = notes(world, "loan_refused")
+    assert note.message.startswith("no loan to comfy: a loan to comfy needs 8.00 GiB on GPU 0")
+
+
+def test_a_start_that_the_second_look_forbids_is_told():
+    world = World(config(LLAMA))
+    world.foreign[0] = (Holder(9, 20 * GIB, "train", "bob"),)  # since the last reading
+    world.ask("llama")
+    (note,) = notes(world, "start_withdrawn")
+    assert note.message.startswith("llama_0 does not start after all: llama_0 needs 20.00 GiB on GPU 0")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.core import events, outlook
+from supervisor.config import Restarts
+from supervisor.core import events, outlook, why
+from supervisor.core.devices import GIB, Holder
+from supervisor.core.fleet import LONG
 from supervisor.core.learned import Learned
 from supervisor.core.lifecycle import State
 from supervisor.core.progress import Progress
@@ -96,3 +99,56 @@ def test_progress_without_a_measured_start_promises_nothing() -> None:
     world = slow()
     world.ask("llama")
     assert outlook.progress(world.fleet, "llama") == "Loading llama_0: 0 %"
+
+
+def test_who_may_come_again_is_told_of_the_back_off_and_the_start_after_it() -> None:
+    world = World(config(LLAMA, restarts=Restarts(jitter=0)))
+    world.fleet.engines["llama_0"].learned = Learned(start=40.0)
+    lease = world.ask("llama")
+    world.crash("llama_0", "boom")
+    assert refusal(world, lease).retry_after == 10 + 40
+    late = world.ask("llama", patience=4)
+    world.wait(4)
+    assert refusal(world, late).retry_after == pytest.approx(6 + 40)
+
+
+def test_a_start_that_ran_out_of_memory_is_not_promised_before_its_long_back_off() -> None:
+    world = World(config(LLAMA, restarts=Restarts(jitter=0)))
+    lease = world.ask("llama")
+    world.crash("llama_0", "torch.OutOfMemoryError: CUDA out of memory.")
+    assert refusal(world, lease).retry_after == 300 + 60
+
+
+def test_a_start_that_was_given_up_is_final() -> None:
+    world = World(config(LLAMA, restarts=Restarts(jitter=0, give_up_after=1)))
+    lease = world.ask("llama")
+    world.crash("llama_0", "boom")
+    assert refusal(world, lease).retry_after is None
+
+
+def test_a_squeezed_engine_is_not_promised_in_a_second() -> None:
+    world = World(config(LLAMA))
+    world.up("llama_0")
+    world.foreign[0] = (Holder(9, int(3.9 * GIB), "train", "bob"),)
+    world.read()
+    lease = world.ask("llama", patience=100)
+    world.wait(101)
+    assert refusal(world, lease).retry_after == LONG
+
+
+def test_one_that_may_sleep_but_is_cold_is_expected_from_cold() -> None:
+    world = World(config(profile("llama_0", 0, sleep=True)))
+    world.fleet.engines["llama_0"].learned = Learned(start=80.0, wake=2.0)
+    assert world.fleet.forecast(["llama_0"]) == 80
+
+
+@pytest.mark.parametrize("seconds", [0, 30])
+def test_every_clock_tells_the_same_of_one_on_its_way(seconds: float) -> None:
+    world = slow(start=100.0)
+    world.ask("llama")
+    world.wait(seconds)
+    engine = world.fleet.engines["llama_0"]
+    (told,) = why.explain(world.fleet, "llama_0")["profiles"]
+    left = outlook.seconds_left(world.fleet, engine)
+    assert left == engine.seconds_left(world.now) == world.fleet.forecast(["llama_0"]) == told["serves_in"]
+    assert left == 100 - seconds

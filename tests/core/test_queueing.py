@@ -72,3 +72,10 @@ def test_who_changes_lines_while_waiting_is_overdue_once():
     (found,) = queues
     queues.give_up(found, "llama_0")
     assert [late.lease for late in queues.overdue(6.0)] == ["1"]
+
+
+def test_who_changes_lines_stands_where_it_came():
+    queues = filled(waiter("1", "llama_0", "llama_1", at=1.0), waiter("2", "llama_1", at=2.0))
+    first = next(found for found in queues if found.lease == "1")
+    queues.give_up(first, "llama_0")
+    assert [found.lease for found in queues] == ["1", "2"]

@@ -9,8 +9,9 @@ from world import World, config, profile
 
 from supervisor.config import Mode, Restarts
 from supervisor.core import events
+from supervisor.core.devices import GIB
 from supervisor.core.orders import Note
-from supervisor.core.tally import Tally, reason
+from supervisor.core.tally import Tally
 
 
 class Counted(World):
@@ -101,8 +102,17 @@ def test_an_adopted_engine_was_warm() -> None:
 
 @pytest.mark.parametrize("name", ["idle_0", "mode_0"])
 def test_a_profile_cannot_pass_for_a_reason(name: str) -> None:
-    assert reason(f"{name} needs its place") == "room"
+    world = Counted(profile("llama_0", 0), profile(name, 0))
+    world.up("llama_0")
+    world.ask(name)
+    assert counts(world.tally.stops) == {("llama_0", "room"): 1}
 
 
-def test_words_that_are_not_known_are_one_reason() -> None:
-    assert reason("the moon") == "other"
+def test_an_operator_may_put_to_sleep_too() -> None:
+    world = Counted(profile("llama_0", 0, sleep=True))
+    world.up("llama_0")
+    world.send(events.SleepAsked("t", "llama_0"))
+    incarnation = world.incarnation("llama_0")
+    world.held[incarnation] = {"GPU-0": GIB}
+    world.send(events.Slept(incarnation))
+    assert counts(world.tally.sleeps) == {("llama_0", "operator"): 1}

@@ -156,3 +156,13 @@ def test_every_eviction_says_who_for_and_since_when():
     world.wait(31)
     (note,) = [o for o in world.log if isinstance(o, orders.Note) and o.event == "evict"]
     assert note.message == "llama_1 makes room for coder_1, waited for since 30 s"
+
+
+def test_a_batch_request_waits_five_times_as_long_for_a_swap_that_costs_as_much():
+    """20 s for both ways, at a fifth of a second for each that it waits."""
+    world = busy(quantum=5.0, patience_batch=500.0, ageing=1000.0)
+    world.ask("coder", source="n8n", patience=1000)
+    world.wait(98)
+    assert world.state("llama_1") is State.READY
+    world.wait(4)
+    assert world.state("llama_1") is State.DRAINING

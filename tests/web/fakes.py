@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from supervisor.config import Config
+from supervisor.config import Config, Profile
 from supervisor.core.requests import Outcome
 from supervisor.core.routing import Ask, candidates
 from supervisor.core.tally import Tally
@@ -34,6 +34,7 @@ class FakeLease:
     incarnation: str = "i1"
     queued: float = 0.25
     hit: str = "warm"
+    configured: Profile | None = None
 
     peer: None = None
     prompt: int | None = None
@@ -104,7 +105,8 @@ class FakeDriver:
             async with aiohttp.ClientSession(
                 connector=aiohttp.UnixConnector(socket), headers={"Authorization": f"Bearer {self.key}"}
             ) as session:
-                self.leases.append(FakeLease(profile, pool, session))
+                known = self.config.profiles[profile]
+                self.leases.append(FakeLease(profile, pool, session, configured=known))
                 yield self.leases[-1]
         finally:
             self.held -= 1
@@ -112,10 +114,14 @@ class FakeDriver:
     def lease_at_once(self, ask: Ask) -> FakeLease | None:
         if not self.at_once or self.refusal is not None:
             return None
-        profile = candidates(ask, self.config, self.config.profiles)[0].profile
+        try:
+            profile = candidates(ask, self.config, self.config.profiles)[0].profile
+        except LlmdError:
+            return None
         self.held += 1
         self.asks.append(ask)
-        self.leases.append(FakeLease(profile, self._pool(profile), None))
+        known = self.config.profiles[profile]
+        self.leases.append(FakeLease(profile, self._pool(profile), None, configured=known))
         return self.leases[-1]
 
     def give_back(self, lease: FakeLease) -> None:
@@ -136,15 +142,24 @@ class FakeDriver:
     def why_request(self, request: str) -> dict[str, Any]:
         return {"request": request}
 
-    async def start(self, profile: str) -> str:
+    async def start(self, profile: str, *, pin: bool | None = None) -> str:
         if self.refusal is not None:
             raise self.refusal
-        self.calls.append(("start", profile, False))
+        self.calls.append(("start", profile, pin))
         return f"{profile} is ready"
 
     async def stop(self, profile: str, *, at_once: bool = False) -> str:
         self.calls.append(("stop", profile, at_once))
         return f"{profile} has stopped"
+
+    async def reload(self, *, plan: bool = False) -> dict[str, Any]:
+        if self.refusal is not None:
+            raise self.refusal
+        self.calls.append(("reload", "", plan))
+        changes = [
+            {"place": "keys.bob", "how": "added", "keys": {}, "restart": False, "text": "keys.bob added"}
+        ]
+        return {"applied": not plan, "changes": changes, "engines": {}, "warnings": []}
 
     def progress(self, name: str) -> str:
         return f"Loading {name}: 45 %"

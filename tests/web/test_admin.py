@@ -55,7 +55,7 @@ async def test_start_and_stop(driver: FakeDriver, client: aiohttp.ClientSession)
         assert (await answer.json()) == {"message": "llama_0 is ready"}
     async with client.post("/profiles/qwen_1/stop?now=1") as answer:
         assert answer.status == 200
-    assert driver.calls == [("start", "llama_0", False), ("stop", "qwen_1", True)]
+    assert driver.calls == [("start", "llama_0", None), ("stop", "qwen_1", True)]
 
 
 @pytest.mark.parametrize(("name", "told"), [("gone", "llama_0, qwen_0, qwen_1"), ("qwen", "qwen_0, qwen_1")])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.errors import EngineFailed, ModelNotFound, Overloaded, Unauthorized
+from supervisor.errors import EngineFailed, ModelNotFound, NotAvailable, Overloaded, Unauthorized
 from supervisor.web.dialects import MARKS, event, retold, told
 from supervisor.web.passing import Passing
 
@@ -20,7 +20,8 @@ UNKNOWN = {"type": "error", "error": {"type": "NotFoundError", "message": "The m
     [
         (Unauthorized("no"), "authentication_error"),
         (ModelNotFound("no"), "not_found_error"),
-        (Overloaded("no"), "overloaded_error"),
+        (Overloaded("no"), "rate_limit_error"),
+        (NotAvailable("no"), "overloaded_error"),
         (EngineFailed("no"), "api_error"),
     ],
 )

@@ -36,15 +36,16 @@ function row(name) {
   const start = button("Start", name, () => act(`profiles/${name}/start`));
   const sleep = button("Sleep", name, () => act(`profiles/${name}/sleep`));
   const stop = button("Stop", name, () => askedTwice(stop, name));
+  const pin = button("Pin", name, () => act(`profiles/${name}/${state.engines[name].pinned ? "unpin" : "pin"}`));
   const log = button("Log", name, () => openLog(name));
-  buttons.append(start, sleep, stop, log);
+  buttons.append(start, pin, sleep, stop, log);
   error.onclick = () => openLog(name);
   const node = el("article", { className: "profile" }, title,
     el("div", { className: "now" }, kind, doing, bar), figures, error, buttons);
   node.dataset.profile = name;
   const numbers = new Keyed(figures, figure);
   function update(engine) {
-    put(kind, engine.pin ? `${engine.state}, pinned` : engine.state);
+    put(kind, engine.pinned ? `${engine.state}, pinned` : engine.state);
     kind.className = `pill state ${KINDS[engine.state] ?? "busy"}`;
     put(doing, activity(engine));
     show(bar, COMING.has(engine.state));
@@ -54,6 +55,9 @@ function row(name) {
     show(error, engine.failure);
     show(start, state.me.admin && STARTABLE.has(engine.state));
     show(stop, state.me.admin && engine.state !== "cold");
+    put(pin, engine.pinned ? "Unpin" : "Pin");
+    pin.ariaLabel = `${pin.textContent} ${name}`;
+    show(pin, state.me.admin && engine.state === "ready" && !engine.keeps);
     show(sleep, state.me.admin && engine.sleeps && engine.state === "ready");
     mark(node, "off", !engine.available);
   }

@@ -8,123 +8,57 @@ import os
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from functools import singledispatchmethod
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-import msgspec
-
-from supervisor.config import Config, Peer, Profile
-from supervisor.core import calendar, command, decide, events, orders, outlook
+from supervisor.config import Config, Profile
+from supervisor.core import calendar, decide, events, orders, outlook
 from supervisor.core.devices import Survey
 from supervisor.core.events import Event
 from supervisor.core.fleet import Fleet
 from supervisor.core.orders import Order
 from supervisor.core.requests import Outcome, Requests
 from supervisor.core.routing import Ask
-from supervisor.core.status import Stray, describe
+from supervisor.core.status import describe
 from supervisor.core.tally import Tally
-from supervisor.core.why import explain, profiles_called
+from supervisor.core.why import explain
+from supervisor.driver.books import Books
+from supervisor.driver.engines import Engines
+from supervisor.driver.lease import Lease
+from supervisor.driver.reloading import Reloading
 from supervisor.errors import EngineDied, LlmdError, ModelNotFound
-from supervisor.host import cgroup, logbook, pagecache, probe, process, procfs, weights
-from supervisor.host.activity import Activity, Register
-from supervisor.host.almanac import Almanac
-from supervisor.host.chronicle import Chronicle
+from supervisor.host import logbook, pagecache, probe, weights
+from supervisor.host.activity import Register
 from supervisor.host.gpus import Gpus
-from supervisor.host.incarnation import Incarnation
-from supervisor.host.journal import Journal, Record
+from supervisor.host.journal import Journal
 from supervisor.host.logbook import log
 from supervisor.host.memory import read_host_memory
 from supervisor.host.modekeeper import ModeKeeper
-from supervisor.host.peers import Contact, Peers
-from supervisor.host.scribe import Scribe
-from supervisor.host.upstream import Pool
+from supervisor.host.peers import Peers
 from supervisor.host.usage import measure
 
 DEATH_TOLD = 1.0
 """Seconds in which the end of a process is told, once its connections broke."""
 
 
-class Lease(msgspec.Struct, eq=False):
-    """A request's right to use an engine."""
-
-    profile: str
-    reason: str
-    queued: float
-    hit: str
-    _engine: Incarnation | Contact
-    name: str = ""
-    prompt: int | None = None
-    output: int | None = None
-
-    def count(self, by: int) -> None:
-        """One more or less in flight; what watches an engine for silence goes by that."""
-        if isinstance(self._engine, Incarnation):
-            self._engine.in_flight += by
-
-    def used(self, prompt: int | None, output: int | None) -> None:
-        """Note the tokens that the engine counted; None where it did not tell."""
-        self.prompt, self.output = prompt, output
-
-    @property
-    def incarnation(self) -> str:
-        """Or the name of the peer."""
-        return self._engine.name
-
-    @property
-    def session(self) -> aiohttp.ClientSession:
-        return self._engine.session if isinstance(self._engine, Contact) else self._engine.open_session()
-
-    @property
-    def pool(self) -> Pool:
-        return self._engine.pool
-
-    def answered(self) -> None:
-        """The first byte came."""
-        if isinstance(self._engine, Incarnation):
-            self._engine.breaker.answered()
-
-    def failed(self, why: str) -> None:
-        """It did not; too often in a row, and the engine is replaced."""
-        if isinstance(self._engine, Incarnation):
-            self._engine.count_failure(why)
-
-    @property
-    def peer(self) -> Peer | None:
-        """The peer that it is on; None on an engine of ours."""
-        return self._engine.config if isinstance(self._engine, Contact) else None
-
-    def log_tail(self) -> tuple[str, ...]:
-        return () if isinstance(self._engine, Contact) else self._engine.tail()
-
-
 class Driver:
     def __init__(self, config: Config, journal: Journal, gpus: Gpus) -> None:
-        self.config = config
-        self.journal = journal
         self.gpus = gpus
         self.started_at = time.monotonic()
         self.fleet = Fleet(config, name_incarnation=lambda: secrets.token_hex(4), rng=random.Random())
         self.tally = Tally()
-        self.modes = ModeKeeper(config, self.post)
-        self.scribe = Scribe()
-        self.almanac = Almanac(config.server.state_dir / "learned.db")
-        self.chronicle = Chronicle(config.server.state_dir / "decisions.jsonl")
-        self.register = Register(
-            Activity(config.server.state_dir / "activity.db", config.activity), self.scribe
-        )
-        self.running: dict[str, Incarnation] = {}
+        self.modes = ModeKeeper(lambda: self.config, self.post)
+        self.books = Books(self.fleet)
+        self.engines = Engines(journal, self.fleet, self.post, self._later)
         self.peers = Peers(config, os.environ, self.post)
+        self.reloading = Reloading(self)
         self.requests = Requests()
         """The last ones, for those who ask why."""
-        self.strays: list[Stray] = []
         self._borrowers: dict[str, int] = {}
         """Loan -> the process that uses it, where it was named."""
-        self.group = cgroup.delegated_root()
         self._leases: dict[str, asyncio.Future[orders.Grant]] = {}
         self._tickets: dict[str, asyncio.Future[str]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -136,12 +70,19 @@ class Driver:
         self.announce: Callable[[], dict[str, Any]] = dict
         """What the daemon adds to `status`: listening addresses, mode, warnings."""
 
+    @property
+    def config(self) -> Config:
+        """The one that holds; whoever needs it reads it here each time."""
+        return self.fleet.config
+
     async def open(self) -> None:
         """Recall what was learned, read the devices once, so that the first decision rests on facts; then keep
         reading."""
-        arguments = {name: command.fingerprint(p, self.config) for name, p in self.config.profiles.items()}
-        self.fleet.recall(await self.scribe.ask(lambda: self.almanac.recall(arguments)))
-        self.gpus.start(lambda survey: self._later(self._report(survey)))
+        self.fleet.recall(await self.books.recall(self.config))
+        self.gpus.start(
+            lambda survey: self._later(self._report(survey)),
+            lambda device, xid: self.post(events.XidReported(device, xid)),
+        )
         await self._report(await self.gpus.read())
         self.peers.open()
 
@@ -151,18 +92,10 @@ class Driver:
             self._timer.cancel()
         for task in list(self._tasks):
             task.cancel()
-        for engine in list(self.running.values()):
-            await engine.close()
+        await self.engines.close()
         await self.peers.close()
         self.gpus.close()
-        self.register.flush()
-        await self.scribe.ask(self._close_books)
-        await self.scribe.close()
-
-    def _close_books(self) -> None:
-        self.almanac.close()
-        self.chronicle.close()
-        self.register.activity.close()
+        await self.books.close()
 
     # Facts in, orders out
 
@@ -201,7 +134,7 @@ class Driver:
         self._timer = self._armed = None
         self.post(events.Ticked())
 
-    def _later(self, work: Any) -> None:
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -211,8 +144,7 @@ class Driver:
         whole = Survey(
             (*survey.readings, host), survey.at, survey.trouble, survey.driver, survey.holders_known
         )
-        trees = {name: engine.tree for name, engine in self.running.items() if engine.tree}
-        measured, ours = await asyncio.to_thread(measure, trees, whole, dict(self._borrowers))
+        measured, ours = await asyncio.to_thread(measure, self.engines.trees(), whole, dict(self._borrowers))
         self.post(events.DevicesRead(whole, measured, ours))
 
     # Orders
@@ -223,37 +155,51 @@ class Driver:
 
     @_obey.register
     def _(self, order: orders.Spawn) -> None:
-        self._later(self._spawn(order))
+        self.engines.launch(order)
 
     @_obey.register
     def _(self, order: orders.Terminate) -> None:
-        if (engine := self.running.get(order.incarnation)) and engine.tree:
+        if (engine := self.engines.get(order.incarnation)) and engine.tree:
             engine.tree.terminate()
 
     @_obey.register
     def _(self, order: orders.Kill) -> None:
-        if engine := self.running.get(order.incarnation):
+        if engine := self.engines.get(order.incarnation):
             engine.doomed = True
             if engine.tree:
                 engine.kill()
 
     @_obey.register
     def _(self, order: orders.Sleep) -> None:
-        if engine := self.running.get(order.incarnation):
+        if engine := self.engines.get(order.incarnation):
             engine.run(engine.sleep(order.level))
 
     @_obey.register
     def _(self, order: orders.Wake) -> None:
-        if engine := self.running.get(order.incarnation):
+        if engine := self.engines.get(order.incarnation):
             engine.run(engine.wake(order.level))
 
     @_obey.register
     def _(self, order: orders.Prove) -> None:
-        engine = self.running[order.incarnation]
+        if not (engine := self.engines.get(order.incarnation)):
+            return
         if engine.record.ready:
             engine.run(engine.prove())
         else:
             engine.watch(loading=True)
+
+    @_obey.register
+    def _(self, order: orders.Watch) -> None:
+        self.engines.ready(order.incarnation)
+
+    @_obey.register
+    def _(self, order: orders.LetGo) -> None:
+        self.engines.let_go(order.incarnation, order.why)
+
+    @_obey.register
+    def _(self, order: orders.Pin) -> None:
+        if engine := self.engines.get(order.incarnation):
+            engine.run(engine.remember(pinned=order.pinned))
 
     @_obey.register
     def _(self, order: orders.ReadAhead) -> None:
@@ -261,8 +207,7 @@ class Driver:
 
     @_obey.register
     def _(self, order: orders.Forget) -> None:
-        if engine := self.running.pop(order.incarnation, None):
-            self._later(self._forget(engine))
+        self.engines.forget(order.incarnation)
 
     @_obey.register
     def _(self, order: orders.Survey) -> None:
@@ -296,95 +241,19 @@ class Driver:
 
     @_obey.register
     def _(self, order: orders.Remember) -> None:
-        arguments = command.fingerprint(self.config.profiles[order.profile], self.config)
-        self.scribe.write(lambda: self.almanac.keep(order.profile, arguments, order.learned))
+        self.books.remember(order.profile, order.learned)
 
     _obeys = staticmethod(_obey.dispatcher.dispatch)
     """How an order of a type is carried out."""
 
     @_obey.register
     def _(self, order: orders.Note) -> None:
-        if order.event == "engine_ready":
-            self._on_ready(self.fleet.engines[order.profile or ""].incarnation or "")
-        if order.event == "adoption_failed":
-            self._let_go(order)
         self.tally.take(order, time.monotonic())
         log(order.event, order.level, profile=order.profile, message=order.message, **order.facts)
-        entry = self._entry(order)
-        self.scribe.write(lambda: self.chronicle.write(entry))
-
-    def _entry(self, note: orders.Note) -> dict[str, Any]:
-        """A decision as the journal has it."""
-        profile = self.config.profiles.get(note.profile or "")
-        head = {"event": note.event, "level": note.level, "profile": note.profile}
-        model = {"model": profile.model} if profile else {}
-        return {**head, **model, "message": note.message, **note.facts}
-
-    def _on_ready(self, incarnation: str) -> None:
-        if engine := self.running.get(incarnation):
-            engine.watch_health()
-            if not engine.record.ready:
-                engine.run(engine.remember(ready=True))
-
-    def _let_go(self, order: orders.Note) -> None:
-        for engine in list(self.running.values()):
-            if engine.profile.name == order.profile:
-                del self.running[engine.name]
-                self.strays.append(Stray(engine.name, engine.profile.name, engine.pid, order.message))
-                self._later(engine.close())
+        self.books.note(order)
 
     async def _survey(self) -> None:
         await self._report(await self.gpus.read())
-
-    async def _spawn(self, order: orders.Spawn) -> None:
-        """Record first, then start: a daemon that dies in between leaves a record to look for."""
-        profile, key = self.config.profiles[order.profile], secrets.token_hex(32)
-        socket = self.journal.socket(order.incarnation)
-        argv = command.argv(profile, self.config, socket, order.utilization, order.slots)
-        group = cgroup.create(self.group, order.incarnation) if self.group else None
-        record = Record(
-            incarnation=order.incarnation,
-            profile=profile.name,
-            models=command.served_names(profile),
-            key=key,
-            boot_id=procfs.boot_id(),
-            pid=None,
-            start_time=None,
-            session=None,
-            cgroup=str(group) if group else None,
-            spawned_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            argv=argv,
-            log=str(self.log_path(profile.name)),
-            devices=order.devices,
-            ready=False,
-            slots=order.slots,
-            max_concurrent=profile.max_concurrent,
-        )
-        engine = Incarnation(record, profile, self.config, self.journal, self.post)
-        self.running[order.incarnation] = engine
-        try:
-            directory = await asyncio.to_thread(self.journal.prepare, order.incarnation)
-            await engine.remember()
-            await asyncio.to_thread(engine.mark_log)
-            env = command.environment(
-                profile, self.config, os.environ, directory=directory, key=key, indices=order.indices
-            )
-            engine.tree = await process.spawn(
-                process.Launch(order.incarnation, argv, env, directory, engine.log, group)
-            )
-            found = engine.tree.identity
-            await engine.remember(pid=found.pid, start_time=found.start_time, session=found.session)
-        except (LlmdError, OSError) as error:
-            if engine.tree is None:
-                self.post(events.SpawnFailed(order.incarnation, str(error)))
-                return
-            log("record_not_written", "ERROR", profile=profile.name, message=str(error))
-        engine.watch(loading=True)
-        stopped = self.fleet.engines[order.profile]
-        if stopped.incarnation == order.incarnation and stopped.terminated:
-            engine.tree.terminate()
-        if engine.doomed:
-            engine.kill()
 
     async def _read_ahead(self, profile: Profile) -> None:
         found = await asyncio.to_thread(weights.locate, profile, self.config, os.environ)
@@ -396,49 +265,6 @@ class Driver:
             log("read_ahead_failed", "WARNING", profile=profile.name, message=str(error))
             return
         log("read_ahead", profile=profile.name, bytes=size)
-
-    async def _forget(self, engine: Incarnation) -> None:
-        await engine.close()
-        await asyncio.to_thread(self.journal.forget, engine.name)
-
-    # Adoption
-
-    async def adopt(self) -> None:
-        """Take back the engines of an earlier daemon; report what cannot be proven ours."""
-        records, damages = await asyncio.to_thread(self.journal.records)
-        for damage in damages:
-            self.strays.append(Stray(damage.incarnation, None, None, damage.reason))
-            log("record_damaged", "WARNING", path=str(damage.path), message=damage.reason)
-        for record in records:
-            await self._adopt(record)
-
-    async def _adopt(self, record: Record) -> None:
-        group = Path(record.cgroup) if record.cgroup else None
-        identity = record.identity()
-        if identity is None:
-            identity = await asyncio.to_thread(process.find, record.incarnation, group)
-        profile = self.config.profiles.get(record.profile)
-        if identity is None:
-            await asyncio.to_thread(self.journal.forget, record.incarnation)
-            return
-        if profile is None or self.fleet.engines[record.profile].incarnation:
-            why = "its profile is no longer configured" if profile is None else "its profile runs already"
-            self.strays.append(Stray(record.incarnation, record.profile, record.pid, why))
-            return
-        alive = True
-        try:
-            tree = await asyncio.to_thread(process.adopt, identity)
-        except process.NotOurs as error:
-            log("engine_gone", "WARNING", profile=record.profile, message=error.message)
-            tree, alive = await asyncio.to_thread(process.remains, identity), False
-        engine = Incarnation(record, profile, self.config, self.journal, self.post, tree)
-        self.running[record.incarnation] = engine
-        if record.pid is None and alive:
-            await engine.remember(pid=identity.pid, start_time=identity.start_time, session=identity.session)
-        rung = record.rung(profile.max_concurrent)
-        self.post(
-            events.Found(record.profile, record.incarnation, record.devices, alive, record.asleep, rung)
-        )
 
     # What the web and the command line ask for
 
@@ -491,7 +317,7 @@ class Driver:
         return f"r{next(self._numbers)}"
 
     def _leased(self, grant: orders.Grant, arrived: float) -> Lease:
-        place = self.running.get(grant.incarnation)
+        place = self.engines.get(grant.incarnation)
         if place is None and grant.profile not in self.peers:
             raise EngineDied(f"{grant.profile} ended just now", retry_after=5)
         waited, hit = time.monotonic() - arrived, self._hit(grant.profile, arrived)
@@ -523,8 +349,9 @@ class Driver:
         """Where a request might have gone, and why it went where it did. Raises ModelNotFound."""
         return self.requests.describe(request)
 
-    async def start(self, profile: str) -> str:
-        return await self._ask(profile, lambda ticket: events.StartAsked(ticket, profile))
+    async def start(self, profile: str, *, pin: bool | None = None) -> str:
+        """`pin`: that it stays from now on, or no longer; None leaves that as it is."""
+        return await self._ask(profile, lambda ticket: events.StartAsked(ticket, profile, pin))
 
     async def stop(self, profile: str, *, at_once: bool = False) -> str:
         return await self._ask(profile, lambda ticket: events.StopAsked(ticket, profile, at_once))
@@ -597,40 +424,36 @@ class Driver:
         self.post(events.LoanEnded(name, why))
         return f"the loan {name} is over"
 
+    async def reload(self, *, plan: bool = False) -> dict[str, Any]:
+        """See Reloading.reload."""
+        return await self.reloading.reload(plan=plan)
+
+    @property
+    def register(self) -> Register:
+        return self.books.register
+
     @property
     def own_log(self) -> Path:
         """Beside the engines' directory, in which a profile may have any name."""
         return self.config.server.state_dir / "llmd.log"
 
     def log_path(self, profile: str) -> Path:
-        return self.config.server.state_dir / "logs" / f"{profile}.log"
+        return self.engines.log_path(profile)
 
     def status(self) -> dict[str, Any]:
         """All that is known now, as JSON."""
-        pids = {name: engine.pid for name, engine in self.running.items()}
-        body = describe(self.fleet, pids, self.strays, self.log_path, time.monotonic())
-        body["disk_trouble"] = self._disk_trouble()
-        body["dropped"] = {
-            "entry": self.scribe.dropped,
-            "request": self.register.lost,
-            "log_line": logbook.dropped(),
-        }
+        engines = self.engines
+        body = describe(self.fleet, engines.pids(), engines.strays, self.log_path, time.monotonic())
+        body["disk_trouble"] = self.books.trouble()
+        body["dropped"] = {**self.books.lost, "log_line": logbook.dropped()}
         body["suppressed"] = logbook.suppressed()
         uptime = time.monotonic() - self.started_at
         body["daemon"] = {"pid": os.getpid(), "uptime_s": round(uptime, 1), **self.announce()}
         return body
 
-    def _disk_trouble(self) -> list[str]:
-        """What is not kept, in words; serving goes on without it."""
-        books = self.almanac.trouble, self.chronicle.trouble, self.register.activity.trouble
-        found = [trouble for trouble in books if trouble]
-        if self.scribe.dropped:
-            found.append(f"{self.scribe.dropped} entries were given up: the disk does not keep up")
-        return found
-
     async def engine_metrics(self) -> dict[str, bytes]:
         """Profile -> what its engine tells Prometheus, of those that answer."""
-        engines = [engine for engine in self.running.values() if engine.record.ready]
+        engines = [engine for engine in self.engines if engine.record.ready]
         told = await asyncio.gather(*(probe.metrics(e.socket, e.record.key) for e in engines))
         return {e.profile.name: text for e, text in zip(engines, told, strict=True) if text is not None}
 
@@ -645,6 +468,4 @@ class Driver:
 
     async def decisions(self, name: str | None, since: float | None, limit: int) -> list[dict[str, Any]]:
         """The newest decisions about a profile or a model, oldest first. `since`: seconds back."""
-        names = frozenset() if name is None else frozenset({name, *profiles_called(name, self.config)})
-        after = None if since is None else datetime.now(UTC) - timedelta(seconds=since)
-        return await self.scribe.ask(lambda: self.chronicle.read(names=names, since=after, limit=limit))
+        return await self.books.decisions(name, since, limit)

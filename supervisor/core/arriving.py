@@ -1,0 +1,70 @@
+"""A request arrives: where it may go, whether it can be served in its time, and whether there is room to wait."""
+
+from __future__ import annotations
+
+from supervisor.core import calendar, dispatch, learning, orders, outlook
+from supervisor.core.events import Arrived
+from supervisor.core.fleet import Fleet
+from supervisor.core.queueing import Waiter
+from supervisor.core.routing import Ask, Route
+from supervisor.errors import LlmdError, NotAvailable, Overloaded
+
+
+def arrive(fleet: Fleet, event: Arrived) -> None:
+    """It has its lease, waits, or is refused."""
+    if fleet.closing:
+        fleet.refuse(event.lease, NotAvailable("llmd is shutting down", retry_after=10))
+        return
+    try:
+        ask = learning.estimate(fleet, event.ask)
+        found = dispatch.route(fleet, ask, event.patience)
+    except LlmdError as error:
+        fleet.refuse(event.lease, error)
+        return
+    if found.candidates:
+        deadline = fleet.now + event.patience
+        admit(fleet, event, dispatch.waiter(fleet, event.lease, ask, found, fleet.now, deadline), found)
+    else:
+        routed(fleet, event, ask, found)
+        fleet.refuse(event.lease, calendar.closed(fleet, ask.model), ask)
+
+
+def routed(fleet: Fleet, event: Arrived, ask: Ask, found: Route) -> None:
+    if ask.request:
+        fleet.order(orders.Routed(event.lease, ask, found))
+
+
+def admit(fleet: Fleet, event: Arrived, waiter: Waiter, found: Route) -> None:
+    """It has its lease at once where something is free and nobody waits for that; else it waits, if it may."""
+    ask = waiter.ask
+    ahead = fleet.queues.ahead_of(frozenset(waiter.profiles)) if len(fleet.queues) else 0
+    if not fleet.is_active(ask.source):
+        fleet.fairness.arrive(ask.source, fleet.active_sources())
+    given = not ahead and dispatch.give(fleet, waiter)
+    if event.at_once and not given:
+        fleet.order(orders.Refuse(event.lease, Overloaded("nothing is free at once", retry_after=1)))
+        return
+    routed(fleet, event, ask, found)
+    if not given:
+        wait(fleet, waiter, ahead)
+
+
+def wait(fleet: Fleet, waiter: Waiter, ahead: int) -> None:
+    """Who cannot wait so long is told at once, and finds the model loading when it comes again."""
+    if late := outlook.out_of_reach(fleet, waiter):
+        engine, refusal = late
+        dispatch.bring_up_for_later(fleet, engine)
+        fleet.refuse(waiter.lease, refusal, waiter.ask)
+    else:
+        line_up(fleet, waiter, ahead)
+
+
+def line_up(fleet: Fleet, waiter: Waiter, ahead: int) -> None:
+    """Beyond the bound of its queue only who is served at once. `ahead`: who waits there already."""
+    bound = sum(fleet.place(name).room for name in waiter.profiles)
+    fleet.queues.add(waiter)
+    fleet.unsettle(waiter.profiles)
+    if ahead >= bound:
+        dispatch.place(fleet, waiter)
+        if fleet.queues.remove(waiter.lease):
+            fleet.refuse(waiter.lease, dispatch.overloaded(fleet, waiter, ahead), waiter.ask)
