@@ -312,6 +312,10 @@ class Driver:
             lease.count(-1)
             self.post(events.Left(lease.name, lease.prompt, lease.output))
 
+    def broke_off(self, request: str, error: LlmdError) -> None:
+        """Note why a lease that was given at once came to nothing, for those who ask why."""
+        self.requests.failed(request, error, time.monotonic())
+
     def _number(self) -> str:
         """A name that no lease had."""
         return f"r{next(self._numbers)}"

@@ -107,7 +107,7 @@ class ShortWay:
         lease = self.driver.lease_at_once(ask)
         if lease is None:
             return None
-        if lease.peer is None and ask.model not in names_of(lease.configured):
+        if ask.model not in names_of(lease.configured):
             self.driver.give_back(lease)
             return None
         exchange = Exchange(self, client, head, ask, lease, body)
@@ -176,6 +176,7 @@ class Exchange:
             return
         self._lease.failed(str(error))
         told = translated(error, self._lease) if isinstance(error, Broken) else error
+        self._way.driver.broke_off(self._ask.request, told)
         if isinstance(told, EngineDied):
             self._task = asyncio.get_running_loop().create_task(self._elsewhere(told))
         else:

@@ -129,6 +129,9 @@ class FakeDriver:
             lease.over = True
             self.held -= 1
 
+    def broke_off(self, request: str, error: LlmdError) -> None:
+        """Nobody asks it why."""
+
     def _pool(self, profile: str) -> Pool:
         socket = str(self.engines.get(profile, self.engine))
         return self.pools.setdefault(socket, Pool(Path(socket), self.key, 5.0))
