@@ -85,9 +85,15 @@ def plan_(place: Place, profiles: tuple[str, ...], gpus: str | None, as_json: bo
 
 @click.command()
 @click.argument("trace", type=click.Path(path_type=Path))
-@click.option("--gpus", default="2x24GiB", show_default=True, help="The imaginary GPUs, such as 24GiB,48GiB.")
 @click.option(
-    "--policy", "policies", multiple=True, metavar="NAME", help="llmd, or another; can be repeated."
+    "--gpus", default="2x24GiB", show_default=True, help="The imaginary GPUs, such as 24GiB,48GiB or 1:48GiB."
+)
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    metavar="NAME",
+    help="llmd, lru, wait-for-idle, count-lru or keep-alive; can be repeated.  [default: llmd]",
 )
 @click.option(
     "--start",
@@ -103,15 +109,20 @@ def simulate(
     """Replay TRACE on imaginary GPUs and show who would have waited how long.
 
     TRACE has the columns time,key,model,prompt,output (.csv), or an object with these a line (.jsonl): seconds
-    since its beginning, who asks, for which model, prompt tokens and output tokens. The core that serves decides;
-    engines load and answer at assumed speeds. Needs no daemon and no GPU.
+    since its beginning or since 1970, who asks, for which model, prompt tokens and output tokens; 30 days at most.
+    The core that serves decides; engines load and answer at assumed speeds. Needs no daemon and no GPU. SWAPS are
+    engines in use that had to go, LOADING the seconds that cards spent on starts.
     """
     from supervisor.cli import replay
 
     with errors(as_json):
-        begins = (start or datetime.now()).astimezone()
         asked = replay.asked(policies)
-        found = replay.play(place.load(), trace, replay.cards(gpus), asked, begins)
+        ready = replay.prepare(place.load(), trace, replay.cards(gpus))
+        for remark in ready.remarks:
+            click.echo(remark, err=True)
+        began = ready.trace.began
+        begins = start or (datetime.now() if began is None else datetime.fromtimestamp(began))
+        found = replay.play(ready, asked, begins.astimezone())
         if as_json:
             print_json(found)
             return

@@ -89,7 +89,7 @@ def _gpus(profile: Profile, config: Config, survey: Survey) -> Iterator[tuple[st
         have = ", ".join(str(r.index) for r in survey.readings if r.device != HOST and r.index is not None)
         yield (
             "gpus",
-            f"this host has no GPU {gpu}",
+            f"there is no GPU {gpu}",
             f"write some of {have}" if have else 'write device = "cpu"',
         )
     known = [reading for reading in readings.values() if reading is not None]
