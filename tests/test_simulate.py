@@ -12,10 +12,15 @@ from click.testing import CliRunner, Result
 
 from supervisor.cli import main
 from supervisor.cli.replay import changes
-from supervisor.config import Mode
+from supervisor.config import Config, Mode, Profile
 from supervisor.config.quantities import time_of_day
+from supervisor.core.devices import GIB
+from supervisor.core.events import Event
+from supervisor.core.orders import Order
 from supervisor.simulation.peers import POLICIES
 from supervisor.simulation.report import percentile
+from supervisor.simulation.trace import Request
+from supervisor.simulation.world import World
 
 ROOT = Path(__file__).parent.parent
 HEADER = "time,key,model,prompt,output\n"
@@ -84,6 +89,20 @@ def test_an_engine_in_use_that_has_to_go_is_a_swap(config: Path) -> None:
     report = found(config, f"{HEADER}{asked}100,webui,coder,100,40\n")["llmd"]
     assert report["swaps"] >= 1
     assert report["evictions"] >= report["swaps"]
+
+
+def test_the_imaginary_cards_hold_what_engines_take_not_what_the_ledger_promised() -> None:
+    profile = Profile(name="a_0", model="a", weights="w", gpus=(0, 1), vram=20 * GIB)
+    world = World(Config(path=Path("llmd.toml"), profiles={"a_0": profile}))
+
+    def forget(world: World, event: Event, ordered: list[Order]) -> None:
+        engine = world.fleet.engines["a_0"]
+        engine.reserved = dict.fromkeys(engine.reserved, 1 << 30)
+
+    world.after = forget
+    world.run([Request(0, "webui", "a", 1, 1)])
+    (reading, *_) = world.fleet.ledger.survey.readings
+    assert (reading.device, reading.used) == ("GPU-0", 20 * GIB)
 
 
 def test_csv_and_json_lines_say_the_same(config: Path) -> None:
