@@ -15,7 +15,7 @@ from aiohttp import web
 from click.testing import CliRunner, Result
 
 from supervisor.cli import main
-from supervisor.cli.tables import span
+from supervisor.core.spans import span
 
 GIB = 1 << 30
 STATUS = {

@@ -11,8 +11,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from supervisor.cli.tables import STYLES, span, told_of, xid_line
+from supervisor.cli.tables import STYLES, told_of, xid_line
 from supervisor.core.devices import gib
+from supervisor.core.spans import span
 
 Json = dict[str, Any]
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from supervisor.core.devices import gib
+from supervisor.core.spans import span
 
 BAR = 48
 """Cells of a device's bar; with its margins the line stays below 80."""
@@ -75,19 +76,6 @@ def _loan(loan: Json) -> Text:
     places = ", ".join(f"GPU {gpu}" for gpu in loan["gpus"])
     left = f"{span(loan['left_s'])} left" if loan["left_s"] is not None else "waits for room"
     return Text(f"lent {gib(loan['size'])} on {places} to {loan['borrower']} ({loan['name']}): {left}")
-
-
-def span(seconds: float | None) -> str:
-    """`5400` -> `"1h30m"`: the two greatest units, or `-` where there is none."""
-    if seconds is None:
-        return "-"
-    left = max(0, round(seconds))
-    parts = []
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        count, left = divmod(left, size)
-        if count:
-            parts.append(f"{count}{unit}")
-    return "".join(parts[:2]) or "0s"
 
 
 def bar(total: int, ours: dict[str, int], foreign: int) -> Text:

@@ -197,6 +197,8 @@ def plan(fleet: Fleet, name: str) -> dict[str, Any]:
         "drain_s": mode.drain,
         "stops": [e.name for e in going if not e.leases],
         "starts": [_foresee(fleet, fleet.engines[warm], going) for warm in mode.warm],
+        "within_s": mode.within,
+        "back_to": fleet.mode.name,
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from supervisor.cli.modes import told
 from supervisor.config import Mode, Profile
 from supervisor.core import calendar, events, orders
 from supervisor.core.devices import GIB, Holder, Survey
@@ -349,3 +350,14 @@ def test_a_profile_that_is_to_be_warm_while_it_stops_starts_again():
     world.held.clear()
     world.read()
     assert world.state("coder_1") is State.STARTING
+
+
+def test_a_plan_that_does_not_fit_says_what_would_come_of_it():
+    world = two_modes()
+    world.foreign[0] = (Holder(4242, 4 * GIB, "blender", "alice"),)
+    world.read()
+    *_, start, outcome = told(calendar.plan(world.fleet, "night")).splitlines()
+    assert start.startswith("start big_dual: does not fit: big_dual needs 22.00 GiB on GPU 0")
+    assert outcome == (
+        "big_dual would not come up: mode night would be given up, after 30m at the latest, and mode day come back"
+    )
