@@ -142,13 +142,28 @@ def _holders(ours: dict[str, int], foreign: int, processes: list[Json]) -> Itera
         cell, style = OURS[number % len(OURS)]
         yield Text("  ").append(cell, style).append(f" {profile} {gib(size)}")
     if foreign:
-        yield Text("  ").append(*FOREIGN).append(f" others {gib(foreign)}").append(_who(processes))
+        yield (
+            Text("  ")
+            .append(*FOREIGN)
+            .append(f" others {gib(foreign)}{_beside(ours)}")
+            .append(_who(processes))
+        )
+
+
+def _beside(ours: dict[str, int]) -> str:
+    """The borrowers are among the processes, what they were lent is not among what is foreign."""
+    return " beside what is lent" if any(name.startswith("loan to ") for name in ours) else ""
 
 
 def _who(processes: list[Json]) -> str:
-    known = [f"{process.get('name')} {process.get('pid')} ({process.get('user')})" for process in processes]
+    known = [_process(process) for process in processes]
     more = f" and {len(known) - 3} more" if len(known) > 3 else ""
     return f": {', '.join(known[:3])}{more}" if known else ""
+
+
+def _process(process: Json) -> str:
+    used = "" if process.get("used") is None else f" {gib(process['used'])}"
+    return f"{process.get('name')} {process.get('pid')} ({process.get('user')}){used}"
 
 
 def models(engines: list[Json]) -> Table:
@@ -187,11 +202,13 @@ def _state(engine: Json) -> Text:
 
 def _failures(engines: list[Json]) -> Iterator[Text]:
     for engine in engines:
+        name, age = engine["profile"], ""
         why = engine.get("failure")
         if not why and (engine.get("state") in STUCK or engine.get("available") is False):
-            why = engine.get("reason")
+            why, since = engine.get("reason"), engine.get("reason_age_s")
+            age = "" if since is None else f", {span(since)} ago"
         if why:
-            yield _line(f"{engine['profile']}: {why}")
+            yield _line(f"{name}{age}: {why.removeprefix(f'{name} ')}")
 
 
 def _strays(status: Json) -> Iterator[Text]:

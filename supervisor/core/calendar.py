@@ -40,6 +40,9 @@ def change(fleet: Fleet, event: ModeChanged) -> None:
     if event.mode is None or event.mode == before.name:
         return
     mode = fleet.config.modes[event.mode]
+    for engine in fleet.engines.values():
+        if engine.state is State.COLD:
+            engine.give_reason(None, fleet.now)  # what kept it from starting was another mode's
     cold = tuple(name for name in mode.warm if fleet.engines[name].state is not State.READY)
     fleet.transition = Transition(before, cold, fleet.now, fleet.now + mode.within)
     _announce(fleet, "mode", f"mode {event.mode} begins", warming=list(mode.warm))

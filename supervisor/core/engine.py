@@ -120,7 +120,9 @@ class Engine:
     """Why this incarnation ended; decides what follows settling."""
     last_failure: Failure | None = None
     last_reason: str | None = None
-    """The restart policy's words."""
+    """The restart policy's words, or why it could not be started."""
+    reasoned_at: float | None = None
+    """When that was."""
     left_because: str | None = None
     """Why it was last taken down."""
     failures: list[float] = field(default_factory=list)
@@ -271,6 +273,10 @@ class Engine:
 
     def give_up_wanting(self) -> None:
         self.wanted, self.patient_until = False, -math.inf
+
+    def give_reason(self, reason: str | None, now: float) -> None:
+        """Keep the words with their moment: the numbers in them soon stop being true."""
+        self.last_reason, self.reasoned_at = reason, None if reason is None else now
 
     def step(self, step: Step, now: float) -> None:
         self.state = advance(self.state, step)
