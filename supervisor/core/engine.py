@@ -133,8 +133,10 @@ class Engine:
     """What was learned under the version of vLLM before the present one."""
     kept: Learned = field(default_factory=Learned)
     """What of it was last ordered to be remembered."""
-    drifted: bool = False
-    """It was said that the present version is far off the one before."""
+    versions: dict[str, Learned] = field(default_factory=dict)
+    """What was learned under other versions, for whoever goes back to one."""
+    drifts: set[str] = field(default_factory=set)
+    """In what it was said that the present version is far off the one before."""
 
     @property
     def name(self) -> str:
