@@ -61,7 +61,7 @@ def entry(problem: Problem) -> dict[str, Any]:
 
 
 @click.command("plan")
-@click.argument("profiles", nargs=-1, metavar="[PROFILE]...", shell_complete=completing.profiles)
+@click.argument("profiles", nargs=-1, metavar="[PROFILE|MODEL]...", shell_complete=completing.models)
 @click.option("--gpus", metavar="CARDS", help="Plan for 2x24GiB, or 0:24GiB,1:48GiB, not for this host's.")
 @as_json
 @click.pass_obj
@@ -69,9 +69,12 @@ def plan_(place: Place, profiles: tuple[str, ...], gpus: str | None, as_json: bo
     """Tell which profiles fit, alone and together, and what would make a misfit fit.
 
     Reads the weights' headers and config.json where they are on this host, never the network, and needs no
-    daemon. NEEDS is what a profile asks of each card, in GiB, WEIGHTS and WORK what it takes of that before the
-    KV cache; work is an estimate (~) until a start has logged it. KV/1K is MiB for 1024 tokens, KV TOKENS how
-    many fit, FULL how many requests of max_model_len. Exits with 1 where a profile can never fit.
+    daemon. NEEDS is what a profile asks of each card, in GiB (in the order of ON where they differ), WEIGHTS and
+    WORK what it takes of that before the KV cache; work is an estimate (~) until a start has logged it. KV/1K is
+    MiB for 1024 tokens, KV TOKENS how many fit, FULL how many requests of max_model_len. ALONE is what becomes of
+    it with the cards to itself: fits; misfit, never; "as stated", the cards can give what it asks for, and as its
+    weights are not here nobody knows whether that is enough; unknown, a card cannot be read. Exits with 1 where a
+    profile can never fit.
     """
     from supervisor.cli import plan
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from supervisor.config import Config, Profile
 from supervisor.core.devices import HOST, MIB, Reading, gib
+from supervisor.core.why import profiles_called
 from supervisor.errors import OperatorError
 from supervisor.planning.cards import sizes
 from supervisor.planning.footprint import Logged, learn
@@ -56,11 +57,9 @@ def gather(config: Config, names: Sequence[str], cards: tuple[Reading, ...] | No
 
 
 def chosen(config: Config, names: Sequence[str]) -> tuple[str, ...]:
-    """The profiles to plan for: `names`, or all. Raises OperatorError for one that does not exist."""
-    strange = next((name for name in names if name not in config.profiles), None)
-    if strange is not None:
-        raise OperatorError(f"there is no profile {strange}; write some of {', '.join(config.profiles)}")
-    return tuple(dict.fromkeys(names)) or tuple(config.profiles)
+    """The profiles to plan for: those called so, or serving a model called so, or all. Raises ModelNotFound."""
+    called = [profile for name in names for profile in profiles_called(name, config)]
+    return tuple(dict.fromkeys(called)) or tuple(config.profiles)
 
 
 def _known(profile: Profile, config: Config) -> Known:
@@ -192,7 +191,7 @@ def _row(outlook: Outlook) -> Iterator[Text]:
     profile, counted = outlook.profile, outlook.footprint
     yield Text(profile.name)
     yield Text("cpu" if profile.device == "cpu" else ",".join(map(str, profile.gpus)))
-    yield Text(_short(max(outlook.needs.values(), default=None)))
+    yield Text(",".join(dict.fromkeys(map(_short, outlook.needs.values()))) or "?")
     yield Text(_short(counted.weights if counted else None))
     yield Text(("" if not counted or counted.learned else "~") + _short(counted.work if counted else None))
     yield Text(f"{counted.kv.per_token / 1024:.1f}" if counted and counted.kv else "-")
