@@ -90,12 +90,25 @@ def test_the_whole_daemon_loads_nothing_of_an_engine() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
-WALL_CLOCK = re.compile(r"\btime\.time\(|\bdatetime\.now\(|\bdate\.today\(")
+WALL_CLOCK = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.now\(|\bdate\.today\(")
 CALENDARS = {
-    "cli/foreseeing.py", "driver/books.py", "host/activity.py", "host/chronicle.py", "host/logbook.py",
-    "host/logstream.py", "host/modekeeper.py", "web/admin.py", "web/holding.py", "web/llamacpp.py", "web/router.py",
-    "web/traffic.py", "web/ui/dashboard.py", "web/ui/stream.py",
-}  # fmt: skip
+    "cli/doctor/rounds.py",
+    "cli/foreseeing.py",
+    "driver/books.py",
+    "driver/reloading.py",
+    "host/activity.py",
+    "host/chronicle.py",
+    "host/logbook.py",
+    "host/logstream.py",
+    "host/modekeeper.py",
+    "web/admin.py",
+    "web/holding.py",
+    "web/llamacpp.py",
+    "web/router.py",
+    "web/traffic.py",
+    "web/ui/dashboard.py",
+    "web/ui/stream.py",
+}
 """Who may read the wall clock: calendars, logs, and moments that are told to people. All timers are monotonic, so that
 a clock that jumps by an hour moves none of them."""
 
@@ -106,4 +119,4 @@ def test_the_wall_clock_is_for_calendars_and_logs_alone() -> None:
         for path in PACKAGE.rglob("*.py")
         if WALL_CLOCK.search(path.read_text())
     }
-    assert readers == CALENDARS
+    assert readers <= CALENDARS

@@ -126,7 +126,7 @@ async def test_ten_times_too_many_requests_each_end_in_an_answer_or_an_error(ins
     assert len(answers) + len(refused) == 60, ended
     assert len(answers) >= 6
     assert refused
-    assert {error.status_code for error in refused} == {503}
+    assert {error.status_code for error in refused} == {429}
     until(lambda: llmd.status()["waiting"] == llmd.engine("tiny_0")["in_flight"] == 0, 5, llmd.text)
 
 

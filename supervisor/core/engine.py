@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from supervisor.config import Profile
@@ -137,6 +137,12 @@ class Engine:
     """What was learned under other versions, for whoever goes back to one."""
     drifts: set[str] = field(default_factory=set)
     """In what it was said that the present version is far off the one before."""
+
+    def recall(self, known: Sequence[Learned]) -> None:
+        """Take up what was learned earlier, by version, the newest first."""
+        if known:
+            self.learned = self.kept = known[0]
+            self.versions = {record.version: record for record in known if record.version}
 
     @property
     def name(self) -> str:

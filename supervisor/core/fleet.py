@@ -71,7 +71,7 @@ class Fleet:
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     learned: InitVar[Mapping[str, Sequence[Learned]] | None] = None
     """Profile -> what earlier daemons learned of it."""
-    remembered: Mapping[str, Learned] = field(default_factory=dict)
+    remembered: Mapping[str, Sequence[Learned]] = field(default_factory=dict)
     """The same, for engines that are yet to be recorded."""
     engines: dict[str, Engine] = field(init=False)
     ledger: Ledger = field(init=False)
@@ -127,9 +127,8 @@ class Fleet:
     def recall(self, learned: Mapping[str, Sequence[Learned]]) -> None:
         """Take up what was learned earlier, by version, the newest first; before the first event."""
         for name, known in learned.items():
-            if known and (engine := self.engines.get(name)):
-                engine.learned = engine.kept = known[0]
-                engine.versions = {record.version: record for record in known if record.version}
+            if engine := self.engines.get(name):
+                engine.recall(known)
 
     def next_deadline(self) -> float | None:
         """When a Ticked is due, monotonic seconds; None while nothing is awaited."""

@@ -63,7 +63,9 @@ def told_version(fleet: Fleet, engine: Engine, version: str) -> None:
         learn(
             fleet,
             engine,
-            known.of_version(version) if before is None else replace(before, tokens=known.tokens),
+            known.of_version(version)
+            if before is None
+            else replace(before, tokens=known.tokens, rung=known.rung),
         )
 
 

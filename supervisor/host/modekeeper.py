@@ -84,7 +84,7 @@ class ModeKeeper:
 
     def by_calendar(self) -> str:
         """The mode that would hold now if nobody forced one; there must be modes."""
-        name = present(self._config, None, datetime.now(UTC)).mode
+        name = present(self._config(), None, datetime.now(UTC)).mode
         assert name is not None
         return name
 

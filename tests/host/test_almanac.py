@@ -59,7 +59,7 @@ def test_figures_of_an_earlier_llmd_have_no_rung_and_sleep(almanac: Almanac) -> 
     almanac.keep("llama_0", "a", KNOWN)
     figures = '{"version": "0.32.0", "start": 40.0}'
     almanac._database.connection().execute("UPDATE learned SET figures = ?", (figures,))
-    assert reopened(almanac) == {"llama_0": Learned("0.32.0", start=40.0)}
+    assert reopened(almanac) == {"llama_0": (Learned("0.32.0", start=40.0),)}
 
 
 def test_it_is_written_ahead(almanac: Almanac) -> None:
