@@ -14,8 +14,8 @@ import pytest
 from aiohttp import web
 from click.testing import CliRunner, Result
 
-from supervisor.cli import main
-from supervisor.cli.tables import span
+from supervisor.cli import main, tables
+from supervisor.core.spans import span
 
 GIB = 1 << 30
 STATUS = {
@@ -183,3 +183,14 @@ async def test_check(tmp_path: Path) -> None:
 
 def test_spans() -> None:
     assert [span(None), span(0), span(5400), span(90061)] == ["-", "0s", "1h30m", "1d1h"]
+
+
+def test_an_old_refusal_has_its_age_and_no_name_twice() -> None:
+    engine = {
+        "profile": "llama_0",
+        "available": False,
+        "reason": "llama_0 needs 18.00 GiB",
+        "reason_age_s": 90.0,
+    }
+    (line,) = tables.troubles({"engines": [engine]})
+    assert line.plain == "llama_0, 1m30s ago: needs 18.00 GiB"

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from supervisor.core.devices import gib
+from supervisor.core.spans import span
 
 BAR = 48
 """Cells of a device's bar; with its margins the line stays below 80."""
@@ -77,19 +78,6 @@ def _loan(loan: Json) -> Text:
     return Text(f"lent {gib(loan['size'])} on {places} to {loan['borrower']} ({loan['name']}): {left}")
 
 
-def span(seconds: float | None) -> str:
-    """`5400` -> `"1h30m"`: the two greatest units, or `-` where there is none."""
-    if seconds is None:
-        return "-"
-    left = max(0, round(seconds))
-    parts = []
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        count, left = divmod(left, size)
-        if count:
-            parts.append(f"{count}{unit}")
-    return "".join(parts[:2]) or "0s"
-
-
 def bar(total: int, ours: dict[str, int], foreign: int) -> Text:
     """`total` bytes as BAR cells. What is held at all gets a cell, so that it is not overlooked."""
     text, left = Text(), BAR
@@ -154,13 +142,28 @@ def _holders(ours: dict[str, int], foreign: int, processes: list[Json]) -> Itera
         cell, style = OURS[number % len(OURS)]
         yield Text("  ").append(cell, style).append(f" {profile} {gib(size)}")
     if foreign:
-        yield Text("  ").append(*FOREIGN).append(f" others {gib(foreign)}").append(_who(processes))
+        yield (
+            Text("  ")
+            .append(*FOREIGN)
+            .append(f" others {gib(foreign)}{_beside(ours)}")
+            .append(_who(processes))
+        )
+
+
+def _beside(ours: dict[str, int]) -> str:
+    """The borrowers are among the processes, what they were lent is not among what is foreign."""
+    return " beside what is lent" if any(name.startswith("loan to ") for name in ours) else ""
 
 
 def _who(processes: list[Json]) -> str:
-    known = [f"{process.get('name')} {process.get('pid')} ({process.get('user')})" for process in processes]
+    known = [_process(process) for process in processes]
     more = f" and {len(known) - 3} more" if len(known) > 3 else ""
     return f": {', '.join(known[:3])}{more}" if known else ""
+
+
+def _process(process: Json) -> str:
+    used = "" if process.get("used") is None else f" {gib(process['used'])}"
+    return f"{process.get('name')} {process.get('pid')} ({process.get('user')}){used}"
 
 
 def models(engines: list[Json]) -> Table:
@@ -199,11 +202,13 @@ def _state(engine: Json) -> Text:
 
 def _failures(engines: list[Json]) -> Iterator[Text]:
     for engine in engines:
+        name, age = engine["profile"], ""
         why = engine.get("failure")
         if not why and (engine.get("state") in STUCK or engine.get("available") is False):
-            why = engine.get("reason")
+            why, since = engine.get("reason"), engine.get("reason_age_s")
+            age = "" if since is None else f", {span(since)} ago"
         if why:
-            yield _line(f"{engine['profile']}: {why}")
+            yield _line(f"{name}{age}: {why.removeprefix(f'{name} ')}")
 
 
 def _strays(status: Json) -> Iterator[Text]:

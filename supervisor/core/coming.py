@@ -70,6 +70,7 @@ def start(fleet: Fleet, engine: Engine) -> None:
     devices = fleet.ledger.devices_of(engine.profile)
     assert devices is not None
     engine.step(Step.RESERVE, fleet.now)
+    engine.give_reason(None, fleet.now)  # a newer decision: what kept it from starting is over
     engine.incarnation, engine.devices = fleet.name_incarnation(), devices
     engine.reserved = {device: need(engine.profile, fleet.reading(device)) for device in devices}
     fleet.order(orders.Survey())

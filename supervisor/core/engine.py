@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from supervisor.config import Profile
@@ -120,7 +120,9 @@ class Engine:
     """Why this incarnation ended; decides what follows settling."""
     last_failure: Failure | None = None
     last_reason: str | None = None
-    """The restart policy's words."""
+    """The restart policy's words, or why it could not be started."""
+    reasoned_at: float | None = None
+    """When that was."""
     left_because: str | None = None
     """Why it was last taken down."""
     failures: list[float] = field(default_factory=list)
@@ -131,8 +133,16 @@ class Engine:
     """What was learned under the version of vLLM before the present one."""
     kept: Learned = field(default_factory=Learned)
     """What of it was last ordered to be remembered."""
-    drifted: bool = False
-    """It was said that the present version is far off the one before."""
+    versions: dict[str, Learned] = field(default_factory=dict)
+    """What was learned under other versions, for whoever goes back to one."""
+    drifts: set[str] = field(default_factory=set)
+    """In what it was said that the present version is far off the one before."""
+
+    def recall(self, known: Sequence[Learned]) -> None:
+        """Take up what was learned earlier, by version, the newest first."""
+        if known:
+            self.learned = self.kept = known[0]
+            self.versions = {record.version: record for record in known if record.version}
 
     @property
     def name(self) -> str:
@@ -271,6 +281,10 @@ class Engine:
 
     def give_up_wanting(self) -> None:
         self.wanted, self.patient_until = False, -math.inf
+
+    def give_reason(self, reason: str | None, now: float) -> None:
+        """Keep the words with their moment: the numbers in them soon stop being true."""
+        self.last_reason, self.reasoned_at = reason, None if reason is None else now
 
     def step(self, step: Step, now: float) -> None:
         self.state = advance(self.state, step)

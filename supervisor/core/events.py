@@ -6,7 +6,7 @@ that is no longer the profile's current one are ignored by the core.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from supervisor.config import Config
@@ -261,12 +261,12 @@ class ModeChanged:
 @dataclass(frozen=True, slots=True)
 class Reconfigured:
     """`config` holds from now on. `changes`: the difference in words. `mode`: what the calendar says under it, None
-    where it says the same. `learned`: profile -> what is known of engines with its arguments."""
+    where it says the same. `learned`: profile -> what is known of engines with its arguments, by version, the newest first."""
 
     config: Config
     changes: tuple[str, ...] = ()
     mode: ModeChanged | None = None
-    learned: Mapping[str, Learned] = field(default_factory=dict)
+    learned: Mapping[str, Sequence[Learned]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

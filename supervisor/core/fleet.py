@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -69,9 +69,9 @@ class Fleet:
     """Makes a name that no incarnation ever had."""
     policy: Policy = field(default_factory=Thrifty)
     rng: random.Random = field(default_factory=lambda: random.Random(0))
-    learned: InitVar[Mapping[str, Learned] | None] = None
+    learned: InitVar[Mapping[str, Sequence[Learned]] | None] = None
     """Profile -> what earlier daemons learned of it."""
-    remembered: Mapping[str, Learned] = field(default_factory=dict)
+    remembered: Mapping[str, Sequence[Learned]] = field(default_factory=dict)
     """The same, for engines that are yet to be recorded."""
     engines: dict[str, Engine] = field(init=False)
     ledger: Ledger = field(init=False)
@@ -115,7 +115,7 @@ class Fleet:
     orders: list[Order] = field(default_factory=list)
     """What this event has led to so far."""
 
-    def __post_init__(self, learned: Mapping[str, Learned] | None) -> None:
+    def __post_init__(self, learned: Mapping[str, Sequence[Learned]] | None) -> None:
         self.engines = {name: Engine(profile) for name, profile in self.config.profiles.items()}
         self.beside = beside(self.config.profiles.values())
         self.ledger = Ledger(self.config.memory)
@@ -124,11 +124,11 @@ class Fleet:
         self.fairness = Fairness({source: key.weight for source, key in self.config.keys.items()})
         self.recall(learned or {})
 
-    def recall(self, learned: Mapping[str, Learned]) -> None:
-        """Take up what was learned earlier; before the first event."""
+    def recall(self, learned: Mapping[str, Sequence[Learned]]) -> None:
+        """Take up what was learned earlier, by version, the newest first; before the first event."""
         for name, known in learned.items():
             if engine := self.engines.get(name):
-                engine.learned = engine.kept = known
+                engine.recall(known)
 
     def next_deadline(self) -> float | None:
         """When a Ticked is due, monotonic seconds; None while nothing is awaited."""

@@ -358,7 +358,7 @@ def follow_up(fleet: Fleet, engine: Engine, failure: Failure) -> None:
         engine.failures.append(fleet.now)
     engine.failure = None
     verdict = restarts.decide(fleet.config.restarts, engine.failures, failure, fleet.rng.random())
-    engine.last_reason = verdict.reason
+    engine.give_reason(verdict.reason, fleet.now)
     if verdict.delay is None:
         engine.step(Step.GIVE_UP, fleet.now)
         engine.give_up_wanting()

@@ -95,6 +95,7 @@ def _engine(fleet: Fleet, engine: Engine, pid: int | None, log: Path, now: float
         "starts": engine.starts,
         "failure": str(engine.last_failure) if engine.last_failure else None,
         "reason": engine.last_reason,
+        "reason_age_s": None if engine.reasoned_at is None else round(now - engine.reasoned_at, 1),
         "log": str(log),
         "available": engine.name in fleet.available,
         "max_model_len": engine.profile.max_model_len,

@@ -20,6 +20,7 @@ import msgspec
 from aiohttp import web
 
 from supervisor.config import Config
+from supervisor.core.devices import MIB
 from supervisor.errors import (
     BadRequest,
     EngineFailed,
@@ -59,7 +60,7 @@ class LoanWish(msgspec.Struct, frozen=True):
 
     borrower: str
     gpus: tuple[int | str, ...]
-    size: Annotated[int, msgspec.Meta(gt=0)]
+    size: Annotated[int, msgspec.Meta(ge=MIB)]
     ttl: Annotated[float, msgspec.Meta(gt=0, lt=LONGEST)]
     pid: int | None = None
     held: bool = False

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from supervisor.core import events, orders
+from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine
 from supervisor.core.events import Event
 from supervisor.core.failures import FailureClass
 from supervisor.core.fleet import Fleet
-from supervisor.core.lifecycle import HOLDING, LEAVING, LIVE, State
+from supervisor.core.lifecycle import HOLDING, LEAVING, LIVE, PROFILING, State
 from supervisor.core.orders import Order
 
 SLACK = 1e-6
@@ -51,6 +52,7 @@ class Invariants:
         self._queue(fleet, event)
         for engine in fleet.engines.values():
             self._engine(fleet, engine)
+        self._starts(fleet)
         self._leases(fleet)
         self._configuration(fleet)
         self._time(fleet, event)
@@ -154,6 +156,12 @@ class Invariants:
         if engine.state is not before:
             self._states[engine.name] = engine.state
             self._moved(fleet, engine, before)
+
+    def _starts(self, fleet: Fleet) -> None:
+        """vLLM measures a card while it starts: another start there would spoil that."""
+        for device in {device for engine in fleet.engines.values() for device in engine.devices} - {HOST}:
+            on = [e for e in fleet.engines.values() if e.state in PROFILING and device in e.devices]
+            assert len(on) <= 1, f"{on} start on {device} at a time"
 
     def _moved(self, fleet: Fleet, engine: Engine, before: State) -> None:
         history, name = self._failures.setdefault(engine.name, []), engine.name

@@ -198,7 +198,7 @@ def test_sleep_that_failed_is_not_tried_again_by_a_later_daemon() -> None:
     assert kept.learned.sleepless
 
     later = Sleepers(config(ALPHA, BETA))
-    later.fleet.recall({"alpha_0": kept.learned})
+    later.fleet.recall({"alpha_0": [kept.learned]})
     beta_after_alpha(later)
     assert not later.sent(orders.Sleep)
     assert later.state("beta_0") is State.STARTING

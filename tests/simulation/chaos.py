@@ -290,7 +290,7 @@ class Chaos(World):
         if fate == "no spawn":
             self.later(0.1, lambda: self.tell(events.SpawnFailed(order.incarnation, "no such file")))
             return
-        needs = dict(self.fleet.engines[order.profile].reserved)
+        needs = self.takes(order.profile, order.devices)
         tree = Tree(order.incarnation, order.profile, needs, fate, deaf=self.maybe(0.1))
         assert not any(t.running and t.profile == tree.profile for t in self.known()), (
             "two trees of one profile"
