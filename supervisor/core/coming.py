@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from supervisor.core import learning, orders
 from supervisor.core.devices import HOST, Survey
-from supervisor.core.engine import Engine
+from supervisor.core.engine import Before, Engine
 from supervisor.core.fit import need, utilization
 from supervisor.core.fleet import Fleet, taken
 from supervisor.core.lifecycle import STARTABLE, State, Step
@@ -85,7 +85,7 @@ def spawn_if_still_fits(fleet: Fleet, engine: Engine) -> None:
         return
     for device in engine.devices:
         reading = fleet.reading(device)
-        engine.before[device] = (reading.used, 0, reading.unattributed)
+        engine.before[device] = Before(fleet.rest_of(reading, engine), 0)
     cards = [card for ref in engine.profile.gpus if (card := fleet.ledger.gpu(ref))]
     measure = cards[0] if cards and not cards[0].unified else fleet.reading(engine.devices[0])
     engine.step(Step.SPAWN, fleet.now)

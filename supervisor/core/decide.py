@@ -59,6 +59,6 @@ def deadline_of(fleet: Fleet, engine: Engine) -> None:
     elif engine.state is State.STOPPING:
         leaving.climb(fleet, engine)
     elif engine.state is State.SETTLING:
-        leaving.quarantine(fleet, engine)
+        leaving.stay_away(fleet, engine)
     elif engine.state is State.BACKOFF and not engine.wanted:
         engine.step(Step.RELEASE, fleet.now)

@@ -52,11 +52,6 @@ class Reading:
     power: float | None = None
     """Watts."""
 
-    @property
-    def unattributed(self) -> int:
-        """Bytes in use that no listed process accounts for."""
-        return max(0, self.used - sum(holder.used or 0 for holder in self.holders))
-
 
 @dataclass(frozen=True, slots=True)
 class Survey:

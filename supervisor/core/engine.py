@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from supervisor.config import Profile
 from supervisor.core.devices import HOST
@@ -45,6 +46,15 @@ class Granted:
     letters: int | None = None
 
 
+class Before(NamedTuple):
+    """A device when the stop began, or before the start, in bytes."""
+
+    rest: int
+    """In use there, but by our other engines and by neighbours with a name."""
+    measured: int
+    """What of that was its own."""
+
+
 @dataclass(slots=True)
 class Engine:
     """`wanted` and `state` are two fields: what should be, and what is."""
@@ -69,8 +79,8 @@ class Engine:
     reserved: dict[str, int] = field(default_factory=dict)
     measured: dict[str, int] = field(default_factory=dict)
     """Bytes that its tree holds by device, from the last survey."""
-    before: dict[str, tuple[int, int, int]] = field(default_factory=dict)
-    """Device -> (used, measured, unattributed) when the stop began: what settling is proven against."""
+    before: dict[str, Before] = field(default_factory=dict)
+    """Device -> what settling is proven against."""
 
     leases: dict[str, int] = field(default_factory=dict)
     """Lease -> KV cache tokens that it may come to need."""
@@ -243,6 +253,21 @@ class Engine:
     def holds(self, on: Collection[str] | None = None) -> bool:
         """Whether memory is promised to it: anywhere, or on one of these devices."""
         return self.state in HOLDING and (on is None or not self.reserved.keys().isdisjoint(on))
+
+    def held_on(self, device: str) -> int:
+        """Bytes that it held there at the last reading; once its tree is gone, what it has not been seen to return."""
+        if self.gone_at is not None:
+            return self.before[device].measured if device in self.before else 0
+        if not self.measured:  # it had no process then
+            return 0
+        return self.measured.get(device, self.reserved.get(device, 0))
+
+    def returns_before(self, other: Engine) -> bool:
+        """Both their trees are gone, and what comes back is taken for its own first: nobody can tell them apart, but
+        who has been given up is the likelier to keep it."""
+        if self.gone_at is None or other.gone_at is None:
+            return False
+        return (self.deadline is None, self.gone_at) < (other.deadline is None, other.gone_at)
 
     def claims(self) -> dict[str, Claim]:
         """What it holds on each device; nothing unless its state holds memory."""

@@ -192,6 +192,13 @@ class Fleet:
         assert reading is not None, f"{device} was never read"
         return reading
 
+    def rest_of(self, reading: Reading, engine: Engine) -> int:
+        """Bytes in use on a device but by our other engines and by neighbours with a name: those of `engine`, and
+        what nobody accounts for."""
+        others = (e for e in self.engines.values() if e is not engine and not e.returns_before(engine))
+        held = sum(other.held_on(reading.device) for other in others)
+        return reading.used - held - sum(h.used or 0 for h in self.ledger.strangers(reading))
+
     def is_batch(self, source: str) -> bool:
         key = self.config.keys.get(source)
         return key is not None and key.priority == "batch"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from supervisor.core import learning, orders, restarts
+from supervisor.core import learning, orders, quarantine, restarts
 from supervisor.core.devices import HOST
-from supervisor.core.engine import Engine
+from supervisor.core.engine import Before, Engine
 from supervisor.core.failures import Failure, FailureClass
 from supervisor.core.fit import need
 from supervisor.core.fleet import Fleet, taken
@@ -19,6 +19,7 @@ AWAKE = frozenset({State.READY, State.DRAINING})
 
 SETTLED_SHARE = 0.9
 SETTLED_SLACK = 256 << 20
+"""Bytes that count for nothing: readings of the parts are not of one moment."""
 
 
 def retire(
@@ -122,7 +123,7 @@ def settle_asleep(fleet: Fleet, engine: Engine) -> None:
         if reading is None or reading.trouble or now_held is None or reading.at < engine.slept_at:
             return
         whole = need(engine.profile, reading)
-        if now_held > min(whole, engine.before.get(device, (0, whole, 0))[1]) / 2:
+        if now_held > min(whole, engine.before[device].measured if device in engine.before else whole) / 2:
             return
     engine.settled, engine.deadline = True, wakes_or_stops(fleet, engine)
     kept = {device: held for device, held in fallen.items() if held is not None}
@@ -194,8 +195,9 @@ def fail(fleet: Fleet, engine: Engine, failure: Failure) -> None:
 
 def remember_before(fleet: Fleet, engine: Engine) -> None:
     for device, measured in engine.measured.items():
-        if found := fleet.ledger.reading(device):
-            engine.before[device] = (found.used, measured, found.unattributed)
+        found = fleet.ledger.reading(device)
+        if found and not found.trouble:
+            engine.before[device] = Before(fleet.rest_of(found, engine), measured)
 
 
 def cause(engine: Engine, told: Failure) -> Failure | None:
@@ -271,8 +273,7 @@ def settle(fleet: Fleet, engine: Engine) -> None:
     gone_at = engine.gone_at
     if gone_at is None or not all(is_back(fleet, engine, device, gone_at) for device in engine.devices):
         return
-    for device in engine.devices:
-        fleet.ledger.quarantined.pop(device, None)
+    quarantine.lift(fleet, engine.devices, engine.name, f"the memory of {engine.name} is back")
     incarnation, failure = engine.incarnation or "", engine.failure
     fleet.order(orders.Forget(incarnation))
     engine.clear()
@@ -285,27 +286,22 @@ def settle(fleet: Fleet, engine: Engine) -> None:
 
 
 def is_back(fleet: Fleet, engine: Engine, device: str, gone_at: float) -> bool:
-    """Whether the device shows the memory back, held against `before`."""
+    """Whether the device shows the memory back: what others took or returned meanwhile proves nothing."""
     if device == HOST:
         return True
     reading = fleet.ledger.reading(device)
     if reading is None or reading.trouble or reading.at < gone_at:
         return False
-    used, measured, orphaned = engine.before.get(device, (reading.total, 0, reading.total))
-    named = fleet.ledger.survey.holders_known
-    return (measured > 0 and reading.used <= used - SETTLED_SHARE * measured) or (
-        reading.unattributed <= orphaned + SETTLED_SLACK if named else reading.used <= used
-    )
+    rest, measured = engine.before.get(device, (reading.total, 0))
+    left = max(SETTLED_SLACK, (1 - SETTLED_SHARE) * measured)
+    return fleet.rest_of(reading, engine) <= rest - measured + left
 
 
-def quarantine(fleet: Fleet, engine: Engine) -> None:
+def stay_away(fleet: Fleet, engine: Engine) -> None:
     """The deadline passed and the memory did not come back: never proceed in hope."""
     pids = ", ".join(map(str, engine.survivors)) or "none left, the driver holds it"
     why = f"memory of {engine.name} did not come back (processes: {pids})"
-    for device in engine.devices:
-        fleet.ledger.quarantined[device] = why
-    fleet.stuck.clear()
-    fleet.note("device_quarantined", engine, why, level="ERROR", devices=engine.devices)
+    quarantine.impose(fleet, engine.devices, engine.name, why)
 
 
 def follow_up(fleet: Fleet, engine: Engine, failure: Failure) -> None:

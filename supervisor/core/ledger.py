@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import NamedTuple
 
 from supervisor.config import Memory, Profile
@@ -101,14 +102,18 @@ class Ledger:
     memory: Memory
     survey: Survey = field(default_factory=Survey)
     ours: frozenset[int] = frozenset()
-    quarantined: dict[str, str] = field(default_factory=dict)
-    """Device -> why, in words that name the PIDs."""
+    _once_ours: frozenset[int] = frozenset()
+    """PIDs of ours that are over, as long as the driver lists them: their memory is no neighbour's."""
+    _quarantined: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Device -> owner -> why."""
     _foreign: dict[str, deque[tuple[float, int]]] = field(default_factory=dict)
 
     # Facts in
 
     def take(self, survey: Survey, ours: frozenset[int], claims: Claims) -> None:
         """Note a survey. A device where memory is on its way back is no witness of foreign memory."""
+        listed = frozenset(holder.pid for reading in survey.readings for holder in reading.holders)
+        self._once_ours = (self._once_ours | self.ours) & listed - ours
         self.survey, self.ours = survey, ours
         for reading in survey.readings:
             claimed = claims.get(reading.device, ())
@@ -125,7 +130,24 @@ class Ledger:
         for device in devices:
             self._foreign.pop(device, None)
 
+    def quarantine(self, device: str, owner: str, why: str) -> None:
+        """Nothing starts on `device` until `owner` releases it. `why` in words that name the PIDs."""
+        self._quarantined.setdefault(device, {})[owner] = why
+
+    def release(self, device: str, owner: str) -> str | None:
+        """Take `owner`'s reason away, and only that; why it was there, None where it was not."""
+        reasons = self._quarantined.get(device, {})
+        why = reasons.pop(owner, None)
+        if not reasons:
+            self._quarantined.pop(device, None)
+        return why
+
     # Questions
+
+    @property
+    def quarantined(self) -> Mapping[str, str]:
+        """Device -> why nothing may start there."""
+        return MappingProxyType({d: "; ".join(reasons.values()) for d, reasons in self._quarantined.items()})
 
     def reading(self, device: str) -> Reading | None:
         return next((reading for reading in self.survey.readings if reading.device == device), None)
@@ -203,8 +225,9 @@ class Ledger:
         if reading is None:
             return Shortage(Obstacle.MISSING, device, f"{device} cannot be read")
         where = name_of(reading)
-        if why := self.quarantined.get(device):
-            return Shortage(Obstacle.QUARANTINED, device, f"{where} is quarantined: {why}")
+        if device in self._quarantined:
+            why = f"{where} is quarantined: {self.quarantined[device]}"
+            return Shortage(Obstacle.QUARANTINED, device, why)
         if reading.trouble:
             return Shortage(Obstacle.SICK, device, f"{where}: {reading.trouble}")
         age = now - reading.at
@@ -276,7 +299,8 @@ class Ledger:
 
     def strangers(self, reading: Reading) -> tuple[Holder, ...]:
         """Processes that are not ours, the largest first."""
-        foreign = (holder for holder in reading.holders if holder.pid not in self.ours)
+        ours = self.ours | self._once_ours
+        foreign = (holder for holder in reading.holders if holder.pid not in ours)
         return tuple(sorted(foreign, key=lambda holder: -(holder.used or 0)))
 
 

@@ -17,9 +17,10 @@ from supervisor.core import events, orders
 from supervisor.core.devices import GIB, HOST, Holder, Reading, Survey
 from supervisor.core.events import Event
 from supervisor.core.fleet import Fleet
+from supervisor.core.leaving import SETTLED_SLACK
 from supervisor.core.orders import Order
 from supervisor.simulation.trace import Request
-from supervisor.simulation.world import RESIDUE, Card, World
+from supervisor.simulation.world import OURS, RESIDUE, Card, World
 from tests.core.invariants import Invariants
 
 MISFORTUNE = {
@@ -69,6 +70,8 @@ class Chaos(World):
         """Incarnation -> profile, devices: what a daemon finds of the one before."""
         self.asleep: dict[str, int] = {}
         """Incarnation -> level at which it may sleep, in the records too."""
+        self.spawned: set[str] = set()
+        """Incarnations of this daemon, which saw the memory before they were there."""
         self.serving: dict[str, str] = {}
         """Lease -> incarnation that works on it."""
         self.neighbours: dict[int, int] = {}
@@ -121,6 +124,7 @@ class Chaos(World):
     def new_fleet(self) -> Fleet:
         self.lives += 1
         self.invariants, self.seen = Invariants(), False
+        self.spawned = set()
         self.after = lambda world, event, ordered: self._look(event, ordered)
         born = iter(range(10**9))
         return Fleet(
@@ -176,7 +180,7 @@ class Chaos(World):
     def _reading(self) -> events.DevicesRead:
         known = [tree for tree in self.trees.values() if tree.incarnation in self.records]
         measured = {t.incarnation: self._measured(t) for t in known}
-        return events.DevicesRead(self._survey(), measured)
+        return events.DevicesRead(self._survey(), measured, frozenset({OURS}))
 
     def _measured(self, tree: Tree) -> dict[str, int]:
         if tree.gone:
@@ -196,11 +200,13 @@ class Chaos(World):
         if index in self.lost or self.blind:
             return Reading(device, 0, 0, 0, self.now, "imaginary", index, trouble="GPU is lost")
         foreign = self.neighbours.get(index, 0)
-        living = sum(tree.held.get(device, 0) for tree in self.trees.values() if not tree.gone)
+        living = [tree for tree in self.trees.values() if not tree.gone]
+        ours = sum(tree.held.get(device, 0) for tree in living if tree.incarnation in self.records)
+        strays = sum(tree.held.get(device, 0) for tree in living) - ours
         used = self._used(device) + foreign
         return Reading(
             device, card.total, used, card.total - used, self.now, "imaginary", index,
-            holders=(Holder(4242, foreign, "neighbour", "someone"), Holder(1, living)),
+            holders=(Holder(4242, foreign, "neighbour", "someone"), Holder(OURS, ours), Holder(77, strays)),
         )  # fmt: skip
 
     def _used(self, device: str) -> int:
@@ -229,6 +235,7 @@ class Chaos(World):
     @carry_out.register
     def _(self, order: orders.Spawn) -> None:
         fate = self.fate()
+        self.spawned.add(order.incarnation)
         self.records[order.incarnation] = order.profile, order.devices
         if fate == "no spawn":
             self.later(0.1, lambda: self.tell(events.SpawnFailed(order.incarnation, "no such file")))
@@ -335,8 +342,17 @@ class Chaos(World):
 
     @carry_out.register
     def _(self, order: orders.Forget) -> None:
+        if (tree := self.trees.get(order.incarnation)) and tree.incarnation in self.spawned:
+            self._memory_is_owed(tree)
         self.records.pop(order.incarnation, None)
         self.asleep.pop(order.incarnation, None)
+
+    def _memory_is_owed(self, tree: Tree) -> None:
+        """What the driver still holds of a tree that is forgotten is promised to another that settles."""
+        for device, size in tree.held.items():
+            claims = self.fleet.claims().get(device, [])
+            owed = sum(claim.reserved for claim in claims if claim.going)
+            assert device == HOST or size <= owed + SETTLED_SLACK, f"{tree} is forgotten, {claims} there"
 
     @carry_out.register
     def _(self, order: orders.Sleep) -> None:
