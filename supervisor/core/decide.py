@@ -30,8 +30,8 @@ def handle(fleet: Fleet, event: Event, now: float) -> list[Order]:
 
 def look_at_deadlines(fleet: Fleet) -> None:
     for engine in fleet.engines.values():
-        if engine.state is State.DRAINING:
-            leaving.go_on_draining(fleet, engine)
+        if engine.state is State.DRAINING or engine.is_to_stop:
+            leaving.go_on_leaving(fleet, engine)
         elif engine.deadline is not None and engine.deadline <= fleet.now:
             deadline_of(fleet, engine)
     lending.expire(fleet)

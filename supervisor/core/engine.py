@@ -158,6 +158,11 @@ class Engine:
         return self.learned if self.formerly is None else self.learned.or_else(self.formerly)
 
     @property
+    def is_to_stop(self) -> bool:
+        """It sleeps, and its stop is decided: it is not woken any more."""
+        return self.state is State.SLEEPING and self.settled and self.retired and not self.going_to_sleep
+
+    @property
     def weights(self) -> int | None:
         """Bytes, from its log."""
         return self.expected.weights

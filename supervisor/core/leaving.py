@@ -36,7 +36,7 @@ def retire(
     Requests in flight have `drain` seconds (None: server.drain) before they are cut; `patient` cuts none.
     """
     at_once = drain == 0
-    engine.retired, engine.going_to_sleep = True, asleep
+    engine.retired, engine.going_to_sleep = True, asleep and engine.state is not State.SLEEPING
     if engine.claims():
         engine.left_because = why
     if engine.state is State.RESERVED:
@@ -55,14 +55,23 @@ def retire(
         engine.deadline = fleet.now
     elif engine.state in (State.STARTING, State.ADOPTING, State.SLEEPING, State.WAKING):
         fleet.note("engine_stopping", engine, f"{engine.name} stops while {engine.state}: {why}", why=why)
+        if engine.is_to_stop:
+            engine.deadline = None
+        else:
+            terminate(fleet, engine)
+    go_on_leaving(fleet, engine)
+
+
+def go_on_leaving(fleet: Fleet, engine: Engine) -> None:
+    """Whoever may go, goes: no start on the same GPU is disturbed for it."""
+    if engine.state is State.DRAINING:
+        go_on_draining(fleet, engine)
+    elif engine.is_to_stop and not would_disturb(fleet, engine):
         terminate(fleet, engine)
-    go_on_draining(fleet, engine)
 
 
 def go_on_draining(fleet: Fleet, engine: Engine) -> None:
     """Stop a drained engine, unless memory freed now would abort a start on the same GPU."""
-    if engine.state is not State.DRAINING:
-        return
     overdue = engine.deadline is not None and engine.deadline <= fleet.now
     if engine.leases and not overdue:
         return
