@@ -76,11 +76,12 @@ COMING = frozenset({State.RESERVED, State.STARTING, State.WAKING, State.ADOPTING
 LEAVING = frozenset({State.DRAINING, State.STOPPING, State.SETTLING})
 """On its way out; demand that arrives now is for the next incarnation."""
 
-RESTLESS = frozenset({State.RESERVED, State.STARTING, State.WAKING, State.STOPPING, State.SETTLING})
-"""Its memory is changing: nobody else on the same GPU may start meanwhile (vllm#55827, vllm#56830)."""
+PROFILING = frozenset({State.STARTING, State.WAKING, State.ADOPTING})
+"""vLLM is measuring the GPU, or may be where it is not proven yet that it had done so: memory freed by anyone there
+would abort it (vllm#56830)."""
 
-PROFILING = frozenset({State.STARTING, State.WAKING})
-"""vLLM is measuring the GPU: memory freed by anyone there would abort it (vllm#56830)."""
+RESTLESS = PROFILING | {State.RESERVED, State.STOPPING, State.SETTLING}
+"""Its memory is changing: nobody else on the same GPU may start meanwhile (vllm#55827, vllm#56830)."""
 
 STARTABLE = frozenset({State.COLD, State.BACKOFF})
 
