@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from supervisor.core import learning, orders
-from supervisor.core.devices import HOST, Survey
+from supervisor.core.devices import Survey
 from supervisor.core.engine import Before, Engine
 from supervisor.core.fit import need, utilization
 from supervisor.core.fleet import Fleet, taken
@@ -36,8 +36,7 @@ def bring_up(fleet: Fleet, engine: Engine) -> None:
 def wake(fleet: Fleet, engine: Engine) -> None:
     """Admitted like a start: all of its memory is promised to it again."""
     engine.step(Step.WAKE, fleet.now)
-    cards = [device for device in engine.devices if device != HOST]
-    engine.reserved = {device: need(engine.profile, fleet.reading(device)) for device in cards}
+    engine.reserved = {device: need(engine.profile, fleet.reading(device)) for device in engine.devices}
     engine.loading_since, engine.settled, engine.retired = fleet.now, False, False
     engine.deadline = fleet.now + fleet.config.engine.wake_timeout + WAKE_SLACK
     fleet.order(orders.Wake(engine.incarnation or "", engine.asleep))
@@ -87,13 +86,12 @@ def spawn_if_still_fits(fleet: Fleet, engine: Engine) -> None:
         reading = fleet.reading(device)
         engine.before[device] = Before(fleet.rest_of(reading, engine), 0)
     cards = [card for ref in engine.profile.gpus if (card := fleet.ledger.gpu(ref))]
-    measure = cards[0] if cards and not cards[0].unified else fleet.reading(engine.devices[0])
     engine.step(Step.SPAWN, fleet.now)
     engine.loading_since, engine.failure = fleet.now, None
     engine.starts += 1
     engine.deadline = fleet.now + fleet.config.engine.start_timeout
     indices = tuple(card.index for card in cards if card.index is not None)
-    share = utilization(engine.profile, measure)
+    share = utilization(engine.profile, fleet.reading(engine.devices[0]))
     fleet.order(
         orders.Spawn(engine.name, engine.incarnation or "", engine.devices, indices, share, engine.slots)
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from supervisor.config import Config, Profile
 from supervisor.core import orders
 from supervisor.core.abroad import Offer
-from supervisor.core.devices import Reading
+from supervisor.core.devices import HOST, Reading
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fairness import Fairness
 from supervisor.core.homes import Homes
@@ -191,6 +191,10 @@ class Fleet:
         reading = self.ledger.reading(device)
         assert reading is not None, f"{device} was never read"
         return reading
+
+    def cards_of(self, engine: Engine) -> list[str]:
+        """Its devices that have memory of their own."""
+        return [d for d in engine.devices if d != HOST and not self.ledger.shares_host(d)]
 
     def rest_of(self, reading: Reading, engine: Engine) -> int:
         """Bytes in use on a device but by our other engines and by neighbours with a name: those of `engine`, and

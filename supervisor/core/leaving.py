@@ -125,8 +125,7 @@ def settle_asleep(fleet: Fleet, engine: Engine) -> None:
     """Over once the devices show that most of the memory came back: an answer of 200 proves nothing."""
     if engine.slept_at is None:
         return
-    cards = [device for device in engine.devices if device != HOST]
-    fallen = {device: engine.measured.get(device) for device in cards}
+    fallen = {device: engine.measured.get(device) for device in fleet.cards_of(engine)}
     for device, now_held in fallen.items():
         reading = fleet.ledger.reading(device)
         if reading is None or reading.trouble or now_held is None or reading.at < engine.slept_at:
@@ -301,6 +300,8 @@ def is_back(fleet: Fleet, engine: Engine, device: str, gone_at: float) -> bool:
     reading = fleet.ledger.reading(device)
     if reading is None or reading.trouble or reading.at < gone_at:
         return False
+    if reading.unified:  # its memory is the host's, which too many others share to prove anything
+        return True
     rest, measured = engine.before.get(device, (reading.total, 0))
     left = max(SETTLED_SLACK, (1 - SETTLED_SHARE) * measured)
     return fleet.rest_of(reading, engine) <= rest - measured + left
@@ -310,7 +311,7 @@ def stay_away(fleet: Fleet, engine: Engine) -> None:
     """The deadline passed and the memory did not come back: never proceed in hope."""
     pids = ", ".join(map(str, engine.survivors)) or "none left, the driver holds it"
     why = f"memory of {engine.name} did not come back (processes: {pids})"
-    quarantine.impose(fleet, engine.devices, engine.name, why)
+    quarantine.impose(fleet, set(engine.devices) - {HOST}, engine.name, why)
 
 
 def follow_up(fleet: Fleet, engine: Engine, failure: Failure) -> None:

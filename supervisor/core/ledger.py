@@ -167,14 +167,22 @@ class Ledger:
     def devices_of(self, profile: Profile) -> tuple[str, ...] | None:
         """The devices that `profile` is budgeted on, or None when the host lacks one of its GPUs.
 
-        A GPU without memory of its own (unified) is budgeted against host memory.
+        A GPU without memory of its own (unified) is budgeted against host memory, which then comes first; it is there
+        itself, without a size, because only one engine may start on it at a time.
         """
         if profile.device == "cpu":
             return (HOST,)
         found = [self.gpu(ref) for ref in profile.gpus]
         if None in found:
             return None
-        return tuple(dict.fromkeys(HOST if gpu.unified else gpu.device for gpu in found if gpu))
+        cards = [gpu for gpu in found if gpu]
+        host = [HOST] if any(gpu.unified for gpu in cards) else []
+        return tuple(dict.fromkeys([*host, *(gpu.device for gpu in cards)]))
+
+    def shares_host(self, device: str) -> bool:
+        """It is a GPU without memory of its own."""
+        reading = self.reading(device)
+        return reading is not None and reading.unified
 
     def gpu(self, ref: int | str) -> Reading | None:
         """The GPU that a profile names by index, UUID or PCI id."""
@@ -235,7 +243,8 @@ class Ledger:
             return Shortage(
                 Obstacle.STALE, device, f"{where} was last read {age:.0f} s ago, NVML does not answer"
             )
-        return self._judge_memory(profile, reading, claimed, given)
+        short = None if reading.unified else self._judge_memory(profile, reading, claimed, given)
+        return short or self._judge_quiet(reading, claimed)
 
     def _judge_memory(
         self, profile: Profile, reading: Reading, claimed: Sequence[Claim], given: int
@@ -250,10 +259,14 @@ class Ledger:
         available = self._room(reading, claimed, given)
         if available < needed:
             return self._taken(profile, reading, claimed, needed, available)
-        if reading.device != HOST and (mover := next((c for c in claimed if c.restless), None)):
-            message = f"{mover.profile} is starting or stopping on {where}"
-            return Shortage(Obstacle.RESTLESS, reading.device, message, needed, available)
         return None
+
+    def _judge_quiet(self, reading: Reading, claimed: Sequence[Claim]) -> Shortage | None:
+        mover = next((claim for claim in claimed if claim.restless), None)
+        if mover is None or reading.device == HOST:
+            return None
+        message = f"{mover.profile} is starting or stopping on {name_of(reading)}"
+        return Shortage(Obstacle.RESTLESS, reading.device, message)
 
     def _margin(self, reading: Reading) -> int:
         return self.memory.host_floor if reading.device == HOST else self.memory.margin

@@ -17,7 +17,7 @@ from supervisor.core import events, orders
 from supervisor.core.devices import GIB, HOST, Holder, Reading, Survey
 from supervisor.core.events import Event
 from supervisor.core.fleet import Fleet
-from supervisor.core.leaving import SETTLED_SLACK
+from supervisor.core.leaving import SETTLED_SHARE, SETTLED_SLACK
 from supervisor.core.orders import Order
 from supervisor.simulation.trace import Request
 from supervisor.simulation.world import OURS, RESIDUE, Card, World
@@ -352,7 +352,8 @@ class Chaos(World):
         for device, size in tree.held.items():
             claims = self.fleet.claims().get(device, [])
             owed = sum(claim.reserved for claim in claims if claim.going)
-            assert device == HOST or size <= owed + SETTLED_SLACK, f"{tree} is forgotten, {claims} there"
+            little = max(SETTLED_SLACK, (1 - SETTLED_SHARE) * tree.needs.get(device, 0))
+            assert device == HOST or size <= owed + little, f"{tree} is forgotten, {claims} there"
 
     @carry_out.register
     def _(self, order: orders.Sleep) -> None:
