@@ -34,10 +34,24 @@ def bring_up(fleet: Fleet, engine: Engine) -> None:
 
 
 def wake(fleet: Fleet, engine: Engine) -> None:
-    """Admitted like a start: all of its memory is promised to it again."""
+    """Admitted like a start: all of its memory is promised to it again, and a reading taken then must agree."""
     engine.step(Step.WAKE, fleet.now)
+    engine.lain = engine.reserved
     engine.reserved = {device: need(engine.profile, fleet.reading(device)) for device in engine.devices}
-    engine.loading_since, engine.settled, engine.retired = fleet.now, False, False
+    engine.settled = engine.retired = False
+    fleet.order(orders.Survey())
+
+
+def wake_if_still_fits(fleet: Fleet, engine: Engine) -> None:
+    if not engine.lain or was_read_before(fleet, engine):
+        return
+    claims = fleet.claims(without=engine.name)
+    if not fleet.ledger.judge(engine.profile, claims, fleet.now, own=engine.residue).admitted:
+        engine.step(Step.RELEASE, fleet.now)
+        engine.reserved, engine.lain, engine.settled = engine.lain, {}, True
+        engine.deadline = bedtime_asleep(fleet, engine)
+        return
+    engine.lain, engine.loading_since = {}, fleet.now
     engine.deadline = fleet.now + fleet.config.engine.wake_timeout + WAKE_SLACK
     fleet.order(orders.Wake(engine.incarnation or "", engine.asleep))
     fleet.note("engine_waking", engine, f"{engine.name} wakes from level {engine.asleep}")
@@ -74,8 +88,13 @@ def start(fleet: Fleet, engine: Engine) -> None:
     fleet.order(orders.Survey())
 
 
+def was_read_before(fleet: Fleet, engine: Engine) -> bool:
+    """The last reading of one of its devices is older than the promise."""
+    return any(fleet.reading(device).at < engine.since for device in engine.devices)
+
+
 def spawn_if_still_fits(fleet: Fleet, engine: Engine) -> None:
-    if any(fleet.reading(device).at < engine.since for device in engine.devices):
+    if was_read_before(fleet, engine):
         return
     verdict = fleet.ledger.judge(engine.profile, fleet.claims(without=engine.name), fleet.now)
     if not verdict.admitted:
@@ -123,6 +142,12 @@ def bedtime(fleet: Fleet, engine: Engine) -> float | None:
     profile = engine.profile
     waits = [profile.idle_ttl, profile.sleep_after if profile.sleep and not engine.sleep_broken else None]
     return min((fleet.now + wait for wait in waits if wait is not None), default=None)
+
+
+def bedtime_asleep(fleet: Fleet, engine: Engine) -> float | None:
+    """When a sleeping engine is stopped for good: its idle time counts from its last request."""
+    ttl = engine.profile.idle_ttl
+    return None if ttl is None or engine.pinned else (engine.idle_since or fleet.now) + ttl
 
 
 def pin(fleet: Fleet, engine: Engine, pinned: bool) -> None:

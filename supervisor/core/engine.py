@@ -106,6 +106,8 @@ class Engine:
     """When it answered that it sleeps: what it holds is told by readings taken from then on."""
     settled: bool = False
     """Its memory was seen to have come back after it fell asleep."""
+    lain: dict[str, int] = field(default_factory=dict)
+    """What was promised to it by device while it slept, from the decision to wake it until it is told to."""
     sleep_broken: bool = False
     """Sleeping failed or gave nothing back; it is stopped instead from now on."""
     start_tickets: list[str] = field(default_factory=list)
@@ -170,10 +172,9 @@ class Engine:
     @property
     def residue(self) -> dict[str, int]:
         """Bytes that it holds by device while asleep."""
+        kept = self.lain or self.reserved
         return (
-            {device: self.measured.get(device, size) for device, size in self.reserved.items()}
-            if self.asleep
-            else {}
+            {device: self.measured.get(device, size) for device, size in kept.items()} if self.asleep else {}
         )
 
     @property
@@ -293,6 +294,7 @@ class Engine:
         self.reserved.clear()
         self.measured.clear()
         self.before.clear()
+        self.lain.clear()
         self.progress = self.loading_since = self.idle_since = None
         self.terminated, self.gone_at, self.survivors = 0, None, ()
         self.was_loading = self.retired = self.going_to_sleep = self.settled = self.proven = False

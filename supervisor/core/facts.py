@@ -122,6 +122,8 @@ def _(event: events.DevicesRead, fleet: Fleet) -> None:
         learning.looked_at(fleet, engine)
         if engine.state is State.RESERVED:
             coming.spawn_if_still_fits(fleet, engine)
+        elif engine.state is State.WAKING:
+            coming.wake_if_still_fits(fleet, engine)
         elif engine.state is State.SETTLING:
             leaving.settle(fleet, engine)
         elif engine.state is State.SLEEPING and not engine.settled:

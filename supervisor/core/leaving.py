@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supervisor.core import learning, orders, quarantine, restarts
+from supervisor.core import coming, learning, orders, quarantine, restarts
 from supervisor.core.devices import HOST
 from supervisor.core.engine import Before, Engine
 from supervisor.core.failures import Failure, FailureClass
@@ -133,18 +133,12 @@ def settle_asleep(fleet: Fleet, engine: Engine) -> None:
         whole = need(engine.profile, reading)
         if now_held > min(whole, engine.before[device].measured if device in engine.before else whole) / 2:
             return
-    engine.settled, engine.deadline = True, wakes_or_stops(fleet, engine)
+    engine.settled, engine.deadline = True, coming.bedtime_asleep(fleet, engine)
     kept = {device: held for device, held in fallen.items() if held is not None}
     engine.reserved |= kept
     residue = sum(kept.values())
     learning.fell_asleep(fleet, engine, kept)
     fleet.note("engine_asleep", engine, f"{engine.name} sleeps at level {engine.asleep}", residue=residue)
-
-
-def wakes_or_stops(fleet: Fleet, engine: Engine) -> float | None:
-    """When a sleeping engine is stopped for good: its idle time counts from its last request."""
-    ttl = engine.profile.idle_ttl
-    return None if ttl is None or engine.pinned else (engine.idle_since or fleet.now) + ttl
 
 
 def sleep_failed(fleet: Fleet, engine: Engine, reason: str) -> None:

@@ -8,7 +8,7 @@ RESERVED    memory is promised, a fresh reading is awaited, nothing runs yet
 STARTING    a process tree exists and loads
 READY       it answers requests
 DRAINING    no new requests; those in flight end. One-way: new requests queue for the next incarnation
-SLEEPING    weights are off the device, the tree lives on; WAKING is the way back
+SLEEPING    weights are off the device, the tree lives on; WAKING is the way back, once a fresh reading agrees
 STOPPING    the stop ladder is running
 SETTLING    the leader is gone; over when the tree is empty and the device shows the memory back
 BACKOFF     it failed and waits before another try
@@ -92,6 +92,7 @@ _TABLE: dict[Step, dict[State, State]] = {
         State.ADOPTING: State.COLD,
         State.BACKOFF: State.COLD,
         State.IMPOSSIBLE: State.COLD,
+        State.WAKING: State.SLEEPING,
     },
     Step.SPAWN: {State.RESERVED: State.STARTING},
     Step.ADOPT: {State.COLD: State.ADOPTING},
