@@ -17,6 +17,7 @@ from supervisor.core import (
     outlook,
     peering,
     placement,
+    quarantine,
 )
 from supervisor.core.events import Event
 from supervisor.core.failures import Failure, FailureClass, classify
@@ -117,6 +118,7 @@ def _(event: events.DevicesRead, fleet: Fleet) -> None:
     lending.measure(fleet, event.measured)
     fleet.ledger.take(event.survey, event.ours, fleet.claims())
     fleet.stuck.clear()
+    quarantine.look_after(fleet)
     neighbours.notice(fleet)
     for engine in fleet.engines.values():
         learning.looked_at(fleet, engine)
@@ -252,6 +254,7 @@ def _(event: events.StartAsked, fleet: Fleet) -> None:
         why = f"{engine.name} is pinned by its profile: take `pin = true` out of it"
         fleet.order(orders.Answer(event.ticket, why, DaemonRefused(why)))
         return
+    quarantine.vouch(fleet, engine)
     if event.pin is not None:
         coming.pin(fleet, engine, event.pin)
     if engine.state is State.READY:

@@ -89,6 +89,8 @@ class Fleet:
     loans: dict[str, Loan] = field(default_factory=dict)
     peers: dict[str, Peer] = field(init=False)
     homes: Homes = field(init=False)
+    unreadable: set[str] = field(default_factory=set)
+    """Devices that were in trouble when they were last read."""
     foreign_told: dict[str, int] = field(default_factory=dict)
     """Device -> the foreign bytes there that were last told of."""
     closing: bool = False

@@ -205,12 +205,12 @@ def remember_before(fleet: Fleet, engine: Engine) -> None:
 def cause(engine: Engine, told: Failure) -> Failure | None:
     """Why it ended, None where it was stopped in order. `told`: what its exit and log say.
 
-    An engine that ran out of memory may fail its probes before it is gone: then it tells more than they do.
+    An engine that knows what it died of may fail its probes before it is gone: then it tells more than they do.
     """
     killed = engine.failure
     if killed is None:
         return None if engine.state is State.STOPPING else told
-    return told if told.serving and told.kind is FailureClass.OUT_OF_MEMORY else killed
+    return told if told.serving and told.kind is not FailureClass.TRANSIENT else killed
 
 
 def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: bool = False) -> None:
@@ -232,6 +232,9 @@ def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: b
         fleet.note("engine_failed", engine, str(failure), level="ERROR", log=failure.tail)
         if failure.serving and failure.kind is FailureClass.OUT_OF_MEMORY and not engine.asleep:
             ease(fleet, engine)
+        if failure.kind is FailureClass.GPU_SICK:
+            engine.wanted = False  # it would have to be started where nothing starts now
+            quarantine.impose(fleet, set(engine.devices) - {HOST}, quarantine.ILLNESS, str(failure))
         if not engine.proven:
             tell_waiters(fleet, engine, failure)
     if tree_gone:
@@ -279,7 +282,8 @@ def settle(fleet: Fleet, engine: Engine) -> None:
     incarnation, failure = engine.incarnation or "", engine.failure
     fleet.order(orders.Forget(incarnation))
     engine.clear()
-    if failure is None:
+    if failure is None or failure.kind is FailureClass.GPU_SICK:
+        engine.failure = None
         engine.step(Step.SETTLE, fleet.now)
         fleet.note("engine_stopped", engine, f"{engine.name} stopped, its memory is back")
     else:

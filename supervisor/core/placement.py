@@ -56,6 +56,8 @@ class Choice:
 
 def way_up(fleet: Fleet, engine: Engine) -> Way | Blocked:
     """Whether, and at whose cost, an engine that is cold or asleep could serve."""
+    if why := _shut(fleet, engine):
+        return Blocked(f"{engine.name} is {engine.state}: {why}", hopeless=True)
     if not can_come(engine):
         return Blocked(f"{engine.name} is {engine.state}", transient=True)
     if fleet.queues.for_profile(engine.name) and engine.name not in fleet.available:
@@ -74,6 +76,14 @@ def way_up(fleet: Fleet, engine: Engine) -> Way | Blocked:
         names = ", ".join(f"{e.name} ({e.state})" for e in moving)
         return Blocked(f"waits for {names}; {verdict}", transient=True)
     return _at_the_cost_of(fleet, engine, [e for e in there if not e.pinned], claims, verdict)
+
+
+def _shut(fleet: Fleet, engine: Engine) -> str | None:
+    """Why it is not known when the memory that it left will be back."""
+    if engine.state is not State.SETTLING:
+        return None
+    quarantined = fleet.ledger.quarantined
+    return next((quarantined[device] for device in engine.devices if device in quarantined), None)
 
 
 def _claims_beside(fleet: Fleet, engine: Engine) -> Claims:

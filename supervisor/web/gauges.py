@@ -83,7 +83,7 @@ def _devices(status: Json) -> Iterator[Metric]:
         yield _gauge(f"device_{name}", text, _DEVICE, known)
     for name, text in (
         ("trouble", "1 where its readings are not to be trusted"),
-        ("quarantined", "1 where its memory did not come back"),
+        ("quarantined", "1 where nothing starts: memory did not come back, or it is sick"),
     ):
         yield _gauge(f"device_{name}", text, _DEVICE, ((_place(d), bool(d.get(name))) for d in devices))
     sizes = (((*_place(d), kind), d[kind]) for d in devices for kind in ("total", "used", "free"))
