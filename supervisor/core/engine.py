@@ -155,6 +155,11 @@ class Engine:
         return self.profile.pin or self.pinned_by_hand
 
     @property
+    def places(self) -> set[str]:
+        """Devices whose memory it must return: its own, and any other that it was seen on."""
+        return {*self.devices, *self.before}
+
+    @property
     def expected(self) -> Learned:
         """What to expect of it: as measured with its version, else with the one before."""
         return self.learned if self.formerly is None else self.learned.or_else(self.formerly)

@@ -9,6 +9,7 @@ from supervisor.core import (
     coming,
     dispatch,
     events,
+    landing,
     learning,
     leaving,
     lending,
@@ -122,7 +123,9 @@ def _(event: events.DevicesRead, fleet: Fleet) -> None:
     neighbours.notice(fleet)
     for engine in fleet.engines.values():
         learning.looked_at(fleet, engine)
-        if engine.state is State.RESERVED:
+        if stray := landing.strayed(fleet, engine):
+            leaving.fail(fleet, engine, stray)
+        elif engine.state is State.RESERVED:
             coming.spawn_if_still_fits(fleet, engine)
         elif engine.state is State.WAKING:
             coming.wake_if_still_fits(fleet, engine)

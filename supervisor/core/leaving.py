@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supervisor.core import coming, learning, orders, quarantine, restarts
+from supervisor.core import coming, landing, learning, orders, quarantine, restarts
 from supervisor.core.devices import HOST
 from supervisor.core.engine import Before, Engine
 from supervisor.core.failures import Failure, FailureClass
@@ -197,6 +197,8 @@ def fail(fleet: Fleet, engine: Engine, failure: Failure) -> None:
 
 def remember_before(fleet: Fleet, engine: Engine) -> None:
     for device, measured in engine.measured.items():
+        if device not in engine.devices and measured < landing.MUCH:
+            continue
         found = fleet.ledger.reading(device)
         if found and not found.trouble:
             engine.before[device] = Before(fleet.rest_of(found, engine), measured)
@@ -276,9 +278,9 @@ def tell_waiters(fleet: Fleet, engine: Engine, failure: Failure) -> None:
 def settle(fleet: Fleet, engine: Engine) -> None:
     """Over once the tree is empty and every device shows the memory back."""
     gone_at = engine.gone_at
-    if gone_at is None or not all(is_back(fleet, engine, device, gone_at) for device in engine.devices):
+    if gone_at is None or not all(is_back(fleet, engine, device, gone_at) for device in engine.places):
         return
-    quarantine.lift(fleet, engine.devices, engine.name, f"the memory of {engine.name} is back")
+    quarantine.lift(fleet, engine.places, engine.name, f"the memory of {engine.name} is back")
     incarnation, failure = engine.incarnation or "", engine.failure
     fleet.order(orders.Forget(incarnation))
     engine.clear()
@@ -309,7 +311,7 @@ def stay_away(fleet: Fleet, engine: Engine) -> None:
     """The deadline passed and the memory did not come back: never proceed in hope."""
     pids = ", ".join(map(str, engine.survivors)) or "none left, the driver holds it"
     why = f"memory of {engine.name} did not come back (processes: {pids})"
-    quarantine.impose(fleet, set(engine.devices) - {HOST}, engine.name, why)
+    quarantine.impose(fleet, engine.places - {HOST}, engine.name, why)
 
 
 def follow_up(fleet: Fleet, engine: Engine, failure: Failure) -> None:
