@@ -51,6 +51,14 @@ def test_its_requests_go_to_a_sibling(running: bool) -> None:
     assert world.granted[lease] == "llama_1"
 
 
+def test_a_sibling_takes_the_place_of_who_is_idle() -> None:
+    world = squeezed(SIBLING, profile("coder_1", 1))
+    world.up("coder_1")
+    world.wait(61)
+    world.ask("llama")
+    assert (world.state("coder_1"), world.state("llama_1")) == (State.COLD, State.STARTING)
+
+
 def test_alone_they_wait_and_hear_why_when_they_waited_too_long() -> None:
     world = squeezed()
     lease = world.ask("llama", patience=100)
