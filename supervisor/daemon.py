@@ -9,15 +9,17 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
+import uvloop
+
 from supervisor.config import Config, warnings
 from supervisor.core import events
 from supervisor.driver import Driver
-from supervisor.errors import LlmdError
+from supervisor.errors import LlmdError, OperatorError
 from supervisor.host import logbook, systemd
 from supervisor.host.gpus import Gpus
 from supervisor.host.journal import Journal
@@ -32,11 +34,12 @@ STOP_SLACK = 30.0
 STATUS_PAUSE = 5.0
 
 
-def serve(config: Config, *, keep_engines: bool = False) -> int:
-    """Run until SIGTERM or Ctrl-C. Returns the exit code: 0, or 1 after an error said in one line."""
+def serve(config: Config, read: Callable[[], Config], *, keep_engines: bool = False) -> int:
+    """Run until SIGTERM or Ctrl-C; `read` gives the configuration anew at every reload. Returns the exit code: 0, or 1 after an error said in one line."""
     faulthandler.enable()  # systemd's watchdog aborts a stalled daemon: its last word is where it stood
     try:
-        asyncio.run(Daemon(config, keep_engines).run())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(Daemon(config, read, keep_engines).run())
     except LlmdError as error:
         print(f"llmd: {error.message}", file=sys.stderr)
         return 1
@@ -44,17 +47,19 @@ def serve(config: Config, *, keep_engines: bool = False) -> int:
 
 
 class Daemon:
-    def __init__(self, config: Config, keep_engines: bool) -> None:
-        self.config = config
+    def __init__(self, config: Config, read: Callable[[], Config], keep_engines: bool) -> None:
         self.keep_engines = keep_engines
         self.journal = Journal(config.server.state_dir)
         self.driver = Driver(config, self.journal, Gpus())
-        self.warnings = [str(problem) for problem in warnings(config)]
-        self.server = Server(self.driver, Keyring.of(config, os.environ))
+        self.reloading, keyring = self.driver.reloading, Keyring.of(config, os.environ)
+        self.reloading.read, self.reloading.locks = read, keyring
+        self.reloading.warnings = tuple(map(str, warnings(config)))
+        self.server = Server(self.driver, keyring)
         self.admin = AdminServer(self.driver)
         self.driver.announce = self.describe
         self._stop = asyncio.Event()
         self._stops = 0
+        self._reloads: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         self.journal.lock()
@@ -69,22 +74,24 @@ class Daemon:
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[None]:
-        for warning in self.warnings:
+        for warning in self.reloading.warnings:
             log("config_warning", "WARNING", message=warning)
         await self.driver.open()
         tasks: list[asyncio.Task[None]] = []
         try:
             await self.driver.engines.adopt()
-            tasks = [asyncio.create_task(work) for work in (self.driver.modes.run(), self._tell_systemd())]
+            works = self.driver.modes.run(), self.reloading.watch(), self._tell_systemd()
+            tasks = [asyncio.create_task(work) for work in works]
             await self.admin.open()
             await self.server.open()
             self._listen_to_signals()
+            gc.collect()
             gc.freeze()
             log("serving", listening=self.server.listening, waiting_for=self.server.waiting_for)
             systemd.ready(self._words())
             yield
         finally:
-            for task in tasks:
+            for task in (*tasks, *self._reloads):
                 task.cancel()
             await self.server.close()
             await self.admin.close()
@@ -94,6 +101,21 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._asked_to_stop)
+        loop.add_signal_handler(signal.SIGHUP, self._asked_to_reload)
+
+    def _asked_to_reload(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._reload())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
+
+    async def _reload(self) -> None:
+        """What came of it is in the log."""
+        with contextlib.suppress(OperatorError):
+            answer = await self.driver.reload()
+            for warning in answer["warnings"]:
+                log("config_warning", "WARNING", message=warning)
+            if not answer["changes"]:
+                log("reloaded", message="nothing differs")
 
     def _asked_to_stop(self) -> None:
         """Once: in order. Again: engines are killed instead of waited for."""
@@ -110,7 +132,7 @@ class Daemon:
         log("stopping", keep_engines=self.keep_engines)
         await self.server.stop_accepting()
         self.driver.post(events.ShutdownAsked(self.keep_engines))
-        limits = self.config.server, self.config.engine
+        limits = self.driver.config.server, self.driver.config.engine
         if self.keep_engines:
             await self.driver.until(lambda fleet: not fleet.leases, limits[0].drain)
             return
@@ -139,16 +161,18 @@ class Daemon:
         return f"engines: {counted or 'none'}; requests in flight: {len(self.driver.fleet.leases)}"
 
     def describe(self) -> dict[str, Any]:
+        config = self.driver.config
         return {
             "version": version("llmd"),
-            "config": str(self.config.path),
-            "state_dir": str(self.config.server.state_dir),
-            "admin_socket": str(self.config.server.admin_socket),
+            "config": str(config.path),
+            **self.reloading.describe(),
+            "state_dir": str(config.server.state_dir),
+            "admin_socket": str(config.server.admin_socket),
             "listening": list(self.server.listening),
             "waiting_for": list(self.server.waiting_for),
             "mode": self._mode(),
             "closing": self.driver.fleet.closing,
-            "warnings": self.warnings,
+            "warnings": list(self.reloading.warnings),
         }
 
     def _mode(self) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@
     │   ├── ModelNotFound        404  no such model or profile
     │   ├── RouteNotFound        404  not a route llmd serves
     │   ├── MethodNotAllowed     405  a route, asked in another way than it takes
+    │   ├── RequestTimeout       408  its body did not come
     │   └── BodyTooLarge         413  over server.max_body
     ├── Overloaded               503  every place is taken, come back          fault "llmd"
     ├── NotAvailable             503  cannot be ready: memory, mode, give-up   fault "llmd"
@@ -21,7 +22,7 @@
     ├── LoopDetected             508  llmds that pass a request round         fault "operator"
     ├── InternalError            500  a bug in llmd; its log has the traceback  fault "llmd"
     └── OperatorError            what a person at the command line can mend    fault "operator"
-        ├── ConfigError          llmd.toml or a profile is wrong
+        ├── ConfigError     409  llmd.toml or a profile is wrong
         ├── AlreadyRunning       a second daemon on one state directory
         ├── NoDaemon             nobody answers on the admin socket
         └── DaemonRefused   409  the daemon answered "no", with a reason
@@ -97,6 +98,11 @@ class RouteNotFound(ClientError):
 class MethodNotAllowed(ClientError):
     status = 405
     code = "method_not_allowed"
+
+
+class RequestTimeout(ClientError):
+    status = 408
+    code = "request_timeout"
 
 
 class BodyTooLarge(ClientError):
@@ -190,6 +196,7 @@ class Problem:
 class ConfigError(OperatorError):
     """All problems at once, so that a person mends a file in one go."""
 
+    status = 409
     code = "bad_config"
 
     def __init__(self, problems: Iterable[Problem]) -> None:

@@ -78,7 +78,10 @@ class Llmd:
     def _answers(self) -> bool:
         assert self.process
         assert self.process.poll() is None, self.text()
-        return self.run("status", "--json").returncode == 0 and bool(self.status()["daemon"]["listening"])
+        try:
+            return bool(self.status()["daemon"]["listening"])
+        except OSError:
+            return False
 
     def run(self, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -86,7 +89,8 @@ class Llmd:
         )
 
     def status(self) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(self.run("status", "--json").stdout)
+        """As the admin socket has it: it is asked again and again, and a command costs half a second."""
+        answer: dict[str, Any] = json.loads(told(self.home / "admin.sock", "/status"))
         return answer
 
     def engine(self, profile: str) -> dict[str, Any]:
@@ -145,12 +149,18 @@ class Door:
     key: str
 
     def metric(self, name: str) -> float:
-        with socket.socket(socket.AF_UNIX) as connected:
-            connected.connect(str(self.socket))
-            connection = http.client.HTTPConnection("engine")
-            connection.sock = connected
-            connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {self.key}"})
-            return metric(connection.getresponse().read().decode(), name)
+        return metric(told(self.socket, "/metrics", Authorization=f"Bearer {self.key}").decode(), name)
+
+
+def told(place: Path, path: str, **headers: str) -> bytes:
+    """What a server on a Unix socket answers. Raises OSError where nobody is there."""
+    with socket.socket(socket.AF_UNIX) as connected:
+        connected.settimeout(30)
+        connected.connect(str(place))
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = connected
+        connection.request("GET", path, headers=headers)
+        return connection.getresponse().read()
 
 
 def runs(process: psutil.Process) -> bool:

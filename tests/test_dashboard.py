@@ -281,6 +281,29 @@ def test_night_is_planned_forced_and_given_back(page: Page, llmd: Llmd) -> None:
     expect(page.locator("#now-mode")).to_have_text("day, by the calendar")
 
 
+def test_what_differs_on_disk_is_shown_and_then_changed(page: Page, llmd: Llmd) -> None:
+    sign_in(page, llmd)
+    expect(page.locator("#loaded")).to_contain_text("Holds since")
+    expect(page.get_by_role("button", name="Change that now")).to_be_hidden()
+    file = llmd.home / "profiles" / "extra_0.toml"
+    file.write_text('model = "extra"\nweights = "tiny"\ngpus = [0]\nvram = "1 GiB"\n')
+    expect(page.locator("#loaded")).to_contain_text("The files have changed since.")
+    page.get_by_role("button", name="Show what differs on disk").click()
+    expect(page.locator("#differences")).to_contain_text("profiles.extra_0 added")
+    expect(row(page, "extra_0")).to_have_count(0)
+    page.get_by_role("button", name="Change that now").click()
+    expect(row(page, "extra_0")).to_be_visible()
+
+    file.write_text("model = 1\n")
+    page.get_by_role("button", name="Show what differs on disk").click()
+    expect(page.locator("#toasts")).to_contain_text("extra_0.toml:1: model cannot be 1")
+    file.unlink()
+    page.get_by_role("button", name="Show what differs on disk").click()
+    expect(page.locator("#differences")).to_contain_text("profiles.extra_0 removed")
+    page.get_by_role("button", name="Change that now").click()
+    expect(row(page, "extra_0")).to_have_count(0)
+
+
 def test_a_card_whose_memory_does_not_come_back_is_seen_to_be_quarantined(
     page: Page, llmd: Llmd, gpus: FakeGpus
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 from supervisor import cli
 from supervisor.core.devices import GIB
 from tests.daemon import QUICK, Llmd, profile, until
+from tests.host.test_weights import MODEL, ONE, write_header
 from tests.standin.nvml import FakeGpus, build
 
 PATIENCE = 60
@@ -168,6 +169,11 @@ CODES = [
     (0, ("why", "--history")),
     (0, ("mode",)),
     (0, ("plan", "--gpus", "2x24GiB")),
+    (0, ("doctor",)),
+    (0, ("add", "MODEL", "--cpu", "--dry-run")),
+    (0, ("keys",)),
+    (0, ("keys", "new", "n8n")),
+    (0, ("completion", "bash")),
     (1, ("--config", "BAD", "status")),
     (1, ("start", "gone")),
     (1, ("stop", "gone")),
@@ -178,6 +184,10 @@ CODES = [
     (1, ("why", "gone", "--history")),
     (1, ("mode", "dusk")),
     (1, ("plan", "gone")),
+    (1, ("--config", "BAD", "doctor")),
+    (1, ("add", "/nowhere")),
+    (1, ("keys", "new", "webui")),  # there is one
+    (1, ("keys", "hash")),  # nothing on stdin
     (1, ("lease", "1GiB")),  # no card here
     (1, ("simulate", "gone.csv")),
     (1, ("--config", "BAD", "check")),
@@ -185,6 +195,10 @@ CODES = [
     (1, ("serve",)),  # a second one
     *((2, (command, "--gone")) for command in COMMANDS),
     *((2, (command,)) for command in ("start", "stop", "gone")),
+    (2, ("add", "/nowhere", "--json")),  # nobody is there to be asked
+    (2, ("completion", "csh")),
+    (2, ("keys", "new")),
+    (2, ("keys", "--json", "hash")),
     (2, ("logs", "--grep", "(")),
     (2, ("logs", "--since", "soon")),
     (2, ("logs", "tiny_0", "-n", "-1")),
@@ -206,11 +220,19 @@ CODES = [
 ]
 
 
+def tiny_model(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(MODEL | {"architectures": ["LlamaForCausalLM"]}))
+    write_header(folder / "model.safetensors", ONE)
+    return folder
+
+
 @pytest.mark.parametrize(("code", "words"), CODES, ids=lambda value: " ".join(value) if type(value) is tuple else value)  # fmt: skip
 def test_exit_codes(llmd: Llmd, tmp_path: Path, code: int, words: tuple[str, ...]) -> None:
     bad = tmp_path / "llmd.toml"
     bad.write_text(BAD)
-    done = llmd.run(*(str(bad) if word == "BAD" else word for word in words))
+    named = {"BAD": str(bad), "MODEL": str(tiny_model(tmp_path / "tiny"))}
+    done = llmd.run(*(named.get(word, word) for word in words))
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     if code:
@@ -219,8 +241,8 @@ def test_exit_codes(llmd: Llmd, tmp_path: Path, code: int, words: tuple[str, ...
 
 def test_every_command_has_a_row_for_done_and_for_refused() -> None:
     """But `serve`, which ends well only when told to, `lease`, which needs a card, `top`, which needs a terminal,
-    and `simulate`, whose profiles need cards: they are done elsewhere."""
-    for code, elsewhere in ((0, {"serve", "lease", "top", "simulate"}), (1, {"serve"})):
+    and `simulate`, whose profiles need cards: they are done elsewhere. `completion` has nothing to refuse."""
+    for code, elsewhere in ((0, {"serve", "lease", "top", "simulate"}), (1, {"serve", "completion"})):
         rows = {word for row, words in CODES if row == code for word in words if word in COMMANDS}
         assert rows | elsewhere == set(COMMANDS)
 

@@ -165,10 +165,10 @@ def test_a_setting_as_it_stands_in_a_profile() -> None:
     assert setting({"gpu_memory_utilization": 0.93}) == "gpu_memory_utilization = 0.93"
 
 
-def command(host: Path, **env: str) -> subprocess.CompletedProcess[str]:
+def command(host: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own, as NVML is loaded once for all."""
-    called = ["-c", "from supervisor.cli import main; main()", "--config", str(host / "llmd.toml"), "plan"]
-    program = [sys.executable, *called]
+    called = ["-c", "from supervisor.cli import main; main()", "--config", str(host / "llmd.toml")]
+    program = [sys.executable, *called, *(words or ("plan",))]
     return subprocess.run(
         program, check=False, capture_output=True, text=True, env=os.environ | env, timeout=60
     )

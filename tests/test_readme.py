@@ -76,20 +76,34 @@ def test_the_example_loads(tmp_path: Path) -> None:
     assert (list(config.keys), list(config.profiles)) == (["webui"], ["llama_0"])
 
 
+def below(group: click.Group, prefix: str = "") -> dict[str, click.Command]:
+    """Every command by its words: a group's own, and those in it."""
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        found[prefix + name] = command
+        found |= below(command, f"{prefix}{name} ") if isinstance(command, click.Group) else {}
+    return found
+
+
+COMMANDS = below(cli.main)
+
+
 def shown_commands() -> dict[str, list[str]]:
     """Command -> the rest of its row's first cell: arguments and flags."""
-    found = re.findall(r"^\| `llmd (\w+)(.*?)` \|", README, flags=re.MULTILINE)
+    found = re.findall(r"^\| `llmd ([a-z]+(?: [a-z]+)*)(.*?)` \|", README, flags=re.MULTILINE)
     return {command: words.replace("[", " ").replace("]", " ").split() for command, words in found}
 
 
 def test_every_command_is_there_and_no_other() -> None:
-    assert sorted(shown_commands()) == sorted(cli.main.commands)
+    assert sorted(shown_commands()) == sorted(COMMANDS)
 
 
-@pytest.mark.parametrize("command", sorted(cli.main.commands))
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_flag_and_argument_of_a_command_is_the_one_it_takes(command: str) -> None:
-    shown, parameters = shown_commands()[command], cli.main.commands[command].params
-    options = [{*option.opts, *option.secondary_opts} for option in parameters if isinstance(option, click.Option)]
+    shown, parameters = shown_commands()[command], COMMANDS[command].params
+    options = [
+        {*option.opts, *option.secondary_opts} for option in parameters if isinstance(option, click.Option)
+    ]
     assert {word for word in shown if word.startswith("-")} <= set().union(*options)
     assert all(names & set(shown) for names in options)
     arguments = [argument.name for argument in parameters if isinstance(argument, click.Argument)]

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,23 @@ def test_an_engine_that_does_not_wake_is_replaced_and_its_waiter_served(install:
     assert "did not wake" in llmd.log.read_text()
 
 
+def test_a_wake_is_recorded_before_it_is_told(install: Install) -> None:
+    """A daemon that dies meanwhile leaves an engine that may take its memory any moment, and the next one knows."""
+    llmd = install(alpha={"env": LIGHT | {"STANDIN_WAKE": "hangs"}, "sleep_after": "0.2s"}, wake_timeout=60)
+    say(llmd, "alpha")
+    until(lambda: asleep(llmd, "alpha_0"), 20, llmd.text)
+    found = llmd.engine("alpha_0")
+    record = llmd.home / "state" / "engines" / found["incarnation"] / "record.json"
+    assert not json.loads(record.read_text())["waking"]
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(say, llmd, "alpha")
+        until(lambda: json.loads(record.read_text())["waking"], 20, llmd.text)
+        assert llmd.engine("alpha_0")["state"] == "waking"
+        llmd.kill()
+        with pytest.raises(openai.APIConnectionError):
+            asking.result()
+
+
 def test_an_idle_engine_sleeps_first_and_is_stopped_later(install: Install) -> None:
     llmd = install(alpha={"sleep_after": "1s", "idle_ttl": "15s"})
     say(llmd, "alpha")
@@ -194,6 +212,7 @@ def test_a_wake_that_a_dying_daemon_left_halfway_is_finished(install: Install) -
     before = llmd.engine("alpha_0")
     llmd.kill()
     socket = str(llmd.home / "state" / "engines" / before["incarnation"] / "sock")
+    assert json.loads(Path(socket).with_name("record.json").read_text())["waking"] is False
     wake = ["curl", "--silent", "--fail", "-XPOST", "--unix-socket", socket, "http://engine/wake_up"]
     subprocess.run(wake, check=True, timeout=10, capture_output=True)
     llmd.start()
@@ -223,6 +242,13 @@ def test_an_engine_that_ran_out_of_memory_serving_comes_back_for_half_as_many(in
     llmd.start()
     until(lambda: llmd.engine("alpha_0")["state"] == "ready", 5, llmd.text)
     assert llmd.engine("alpha_0")["rung"] == 2
+    assert llmd.run("stop", "alpha_0").returncode == 0
+    llmd.kill()
+    llmd.start()
+    until(lambda: llmd.engine("alpha_0")["rung"] == 2, 5, llmd.text)
+    assert llmd.run("start", "alpha_0").returncode == 0
+    words = psutil.Process(llmd.engine("alpha_0")["pid"]).cmdline()
+    assert words[words.index("--max-num-seqs") + 1] == "2", "kept by the almanac where no engine is left"
 
 
 def test_an_engine_that_hangs_while_healthy_is_replaced_and_the_next_one_answers(install: Install) -> None:

@@ -100,7 +100,9 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        return re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|.)", "", self.raw)
+        """Frames one after the other: each goes back to the top, and what it draws there is a line of its own."""
+        framed = re.sub(r"\x1b\[[0-9;]*H", "\n", self.raw)
+        return re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|.)", "", framed)
 
     def close(self) -> None:
         if self.process.poll() is None:

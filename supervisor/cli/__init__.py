@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from supervisor.cli import acting, foreseeing, looking
+from supervisor.cli import acting, foreseeing, looking, preparing
 from supervisor.cli.base import Place
 
 
@@ -23,7 +23,7 @@ def main(context: click.Context, config: Path | None, socket: Path | None) -> No
     context.obj = Place(config, socket)
 
 
-for module in (acting, looking, foreseeing):
+for module in (acting, looking, foreseeing, preparing):
     for command in vars(module).values():
         if isinstance(command, click.Command):
             main.add_command(command)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from supervisor.cli import completing
 from supervisor.cli.arguments import Duration, Size
 from supervisor.cli.base import Place, as_json, call, errors, print_json
 
@@ -18,14 +19,15 @@ from supervisor.cli.base import Place, as_json, call, errors, print_json
 def serve(place: Place, keep_engines: bool) -> None:
     """Run the daemon here, until Ctrl-C or SIGTERM."""
     with errors(False):
-        config = place.load()
+        here = place.fixed()
+        config = here.load()
         from supervisor.daemon import serve as run
 
-        sys.exit(run(config, keep_engines=keep_engines))
+        sys.exit(run(config, here.load, keep_engines=keep_engines))
 
 
 @click.command()
-@click.argument("profile")
+@click.argument("profile", shell_complete=completing.profiles)
 @click.option(
     "--pin/--no-pin",
     default=None,
@@ -48,7 +50,7 @@ def start(place: Place, profile: str, pin: bool | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("profile")
+@click.argument("profile", shell_complete=completing.profiles)
 @click.option("--now", is_flag=True, help="Do not wait for running requests.")
 @as_json
 @click.pass_obj
@@ -61,7 +63,29 @@ def stop(place: Place, profile: str, now: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.option("--plan", is_flag=True, help="Tell what would change, and do nothing.")
+@as_json
+@click.pass_obj
+def reload(place: Place, plan: bool, as_json: bool) -> None:
+    """Have the daemon read llmd.toml and the profiles again: tells what changes, then changes that alone.
+
+    A configuration with mistakes changes nothing. SIGHUP does the same, with the answer in the log.
+    """
+    from supervisor.cli import changes
+
+    with errors(as_json):
+        if not as_json:
+            answer = call(place, lambda client: client.plan_reload())
+            click.echo("\n".join(changes.told(answer)))
+            if plan:
+                return
+            click.echo(changes.done(call(place, lambda client: client.reload()), answer))
+            return
+        print_json(call(place, lambda client: client.plan_reload() if plan else client.reload()))
+
+
+@click.command()
+@click.argument("name", required=False, shell_complete=completing.modes)
 @click.option(
     "--for", "seconds", type=Duration(), help="Only for so long, such as 2h; then the calendar again."
 )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from supervisor.errors import LlmdError, NoDaemon, OperatorError
+from supervisor.errors import ConfigError, LlmdError, NoDaemon, OperatorError
 
 if TYPE_CHECKING:
     from supervisor.cli.client import Client
@@ -50,11 +50,24 @@ class Place:
         server = config.server.model_copy(update={"admin_socket": self.socket.absolute()})
         return config.model_copy(update={"server": server})
 
+    def fixed(self) -> Place:
+        """The same file from now on, whatever comes and goes beside it."""
+        return Place((self._config_path() or CONFIGS[-1]).absolute(), self.socket)
+
     def find_socket(self) -> Path:
         """With no configuration at all the daemon may still be where it is by default."""
-        if self.socket is None and self._config_path() is not None:
+        path = self._config_path()
+        if self.socket is not None or path is None:
+            return self.socket or DEFAULT_SOCKET
+        try:
             return self.load().server.admin_socket
-        return self.socket or DEFAULT_SOCKET
+        except ConfigError:
+            from supervisor.config import admin_socket
+
+            found = admin_socket(path)
+            if found is None or not found.is_socket():
+                raise
+            return found  # a daemon may run on what was written before
 
     def _config_path(self) -> Path | None:
         return self.config or next((path for path in CONFIGS if path.exists()), None)

@@ -92,6 +92,12 @@ class Client:
     async def plan_mode(self, name: str) -> dict[str, Any]:
         return await self._json("GET", f"/mode/{quote(name, safe='')}/plan", INSTANT)
 
+    async def plan_reload(self) -> dict[str, Any]:
+        return await self._json("GET", "/reload", LONG)
+
+    async def reload(self) -> dict[str, Any]:
+        return await self._json("POST", "/reload", LONG)
+
     async def lend(self, wish: dict[str, Any]) -> dict[str, Any]:
         """Waits until the loan is granted."""
         return await self._json("POST", "/loans", ENDLESS, wish)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from supervisor.cli import completing
 from supervisor.cli.base import Place, as_json, errors, print_json
 from supervisor.errors import ConfigError, Problem
 
@@ -60,7 +61,7 @@ def entry(problem: Problem) -> dict[str, Any]:
 
 
 @click.command("plan")
-@click.argument("profiles", nargs=-1, metavar="[PROFILE]...")
+@click.argument("profiles", nargs=-1, metavar="[PROFILE]...", shell_complete=completing.profiles)
 @click.option("--gpus", metavar="CARDS", help="Plan for 2x24GiB, or 0:24GiB,1:48GiB, not for this host's.")
 @as_json
 @click.pass_obj
@@ -75,10 +76,7 @@ def plan_(place: Place, profiles: tuple[str, ...], gpus: str | None, as_json: bo
     from supervisor.cli import plan
 
     with errors(as_json):
-        try:
-            cards = plan.describe(gpus) if gpus is not None else None
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--gpus") from error
+        cards = plan.described(gpus, "--gpus")
         config = place.load()
         found = plan.gather(config, plan.chosen(config, profiles), cards)
         print_json(plan.as_json(found)) if as_json else plan.show(found)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from supervisor.cli import completing
 from supervisor.cli.arguments import Duration, Pattern
 from supervisor.cli.base import Interrupted, Place, as_json, call, errors, print_json
 
@@ -44,7 +45,7 @@ def top(place: Place) -> None:
 
 
 @click.command()
-@click.argument("profile", required=False)
+@click.argument("profile", required=False, shell_complete=completing.profiles)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on.")
 @click.option("-n", "--lines", type=click.IntRange(0, 100_000), default=100, show_default=True)
 @click.option("--since", "seconds", type=Duration(), help="Of this long alone, such as 10m.")
@@ -78,7 +79,7 @@ def logs(
 
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=completing.models)
 @click.option("--history", is_flag=True, help="What was decided before, of MODEL or of all.")
 @click.option("--request", metavar="ID", help="Why the request of this id went where it did.")
 @click.option("--since", "seconds", type=Duration(), help="History of this long alone, such as 1h.")
@@ -123,8 +124,8 @@ def why(
 
 
 @click.command()
-@click.argument("model", required=False)
-@click.option("--key", help="Of this key alone, by its name in llmd.toml.")
+@click.argument("model", required=False, shell_complete=completing.models)
+@click.option("--key", shell_complete=completing.sources, help="Of this key alone, by its name in llmd.toml.")
 @click.option("--since", "seconds", type=Duration(), help="Of this long alone, such as 7d.")
 @click.option("--failed", is_flag=True, help="Those alone that did not end well.")
 @click.option("--totals", is_flag=True, help="Sums by day, key and model.")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import click
 from pydantic_core import PydanticCustomError
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -45,6 +46,14 @@ def describe(text: str) -> tuple[Reading, ...]:
     if len(sizes) > _MOST_CARDS or not all(sizes.values()):
         raise ValueError(f"describe 1 to {_MOST_CARDS} GPUs, each of some size")
     return tuple(_card(index, total) for index, total in sorted(sizes.items()))
+
+
+def described(text: str | None, flag: str) -> tuple[Reading, ...] | None:
+    """The cards that a flag describes; None without it. Raises BadParameter."""
+    try:
+        return None if text is None else describe(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=flag) from error
 
 
 def gather(config: Config, names: Sequence[str], cards: tuple[Reading, ...] | None) -> Plan:

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from supervisor.cli.tables import STYLES, span, told_of
+from supervisor.cli.tables import STYLES, span, told_of, xid_line
 from supervisor.core.devices import gib
 
 Json = dict[str, Any]
@@ -59,6 +59,8 @@ def render(answer: Json) -> Iterator[RenderableType]:
     for device in answer["devices"]:
         yield Text()
         yield _device(device)
+        for found in device.get("xids", ()):
+            yield Padding(Text(xid_line(found), "yellow"), (0, 0, 0, 2))
         for line in _holders(device):
             yield Padding(line, (0, 0, 0, 2))
 

@@ -114,6 +114,8 @@ def _daemon(daemon: Json) -> Text:
         text.append(f"\nlistening on {url}")
     for address in daemon.get("waiting_for", []):
         text.append(f"\nwaiting for {address}", "yellow")
+    if loaded := daemon.get("config_loaded"):
+        text.append(f"\nconfigured {loaded[:19].replace('T', ' ')}")
     return text
 
 
@@ -121,6 +123,7 @@ def device(device: Json) -> Group:
     lines = [_title(device)]
     if trouble := (device.get("trouble") or device.get("quarantined")):
         lines.append(Text(f"  {trouble if isinstance(trouble, str) else 'not trusted'}", "red"))
+    lines += [Text(f"  {xid_line(found)}", "yellow") for found in device.get("xids") or ()]
     total, used = device.get("total") or 0, device.get("used") or 0
     if total:
         ours = {name: size or 0 for name, size in (device.get("ours") or {}).items()}
@@ -128,6 +131,12 @@ def device(device: Json) -> Group:
         lines.append(Text("  ") + bar(total, ours, foreign) + Text(f"  {gib(device.get('free') or 0)} free"))
         lines += _holders(ours, foreign, device.get("foreign") or [])
     return Group(*lines)
+
+
+def xid_line(found: Json) -> str:
+    """What a GPU's driver reported, how often, and when last."""
+    often = f", {found['count']} times" if found["count"] > 1 else ""
+    return f"XID {found['xid']}: {found['meaning']}{often}, {span(found['ago_s'])} ago"
 
 
 def _title(device: Json) -> Text:
@@ -203,7 +212,14 @@ def _strays(status: Json) -> Iterator[Text]:
 
 
 def _warnings(status: Json) -> Iterator[Text]:
-    for warning in status.get("daemon", {}).get("warnings", []):
+    daemon = status.get("daemon", {})
+    if daemon.get("config_error"):
+        yield _line(f"the configuration on disk was not taken: {daemon['config_error']}")
+    elif daemon.get("config_newer"):
+        yield _line(
+            "the configuration on disk is newer than what runs: llmd reload --plan tells what differs"
+        )
+    for warning in daemon.get("warnings", []):
         yield _line(f"warning: {warning}")
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from supervisor.config.difference import Change, differences, kept
 from supervisor.config.lines import locate
 from supervisor.config.models import (
     DEFAULT_UTILIZATION,
@@ -23,11 +24,12 @@ from supervisor.config.models import (
     Server,
     Task,
 )
-from supervisor.config.reading import load
+from supervisor.config.reading import admin_socket, load
 from supervisor.config.warnings import warnings
 
 __all__ = [
     "DEFAULT_UTILIZATION",
+    "Change",
     "Config",
     "EngineDefaults",
     "Key",
@@ -41,6 +43,9 @@ __all__ = [
     "Scheduling",
     "Server",
     "Task",
+    "admin_socket",
+    "differences",
+    "kept",
     "load",
     "locate",
     "warnings",

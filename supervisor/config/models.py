@@ -166,6 +166,12 @@ class Server(Frozen):
     drain: Seconds = 30.0
     header_timeout: Annotated[Seconds, Field(gt=0)] = 10.0
     """A connection that has not sent the whole head of a request by then is closed."""
+    body_timeout: Annotated[Seconds, Field(gt=0)] = 10.0
+    """In which at least 1 KiB more of a request's body must come."""
+    client_timeout: Annotated[Seconds, Field(gt=0)] = 60.0
+    """A client that takes nothing of its answer for so long is cut off."""
+    request_timeout: Annotated[Seconds, Field(gt=0)] = 3600.0
+    """From a request's arrival to the last byte of its answer."""
     max_body: Bytes = 64 * MIB
     hold: Hold = "comment"
     """What a stream is sent while its model loads: comments, empty chunks, progress as reasoning, or nothing."""
@@ -193,12 +199,17 @@ class EngineDefaults(Frozen):
     """From asleep to the first answer; level 2 reads its weights again meanwhile."""
     stall_timeout: Seconds = 120.0
     """Healthy, with requests in flight, and no token for so long: it hangs, and is replaced."""
+    connect_timeout: Annotated[Seconds, Field(gt=0)] = 5.0
+    """For an engine to take a connection."""
     first_token_timeout: Seconds = 300.0
     """Until the first byte of a streamed answer."""
     token_timeout: Seconds = 120.0
     """Between two pieces of an answer."""
     answer_timeout: Seconds = 1800.0
     """Until an answer that is not streamed: nothing of it comes before its last token is made."""
+    breaker_failures: Count = 5
+    """Requests in a row that fail before their first byte, within breaker_window: the engine is replaced."""
+    breaker_window: Annotated[Seconds, Field(gt=0)] = 30.0
     log_size: Bytes = 64 * MIB
     """Of an engine's log and the part kept of it before, together. 100 MB/s take a tenth more at most."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -14,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from supervisor.config import checks
 from supervisor.config.lines import NOT_TOML, KeyPath, locate
-from supervisor.config.models import Config, Document, Profile, ProfileFile
+from supervisor.config.models import Config, Document, Profile, ProfileFile, Server
 from supervisor.errors import ConfigError, Problem
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -44,10 +45,13 @@ _SECRET = {"keys", "env", "peers"}
 """Tables whose values are not repeated: somebody will write the key itself there."""
 
 
-def load(path: Path) -> Config:
-    """The configuration at `path` with its profiles. Raises ConfigError, which holds every problem found."""
+def load(path: Path, drafts: Mapping[Path, str] = MappingProxyType({})) -> Config:
+    """The configuration at `path` with its profiles. Raises ConfigError, which holds every problem found.
+
+    `drafts`: texts to be read as if they stood in these files already.
+    """
     path = path.absolute()
-    reader = _Reader()
+    reader = _Reader(drafts)
     raw = reader.toml(path)
     document = reader.model(path, Document, raw)
     files = reader.profile_files(path, raw)
@@ -60,13 +64,24 @@ def load(path: Path) -> Config:
     raise ConfigError(locate(reader.problems))
 
 
+def admin_socket(path: Path) -> Path | None:
+    """Where llmd.toml has the daemon's socket, if that can be told though the rest is wrong."""
+    raw = _Reader({}).toml(path) or {}
+    server = raw.get("server", {})
+    given = server.get("admin_socket", Server().admin_socket) if isinstance(server, dict) else None
+    return path.absolute().parent / given if isinstance(given, str | Path) else None
+
+
 class _Reader:
     """Reads on past whatever is wrong and gathers it."""
 
-    def __init__(self) -> None:
+    def __init__(self, drafts: Mapping[Path, str]) -> None:
         self.problems: list[Problem] = []
+        self._drafts = drafts
 
     def toml(self, file: Path) -> dict[str, object] | None:
+        if (draft := self._drafts.get(file)) is not None:
+            return self._parse(file, draft)
         try:
             text = file.read_text(encoding="utf-8")
         except OSError as error:
@@ -113,6 +128,7 @@ class _Reader:
             what = f"{folder} cannot be read: {error}"
             self._add(Problem(path, what, "write the directory of your profiles", ("server", "profiles")))
             return {}
+        files |= {draft.stem: draft for draft in self._drafts if draft.parent == folder}
         return dict(sorted(files.items()))
 
     def _parse(self, file: Path, text: str) -> dict[str, object] | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from supervisor.config.models import Key, Peer
+from supervisor.config.models import Config, Key, Peer
 
 _OTHERS = 0o007
 
@@ -34,6 +34,16 @@ def find(key: Key, environ: Mapping[str, str]) -> Found:
         return Found(digest(secret)) if secret else Found(trouble=f"{key.env} is not set in the environment")
     assert key.file is not None
     return _in_file(key.file)
+
+
+def digests(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
+    """SHA-256 hex digest -> source. Reads key files; a key that is not to be found is left out."""
+    resolved: dict[str, str] = {}
+    for source, key in config.keys.items():
+        found = find(key, environ)
+        if found.digest is not None:
+            resolved.setdefault(found.digest, source)
+    return resolved
 
 
 def peer_key(peer: Peer, environ: Mapping[str, str]) -> tuple[str | None, str | None]:

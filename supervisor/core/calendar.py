@@ -6,7 +6,7 @@ candidates and wishes for starts: what fits is the ledger's to say.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from supervisor.core import coming, leaving, orders, placement
@@ -19,11 +19,16 @@ from supervisor.errors import NotAvailable
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A change under way, until all of `warming` is ready. `deadline`: monotonic seconds."""
+    """A change under way, until all of `warming` was ready once. `began`, `deadline`: monotonic seconds."""
 
     previous: Mode
     warming: tuple[str, ...]
+    began: float
     deadline: float
+
+    def awaits(self, engine: Engine) -> bool:
+        """One that came up may have made room for another in the same moment."""
+        return engine.state is not State.READY and engine.ready_since < self.began
 
 
 def change(fleet: Fleet, event: ModeChanged) -> None:
@@ -34,10 +39,30 @@ def change(fleet: Fleet, event: ModeChanged) -> None:
     if event.mode is None or event.mode == before.name:
         return
     mode = fleet.config.modes[event.mode]
-    fleet.transition = Transition(before, mode.warm, fleet.now + mode.within)
+    cold = tuple(name for name in mode.warm if fleet.engines[name].state is not State.READY)
+    fleet.transition = Transition(before, cold, fleet.now, fleet.now + mode.within)
     _announce(fleet, "mode", f"mode {event.mode} begins", warming=list(mode.warm))
     _clear_out(fleet, mode.drain)
     _want(fleet, mode.warm)
+
+
+def reconfigured(fleet: Fleet, event: ModeChanged | None, before: frozenset[str]) -> None:
+    """Other modes, or other profiles in them, hold from now on. `before`: who was available."""
+    modes, transition = fleet.config.modes, fleet.transition
+    if transition is not None:
+        there = tuple(name for name in transition.warming if name in fleet.config.profiles)
+        previous = transition.previous if transition.previous.name in modes else Mode()
+        fleet.transition = replace(transition, warming=there, previous=previous)
+    if fleet.mode.name not in modes:
+        fleet.mode, fleet.transition, fleet.rolled_back = Mode(), None, None
+    if event is not None:
+        change(fleet, event)
+    lost = before - fleet.available
+    for engine in fleet.engines.values():
+        if engine.name in lost and not engine.outdated and engine.claims() and not engine.retired:
+            engine.wanted = engine.patient = False
+            why = f"mode {fleet.mode.name} has it no longer"
+            leaving.retire(fleet, engine, why, drain=modes[fleet.mode.name or ""].drain)
 
 
 AHEAD = 120.0
@@ -50,11 +75,11 @@ def go_on(fleet: Fleet) -> None:
     transition = fleet.transition
     if transition is None:
         return
-    engines = [fleet.engines[name] for name in transition.warming]
-    if all(engine.state is State.READY for engine in engines):
+    late = [engine for name in transition.warming if transition.awaits(engine := fleet.engines[name])]
+    if not late:
         fleet.transition = None
         _announce(fleet, "mode_ready", f"mode {fleet.mode.name} is ready")
-    elif (why := _hopeless(fleet, transition, engines)) is not None:
+    elif (why := _hopeless(fleet, transition, late)) is not None:
         _roll_back(fleet, transition, why)
 
 
@@ -69,17 +94,16 @@ def foresee(fleet: Fleet) -> None:
         coming.foresee(fleet, fleet.engines[name])
 
 
-def _hopeless(fleet: Fleet, transition: Transition, engines: list[Engine]) -> str | None:
+def _hopeless(fleet: Fleet, transition: Transition, late: list[Engine]) -> str | None:
     """Why the mode cannot be had; None while it may still come."""
-    for engine in engines:
+    for engine in late:
         given_up = engine.state is State.IMPOSSIBLE or (engine.state is State.COLD and not engine.wanted)
         if given_up:
             return (
                 f"{engine.name} does not come up: {engine.last_reason or engine.last_failure or 'given up'}"
             )
-    late = [engine.name for engine in engines if engine.state is not State.READY]
     if fleet.now >= transition.deadline:
-        return f"{', '.join(late)} was not ready in time"
+        return f"{', '.join(engine.name for engine in late)} was not ready in time"
     return None
 
 

@@ -140,8 +140,9 @@ def bedtime(fleet: Fleet, engine: Engine) -> float | None:
     if engine.pinned:
         return None
     profile = engine.profile
-    waits = [profile.idle_ttl, profile.sleep_after if profile.sleep and not engine.sleep_broken else None]
-    return min((fleet.now + wait for wait in waits if wait is not None), default=None)
+    waits = [profile.idle_ttl, profile.sleep_after if engine.sleeps else None]
+    since = fleet.now if engine.idle_since is None else engine.idle_since
+    return min((since + wait for wait in waits if wait is not None), default=None)
 
 
 def bedtime_asleep(fleet: Fleet, engine: Engine) -> float | None:
@@ -167,8 +168,9 @@ def pin(fleet: Fleet, engine: Engine, pinned: bool) -> None:
 
 
 def promise_to_found(fleet: Fleet, engine: Engine) -> None:
-    """Where it sleeps others may have been let in beside it: no more is promised to it than it keeps asleep."""
-    if engine.asleep:
+    """Where it sleeps others may have been let in beside it: no more is promised to it than it keeps asleep. One that
+    was being woken had its place already, and may take it any moment."""
+    if engine.settled:
         engine.reserved = dict.fromkeys(engine.devices, 0) | learning.usual_residue(fleet, engine)
     else:
         promise_all(fleet, engine)
@@ -182,5 +184,6 @@ def promise_all(fleet: Fleet, engine: Engine) -> None:
 
 def promise_what_was_unread(engine: Engine, survey: Survey) -> None:
     for reading in survey.readings:
-        if engine.reserved.get(reading.device) == 0 and not reading.trouble and not engine.asleep:
+        unread = reading.device in engine.devices and engine.reserved.get(reading.device) == 0
+        if unread and not reading.trouble and not engine.settled:
             engine.reserved[reading.device] = need(engine.profile, reading)

@@ -36,6 +36,12 @@ def fingerprint(profile: Profile, config: Config) -> str:
     return hashlib.sha256(repr(shape).encode()).hexdigest()[:16]
 
 
+def recipe(profile: Profile, config: Config) -> tuple[object, ...]:
+    """All that an engine of `profile` is started with, but where and for how many: what differs takes a new engine."""
+    place = profile.device, profile.gpus, profile.vram, profile.memory, profile.gpu_memory_utilization
+    return argv(profile, config, Path("socket"), 0.0), place, {**config.engine.env, **profile.env}
+
+
 def served_names(profile: Profile) -> tuple[str, ...]:
     """The names that the engine answers to: the public model first, then the profile's own."""
     return tuple(dict.fromkeys((profile.model, profile.name)))

@@ -1,15 +1,18 @@
 """The one door into the core: `handle(fleet, event, now) -> orders`. No clock, no OS, no asyncio.
 
 Every event changes the engines it is about, and ends in a look at the deadlines and one dispatch: waiting
-requests are placed, engines that are wanted are started.
+requests are placed, engines that are wanted are started. Where nobody waits for anything there is nothing to look
+at: a request that comes and goes meanwhile costs no more than its own lease.
 """
 
 from __future__ import annotations
 
-from supervisor.core import calendar, leaving, lending, placement
+import math
+
+from supervisor.core import calendar, leaving, lending, placement, reconfiguring
 from supervisor.core.dispatch import dispatch
 from supervisor.core.engine import Engine
-from supervisor.core.events import Event
+from supervisor.core.events import Arrived, Event, Left
 from supervisor.core.facts import on
 from supervisor.core.failures import Failure, FailureClass
 from supervisor.core.fleet import Fleet
@@ -21,11 +24,36 @@ def handle(fleet: Fleet, event: Event, now: float) -> list[Order]:
     """Take in one fact, decide, and return what to do, in order. `now`: monotonic seconds."""
     fleet.now, fleet.orders = now, []
     on(event, fleet)
+    if not is_passing(fleet, event):
+        settle(fleet)
+    return fleet.orders
+
+
+def is_passing(fleet: Fleet, event: Event) -> bool:
+    """Whether no more happened than that a lease was given or ended, while nobody waits for anything."""
+    if fleet.now >= fleet.calm_until or len(fleet.queues):
+        return False
+    if isinstance(event, Arrived):
+        return event.lease in fleet.leases or event.at_once
+    return isinstance(event, Left)
+
+
+def settle(fleet: Fleet) -> None:
+    """What follows for those who wait, and for engines whose time has come."""
     look_at_deadlines(fleet)
+    reconfiguring.renew(fleet)
     dispatch(fleet)
     lending.pursue(fleet)
     calendar.go_on(fleet)
-    return fleet.orders
+    fleet.due = fleet.next_deadline()
+    fleet.calm_until = -math.inf if is_restless(fleet) else math.inf if fleet.due is None else fleet.due
+
+
+def is_restless(fleet: Fleet) -> bool:
+    """Whether a request that comes or goes may change something for somebody else."""
+    waited_for = any(engine.wanted or engine.state is State.DRAINING for engine in fleet.engines.values())
+    asked = any(loan.until is None for loan in fleet.loans.values())
+    return waited_for or asked or fleet.closing or fleet.transition is not None or len(fleet.queues) > 0
 
 
 def look_at_deadlines(fleet: Fleet) -> None:

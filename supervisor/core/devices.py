@@ -5,6 +5,7 @@ Sizes are bytes. `at` is monotonic seconds, the moment the reading was *taken*, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 HOST = "host"
@@ -52,6 +53,11 @@ class Reading:
     power: float | None = None
     """Watts."""
 
+    @property
+    def unattributed(self) -> int:
+        """Bytes in use that no listed process accounts for."""
+        return max(0, self.used - sum(holder.used or 0 for holder in self.holders))
+
 
 @dataclass(frozen=True, slots=True)
 class Survey:
@@ -63,6 +69,14 @@ class Survey:
     driver: str | None = None
     holders_known: bool = field(default=True)
     """False where the driver lists no per-process memory (PID namespaces, some drivers)."""
+    by_device: Mapping[str, Reading] = field(init=False, repr=False, compare=False)
+    by_index: Mapping[int, Reading] = field(init=False, repr=False, compare=False)
+    """Of two GPUs with one index the first: the other is gone."""
+
+    def __post_init__(self) -> None:
+        indexed = {reading.index: reading for reading in reversed(self.readings) if reading.index is not None}
+        object.__setattr__(self, "by_device", {reading.device: reading for reading in self.readings})
+        object.__setattr__(self, "by_index", indexed)
 
 
 def gib(size: float) -> str:

@@ -15,6 +15,9 @@ from supervisor.core.queueing import Waiter
 from supervisor.core.routing import Ask, Route
 from supervisor.errors import DaemonRefused, LlmdError, Overloaded
 
+BATCH_WEIGHT = 0.2
+"""What a second of a batch request's waiting counts for, against an interactive one's."""
+
 
 def dispatch(fleet: Fleet) -> None:
     """Give what can be given; only then see who could come up, and at whose cost."""
@@ -84,6 +87,14 @@ def first(fleet: Fleet, profiles: tuple[str, ...]) -> Waiter | None:
     """Of all who could go to just these profiles."""
     heads = fleet.queues.groups.get(profiles, {}).values()
     return min((line.head for line in heads), key=lambda head: rank(fleet, head), default=None)
+
+
+def waiter(fleet: Fleet, lease: str, ask: Ask, found: Route, arrived: float, deadline: float) -> Waiter:
+    """One who waits for what `found` leads to."""
+    batch, policy = fleet.is_batch(ask.source), fleet.config.scheduling
+    patience = policy.patience_batch if batch else policy.patience_interactive
+    weight = BATCH_WEIGHT if batch else 1.0
+    return Waiter(lease, ask, found.candidates, arrived, deadline, patience, weight, found.sticky)
 
 
 def route(fleet: Fleet, ask: Ask, patience: float) -> Route:

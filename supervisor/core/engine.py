@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -93,9 +94,8 @@ class Engine:
     service: float | None = None
     """Seconds that a request holds its lease, a moving mean."""
     outputs: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    _ordered: list[int] = field(default_factory=list)
     kv_tokens: int | None = None
-    rung: int | None = None
-    """Requests at a time after it ran out of memory while serving; None: what the profile says."""
     squeezed: str | None = None
     """Why it may not be given more requests although it is ready: others have taken its headroom."""
 
@@ -108,8 +108,6 @@ class Engine:
     """Its memory was seen to have come back after it fell asleep."""
     lain: dict[str, int] = field(default_factory=dict)
     """What was promised to it by device while it slept, from the decision to wake it until it is told to."""
-    sleep_broken: bool = False
-    """Sleeping failed or gave nothing back; it is stopped instead from now on."""
     start_tickets: list[str] = field(default_factory=list)
     stop_tickets: list[str] = field(default_factory=list)
 
@@ -119,6 +117,8 @@ class Engine:
     """The stop began before it was ready: vLLM then swallows the first SIGTERM."""
     retired: bool = False
     """It goes because that was decided: a crash on the way out starts nothing again."""
+    outdated: bool = False
+    """What it was started with is no longer configured: with this incarnation the whole record is over."""
     terminated: int = 0
     """SIGTERMs sent to this incarnation."""
     gone_at: float | None = None
@@ -190,7 +190,12 @@ class Engine:
     @property
     def slots(self) -> int:
         """Requests that it takes at a time."""
-        return self.profile.max_concurrent if self.rung is None else self.rung
+        return self.profile.max_concurrent if self.learned.rung is None else self.learned.rung
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether it may be put to sleep; where that failed before it is stopped instead."""
+        return self.profile.sleep and not self.learned.sleepless
 
     @property
     def has_room(self) -> bool:
@@ -214,7 +219,7 @@ class Engine:
         """Tokens that a reply may have: what nine of ten had, no more than asked for; none when pooling."""
         if self.profile.task != "generate":
             return 0
-        ordered = sorted(self.outputs)
+        ordered = self._ordered
         usual = ordered[len(ordered) * 9 // 10] if ordered else FIRST_GUESS_OUTPUT
         return usual if ask.max_tokens is None else min(usual, ask.max_tokens)
 
@@ -251,6 +256,13 @@ class Engine:
     def idle_seconds(self, now: float) -> float | None:
         """Since its last request ended; None while it has some, or never came up."""
         return None if self.leases or self.idle_since is None else round(now - self.idle_since, 1)
+
+    def wrote(self, tokens: int) -> None:
+        """A reply had so many."""
+        if len(self.outputs) == REMEMBERED:
+            del self._ordered[bisect.bisect_left(self._ordered, self.outputs[0])]
+        self.outputs.append(tokens)
+        bisect.insort(self._ordered, tokens)
 
     def served(self, seconds: float) -> None:
         """A request was over after `seconds`."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from supervisor.config import Config
 from supervisor.core.devices import Survey
+from supervisor.core.learned import Learned
 from supervisor.core.peer import Listed
 from supervisor.core.progress import Progress
 from supervisor.core.routing import Ask
@@ -17,11 +19,13 @@ from supervisor.core.routing import Ask
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A request asks for a lease; it is willing to wait `patience` seconds."""
+    """A request asks for a lease; it is willing to wait `patience` seconds. `at_once`: not at all, it comes again
+    by a way on which waiting is possible."""
 
     lease: str
     ask: Ask
     patience: float
+    at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,14 @@ class DevicesRead:
     survey: Survey
     measured: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     ours: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class XidReported:
+    """The driver reported an error of a GPU. `xid`: its number in NVIDIA's catalogue."""
+
+    device: str
+    xid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +154,8 @@ class Unkillable:
 class Found:
     """An engine of an earlier daemon, proven ours. `alive`: its leader runs; else only leftovers may.
 
-    `asleep`: the level at which it may sleep, 0 where it was never put to sleep. `rung`, `pinned`: as the engine's.
+    `asleep`: the level at which it may sleep, 0 where it was never put to sleep. `waking`: it was being woken.
+    `pinned`: as the engine's.
     """
 
     profile: str
@@ -150,7 +163,7 @@ class Found:
     devices: tuple[str, ...]
     alive: bool
     asleep: int = 0
-    rung: int | None = None
+    waking: bool = False
     pinned: bool = False
 
 
@@ -246,6 +259,17 @@ class ModeChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class Reconfigured:
+    """`config` holds from now on. `changes`: the difference in words. `mode`: what the calendar says under it, None
+    where it says the same. `learned`: profile -> what is known of engines with its arguments."""
+
+    config: Config
+    changes: tuple[str, ...] = ()
+    mode: ModeChanged | None = None
+    learned: Mapping[str, Learned] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class ShutdownAsked:
     keep_engines: bool
 
@@ -254,6 +278,7 @@ Event = (
     Arrived
     | Left
     | DevicesRead
+    | XidReported
     | Ticked
     | SpawnFailed
     | Progressed
@@ -278,5 +303,6 @@ Event = (
     | PeerHeard
     | PeerLost
     | ModeChanged
+    | Reconfigured
     | ShutdownAsked
 )

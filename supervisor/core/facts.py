@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import singledispatch
 
 from supervisor.core import (
+    ailing,
     calendar,
     coming,
     dispatch,
@@ -19,16 +20,14 @@ from supervisor.core import (
     peering,
     placement,
     quarantine,
+    reconfiguring,
 )
 from supervisor.core.events import Event
 from supervisor.core.failures import Failure, FailureClass, classify
 from supervisor.core.fleet import Fleet
 from supervisor.core.lifecycle import LIVE, State, Step
-from supervisor.core.queueing import Waiter
-from supervisor.errors import DaemonRefused, LlmdError, NotAvailable
-
-BATCH_WEIGHT = 0.2
-"""What a second of a batch request's waiting counts for, against an interactive one's."""
+from supervisor.core.routing import Ask, Route
+from supervisor.errors import DaemonRefused, LlmdError, NotAvailable, Overloaded
 
 
 @singledispatch
@@ -53,29 +52,26 @@ def _(event: events.Arrived, fleet: Fleet) -> None:
     except LlmdError as error:
         fleet.refuse(event.lease, error)
         return
-    if ask.request:
-        fleet.order(orders.Routed(event.lease, ask, found))
     if not found.candidates:
+        routed(fleet, event, ask, found)
         fleet.refuse(event.lease, calendar.closed(fleet, ask.model), ask)
         return
-    batch, policy = fleet.is_batch(event.ask.source), fleet.config.scheduling
-    waiter = Waiter(
-        event.lease,
-        ask,
-        found.candidates,
-        fleet.now,
-        fleet.now + event.patience,
-        policy.patience_batch if batch else policy.patience_interactive,
-        BATCH_WEIGHT if batch else 1.0,
-        found.sticky,
-    )
+    waiter = dispatch.waiter(fleet, event.lease, ask, found, fleet.now, fleet.now + event.patience)
+    ahead = fleet.queues.ahead_of(frozenset(waiter.profiles))
+    if not fleet.is_active(ask.source):
+        fleet.fairness.arrive(ask.source, fleet.active_sources())
+    given = not ahead and dispatch.give(fleet, waiter)
+    if event.at_once and not given:
+        fleet.order(orders.Refuse(event.lease, Overloaded("nothing is free at once", retry_after=1)))
+        return
+    routed(fleet, event, ask, found)
+    if given:
+        return
     if late := outlook.out_of_reach(fleet, waiter):
         dispatch.bring_up_for_later(fleet, late[0])
         fleet.refuse(event.lease, late[1], ask)
         return
     bound = sum(fleet.place(name).room for name in waiter.profiles)
-    ahead = fleet.queues.ahead_of(frozenset(waiter.profiles))
-    fleet.fairness.arrive(event.ask.source, fleet.active_sources())
     fleet.queues.add(waiter)
     fleet.unsettle(waiter.profiles)
     if ahead >= bound:
@@ -83,6 +79,11 @@ def _(event: events.Arrived, fleet: Fleet) -> None:
         if event.lease in fleet.queues:
             fleet.queues.remove(event.lease)
             fleet.refuse(event.lease, dispatch.overloaded(fleet, waiter, ahead), ask)
+
+
+def routed(fleet: Fleet, event: events.Arrived, ask: Ask, found: Route) -> None:
+    if ask.request:
+        fleet.order(orders.Routed(event.lease, ask, found))
 
 
 @on.register
@@ -93,12 +94,14 @@ def _(event: events.Left, fleet: Fleet) -> None:
     prompt = granted.prompt if event.prompt is None else event.prompt
     output = granted.output if event.output is None else event.output
     fleet.fairness.charge(granted.source, prompt - granted.prompt, output)
-    if peer := fleet.peers.get(granted.profile):
-        peering.left(fleet, peer, event.lease, granted)
+    if not granted.incarnation:
+        peering.left(fleet, event.lease, granted)
         return
-    engine = fleet.engines[granted.profile]
+    engine = fleet.engines.get(granted.profile)
+    if engine is None:
+        return  # its profile went, and then it died
     if event.output is not None:
-        engine.outputs.append(event.output)
+        engine.wrote(event.output)
     if event.prompt is not None:
         learning.counted(fleet, granted, event.prompt)
     engine.served(fleet.now - granted.at)
@@ -107,6 +110,7 @@ def _(event: events.Left, fleet: Fleet) -> None:
         engine.last_used = fleet.now
         if not engine.leases:
             coming.rest(fleet, engine)
+            fleet.await_until(engine.deadline)
 
 
 @on.register
@@ -121,6 +125,7 @@ def _(event: events.DevicesRead, fleet: Fleet) -> None:
     fleet.stuck.clear()
     quarantine.look_after(fleet)
     neighbours.notice(fleet)
+    ailing.look(fleet)
     for engine in fleet.engines.values():
         learning.looked_at(fleet, engine)
         if stray := landing.strayed(fleet, engine):
@@ -136,6 +141,11 @@ def _(event: events.DevicesRead, fleet: Fleet) -> None:
         elif engine.state is State.READY:
             squeezed = [fleet.ledger.squeeze(device, bool(engine.squeezed)) for device in engine.devices]
             engine.squeezed = next((why for why in squeezed if why), None)
+
+
+@on.register
+def _(event: events.XidReported, fleet: Fleet) -> None:
+    ailing.reported(fleet, event)
 
 
 @on.register
@@ -230,7 +240,8 @@ def _(event: events.Found, fleet: Fleet) -> None:
     engine = fleet.engines[event.profile]
     engine.step(Step.ADOPT, fleet.now)
     engine.incarnation, engine.devices = event.incarnation, event.devices
-    engine.asleep, engine.rung, engine.pinned_by_hand = event.asleep, event.rung, event.pinned
+    engine.asleep, engine.settled = event.asleep, bool(event.asleep) and not event.waking
+    engine.pinned_by_hand = event.pinned
     fleet.ledger.unlearn_foreign(event.devices)
     coming.promise_to_found(fleet, engine)
     engine.deadline = fleet.now + fleet.config.engine.start_timeout
@@ -327,6 +338,11 @@ def _(event: events.PeerLost, fleet: Fleet) -> None:
 @on.register
 def _(event: events.ModeChanged, fleet: Fleet) -> None:
     calendar.change(fleet, event)
+
+
+@on.register
+def _(event: events.Reconfigured, fleet: Fleet) -> None:
+    reconfiguring.reconfigure(fleet, event)
 
 
 @on.register

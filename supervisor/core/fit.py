@@ -41,17 +41,17 @@ def _size(profile: Profile) -> int | None:
 
 def gpu_reading(gpu: int | str, survey: Survey) -> Reading | None:
     """The reading of a GPU named by index, UUID or PCI id, as a profile names it."""
+    if isinstance(gpu, int):
+        return survey.by_index.get(gpu)
     gpus = (reading for reading in survey.readings if reading.device != HOST)
     return next((reading for reading in gpus if _is(gpu, reading)), None)
 
 
 def host_reading(survey: Survey) -> Reading | None:
-    return next((reading for reading in survey.readings if reading.device == HOST), None)
+    return survey.by_device.get(HOST)
 
 
-def _is(gpu: int | str, reading: Reading) -> bool:
-    if isinstance(gpu, int):
-        return gpu == reading.index
+def _is(gpu: str, reading: Reading) -> bool:
     if gpu.startswith("GPU-"):
         return gpu.lower() == reading.device.lower()
     return reading.pci is not None and _pci(gpu) == _pci(reading.pci)

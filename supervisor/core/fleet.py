@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -54,6 +55,14 @@ class Mode:
 
 
 @dataclass(slots=True)
+class Sighting:
+    """An error that a GPU's driver reported: how often, and when last, monotonic seconds."""
+
+    count: int = 0
+    at: float = 0.0
+
+
+@dataclass(slots=True)
 class Fleet:
     config: Config
     name_incarnation: Callable[[], str]
@@ -62,6 +71,8 @@ class Fleet:
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     learned: InitVar[Mapping[str, Learned] | None] = None
     """Profile -> what earlier daemons learned of it."""
+    remembered: Mapping[str, Learned] = field(default_factory=dict)
+    """The same, for engines that are yet to be recorded."""
     engines: dict[str, Engine] = field(init=False)
     ledger: Ledger = field(init=False)
     queues: Queues = field(default_factory=Queues)
@@ -79,6 +90,10 @@ class Fleet:
     """Profile -> what of its engine these answers rest on."""
     beside: Mapping[str, frozenset[str]] = field(init=False)
     """Profile -> itself and all that may share a device with it."""
+    due: float | None = None
+    """When a Ticked is due at the earliest; None while nothing is awaited."""
+    calm_until: float = -math.inf
+    """Until then, and as long as nobody waits, a request that comes or goes changes nothing for anybody else."""
     reconsider: float | None = None
     """When somebody who waits may get what nobody would give up before."""
     mode: Mode = field(default_factory=Mode)
@@ -93,6 +108,8 @@ class Fleet:
     """Devices that were in trouble when they were last read."""
     foreign_told: dict[str, int] = field(default_factory=dict)
     """Device -> the foreign bytes there that were last told of."""
+    xids: dict[tuple[str, int], Sighting] = field(default_factory=dict)
+    """(device, XID) -> when its driver reported that."""
     closing: bool = False
     now: float = 0.0
     orders: list[Order] = field(default_factory=list)
@@ -124,6 +141,12 @@ class Fleet:
         )
         due += [at for at in (*self.stuck.values(), *waiting) if at is not None]
         return min(due, default=None)
+
+    def await_until(self, at: float | None) -> None:
+        """A deadline more, where it may be the first."""
+        if at is not None:
+            self.due = at if self.due is None else min(self.due, at)
+            self.calm_until = min(self.calm_until, at)
 
     def look_again(self, at: float | None) -> None:
         """Dispatch at `at` even if nothing happens before."""
@@ -170,15 +193,17 @@ class Fleet:
         home = self.homes.of(conversation, self.now)
         if home is None or home.place in self.peers:
             return home.place if home else None
-        engine = self.engines[home.place]
-        return engine.name if engine.incarnation == home.incarnation else None
+        engine = self.engines.get(home.place)
+        return home.place if engine and engine.incarnation == home.incarnation else None
 
     def claims(
         self, *, without: str | None = None, on: Collection[str] | None = None
     ) -> dict[str, list[Claim]]:
         """Device -> what our engines, and borrowers, hold there; complete for the devices `on`, all by default."""
         held: dict[str, list[Claim]] = {}
-        holders: list[Engine | Loan] = [e for e in self.engines.values() if e.name != without and e.holds(on)]
+        holders: list[Engine | Loan] = [
+            engine for name, engine in self.engines.items() if name != without and engine.holds(on)
+        ]
         holders += self.loans.values()
         for holder in holders:
             for device, claim in holder.claims().items():
@@ -208,6 +233,11 @@ class Fleet:
     def is_batch(self, source: str) -> bool:
         key = self.config.keys.get(source)
         return key is not None and key.priority == "batch"
+
+    def is_active(self, source: str) -> bool:
+        """Whether it waits or is served now."""
+        served = any(granted.source == source for granted in self.leases.values())
+        return served or source in self.queues.sources()
 
     def active_sources(self) -> set[str]:
         """Who waits or is served now."""

@@ -23,6 +23,16 @@ USUAL = ((1000, 250), (8000, 2000))
 USUAL_WEIGHT = 0.01
 """What one of them counts for against a request that was counted."""
 
+_WEIGHED = [(letters, tokens, USUAL_WEIGHT / tokens) for letters, tokens in USUAL]
+_USUAL = (
+    sum(weight for _, _, weight in _WEIGHED),
+    sum(weight * letters for letters, _, weight in _WEIGHED),
+    sum(weight * tokens for _, tokens, weight in _WEIGHED),
+    sum(weight * letters * letters for letters, _, weight in _WEIGHED),
+    sum(weight * letters * tokens for letters, tokens, weight in _WEIGHED),
+)
+"""The weighted sums of those."""
+
 NOTABLE = 0.05
 DRIFT = 0.25
 DRIFT_SECONDS = 10.0
@@ -46,7 +56,15 @@ class Tokens:
 
     def count(self, letters: int, tokens: int) -> Tokens:
         """With one more request, whose prompt of `letters` was counted."""
-        return replace(self._and(letters, tokens, FADE, 1.0), seen=self.seen + 1)
+        one = 1.0 / max(tokens, 1)
+        return Tokens(
+            self.seen + 1,
+            FADE * self.weight + one,
+            FADE * self.letters + one * letters,
+            FADE * self.tokens + one * tokens,
+            FADE * self.squares + one * letters * letters,
+            FADE * self.products + one * letters * tokens,
+        )
 
     def expect(self, letters: int) -> int:
         """Tokens that a prompt of `letters` is likely to have."""
@@ -55,24 +73,12 @@ class Tokens:
 
     def line(self) -> tuple[float, float]:
         """(tokens a letter, tokens that every prompt has)."""
-        known = self
-        for letters, tokens in USUAL:
-            known = known._and(letters, tokens, 1.0, USUAL_WEIGHT)
-        x, y = known.letters / known.weight, known.tokens / known.weight
-        spread = known.squares / known.weight - x * x
-        per_letter = max(0.0, (known.products / known.weight - x * y) / spread)
+        weight, letters, tokens, squares, products = _USUAL
+        weight += self.weight
+        x, y = (self.letters + letters) / weight, (self.tokens + tokens) / weight
+        spread = (self.squares + squares) / weight - x * x
+        per_letter = max(0.0, ((self.products + products) / weight - x * y) / spread)
         return per_letter, y - per_letter * x
-
-    def _and(self, letters: int, tokens: int, fade: float, weight: float) -> Tokens:
-        weight /= max(tokens, 1)
-        return replace(
-            self,
-            weight=fade * self.weight + weight,
-            letters=fade * self.letters + weight * letters,
-            tokens=fade * self.tokens + weight * tokens,
-            squares=fade * self.squares + weight * letters * letters,
-            products=fade * self.products + weight * letters * tokens,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,10 @@ class Learned:
     residue: Mapping[str, int] = field(default_factory=dict)
     """GPU -> the most that was left there by one asleep."""
     tokens: Tokens = Tokens()
+    rung: int | None = None
+    """Requests at a time after it ran out of memory while serving; None: what the profile says."""
+    sleepless: bool = False
+    """Sleeping or waking failed, or gave nothing back."""
 
     def started(self, seconds: float) -> Learned:
         return replace(self, start=_mean(self.start, seconds))
@@ -114,8 +124,9 @@ class Learned:
         return replace(self, tokens=self.tokens.count(letters, tokens))
 
     def of_version(self, version: str) -> Learned:
-        """The record of another version begins anew, but for the tokens, which are the model's."""
-        return Learned(version=version, tokens=self.tokens)
+        """The record of another version begins anew, but for the tokens, which are the model's, and the rung, which
+        is kept until the profile changes. It may have learned to sleep."""
+        return Learned(version=version, tokens=self.tokens, rung=self.rung)
 
     def or_else(self, other: Learned) -> Learned:
         """Where this one knows nothing, what `other` knows."""
@@ -128,6 +139,8 @@ class Learned:
             {**other.peak, **self.peak},
             {**other.residue, **self.residue},
             self.tokens,
+            self.rung,
+            self.sleepless,
         )
 
     def figures(self) -> dict[str, float]:
@@ -152,8 +165,13 @@ def notable(before: Learned, after: Learned) -> bool:
     """Whether `after` is worth keeping beside `before`: a figure is new, or moved by a twentieth."""
     old, new = before.figures(), after.figures()
     moved = any(_moved(old[name], value) for name, value in new.items() if name in old)
-    taught = after.tokens.seen >= max(1, min(2 * before.tokens.seen, before.tokens.seen + 256))
-    return before.version != after.version or old.keys() != new.keys() or moved or taught
+    ways = (before.version, before.rung, before.sleepless) != (after.version, after.rung, after.sleepless)
+    return ways or old.keys() != new.keys() or moved or taught(before, after)
+
+
+def taught(before: Learned, after: Learned) -> bool:
+    """Whether `after` knows many more requests' tokens."""
+    return after.tokens.seen >= max(1, min(2 * before.tokens.seen, before.tokens.seen + 256))
 
 
 def _moved(before: float, after: float) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from supervisor.core import context, orders
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fleet import Fleet
-from supervisor.core.learned import Learned, drift, notable
+from supervisor.core.learned import Learned, drift, notable, taught
 from supervisor.core.lifecycle import State
 from supervisor.core.routing import Ask
 
@@ -19,7 +19,7 @@ SERVING = frozenset({State.READY, State.DRAINING})
 def learn(fleet: Fleet, engine: Engine, learned: Learned) -> None:
     """Take in a new record; have it kept where it differs enough from the one that was kept last."""
     engine.learned = learned
-    if notable(engine.kept, learned):
+    if notable(engine.kept, learned) and not engine.outdated:
         engine.kept = learned
         fleet.order(orders.Remember(engine.name, learned))
 
@@ -33,6 +33,14 @@ def came_up(fleet: Fleet, engine: Engine, seconds: float | None) -> None:
 
 def fell_asleep(fleet: Fleet, engine: Engine, residue: Mapping[str, int]) -> None:
     learn(fleet, engine, engine.learned.slept(residue))
+
+
+def eased(fleet: Fleet, engine: Engine, rung: int) -> None:
+    learn(fleet, engine, replace(engine.learned, rung=rung))
+
+
+def sleepless(fleet: Fleet, engine: Engine) -> None:
+    learn(fleet, engine, replace(engine.learned, sleepless=True))
 
 
 def weighed(fleet: Fleet, engine: Engine, weights: int) -> None:
@@ -71,16 +79,23 @@ def warn_of_drift(fleet: Fleet, engine: Engine) -> None:
 
 def counted(fleet: Fleet, granted: Granted, tokens: int) -> None:
     """The engine told how many tokens a prompt had."""
-    if granted.letters is not None and tokens > 0:
-        engine = fleet.engines[granted.profile]
-        learn(fleet, engine, engine.learned.counted(granted.letters, tokens))
+    if granted.letters is None or tokens <= 0:
+        return
+    engine = fleet.engines[granted.profile]
+    engine.learned = engine.learned.counted(granted.letters, tokens)
+    if taught(engine.kept, engine.learned):  # nothing else is new in it
+        learn(fleet, engine, engine.learned)
 
 
 def estimate(fleet: Fleet, ask: Ask) -> Ask:
     """With the tokens that its letters come to with its model, as far as that was seen."""
-    named = (e for e in fleet.engines.values() if ask.model in (e.name, e.profile.model))
-    best = max((engine.learned.tokens for engine in named), key=lambda tokens: tokens.seen, default=None)
-    if ask.letters is None or best is None or not best.seen:
+    if ask.letters is None:
+        return ask
+    named = [
+        e.learned.tokens for e in fleet.engines.values() if ask.model in (e.profile.name, e.profile.model)
+    ]
+    best = max(named, key=lambda tokens: tokens.seen, default=None)
+    if best is None or not best.seen:
         return ask
     tokens = best.expect(ask.letters)
     return replace(ask, tokens=tokens, least=min(ask.least, int(tokens * context.SHARE)))

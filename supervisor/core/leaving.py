@@ -87,7 +87,7 @@ def go_on_draining(fleet: Fleet, engine: Engine) -> None:
 
 def sleep_level(fleet: Fleet, engine: Engine, claims: Claims) -> int:
     """1 where host memory takes its weights, 2 where it does not, 0 where it cannot sleep."""
-    if not engine.profile.sleep or engine.sleep_broken or engine.state not in AWAKE:
+    if not engine.sleeps or engine.state not in AWAKE:
         return 0
     return 1 if fleet.ledger.room(HOST, claims) >= engine.host_need else 2
 
@@ -96,7 +96,7 @@ def cannot_sleep(engine: Engine) -> str | None:
     """Why it cannot be put to sleep now, in words; None where it can."""
     if not engine.profile.sleep:
         return f"{engine.name} does not sleep: its profile has no sleep = true"
-    if engine.sleep_broken:
+    if not engine.sleeps:
         return f"{engine.name} did not sleep properly before; it can be stopped"
     return (
         None
@@ -122,7 +122,10 @@ def lie_down(fleet: Fleet, engine: Engine, level: int) -> None:
 
 
 def settle_asleep(fleet: Fleet, engine: Engine) -> None:
-    """Over once the devices show that most of the memory came back: an answer of 200 proves nothing."""
+    """Over once the devices show that most of the memory came back: an answer of 200 proves nothing.
+
+    Held against the most that it was seen to hold awake, not the last: it may have woken since.
+    """
     if engine.slept_at is None:
         return
     fallen = {device: engine.measured.get(device) for device in fleet.cards_of(engine)}
@@ -131,7 +134,7 @@ def settle_asleep(fleet: Fleet, engine: Engine) -> None:
         if reading is None or reading.trouble or now_held is None or reading.at < engine.slept_at:
             return
         whole = need(engine.profile, reading)
-        if now_held > min(whole, engine.before[device].measured if device in engine.before else whole) / 2:
+        if now_held > min(whole, engine.expected.peak.get(device, whole)) / 2:
             return
     engine.settled, engine.deadline = True, coming.bedtime_asleep(fleet, engine)
     kept = {device: held for device, held in fallen.items() if held is not None}
@@ -143,14 +146,15 @@ def settle_asleep(fleet: Fleet, engine: Engine) -> None:
 
 def sleep_failed(fleet: Fleet, engine: Engine, reason: str) -> None:
     """It answered, or showed, that it does not sleep: stop it, and do not try that again."""
-    engine.sleep_broken = True
+    learning.sleepless(fleet, engine)
     fleet.note("sleep_failed", engine, f"{engine.name} did not fall asleep: {reason}", level="WARNING")
     terminate(fleet, engine)
 
 
 def wake_failed(fleet: Fleet, engine: Engine, reason: str) -> None:
     """Replace it by a fresh start, which those who wait for it await; the next one is not put to sleep."""
-    engine.sleep_broken = engine.proven = True
+    learning.sleepless(fleet, engine)
+    engine.proven = True
     fail(fleet, engine, Failure(FailureClass.TRANSIENT, f"did not wake: {reason}"))
 
 
@@ -236,8 +240,8 @@ def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: b
             ease(fleet, engine)
         if failure.kind is FailureClass.GPU_SICK:
             engine.wanted = False  # it would have to be started where nothing starts now
-            quarantine.impose(fleet, set(engine.devices) - {HOST}, quarantine.ILLNESS, str(failure))
-        if not engine.proven:
+            quarantine.isolate(fleet, set(engine.devices) - {HOST}, str(failure))
+        if not (engine.proven or engine.outdated):
             tell_waiters(fleet, engine, failure)
     if tree_gone:
         tree_is_gone(fleet, engine)
@@ -245,9 +249,10 @@ def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: b
 
 def ease(fleet: Fleet, engine: Engine) -> None:
     """It ran out of memory while serving: from now on half as many requests at a time, until its profile changes."""
-    before, engine.rung = engine.slots, max(1, engine.slots // 2)
-    why = f"{engine.name} ran out of memory serving; it is started again for {engine.rung} requests at a time"
-    fleet.note("engine_eased", engine, why, level="WARNING", slots=engine.rung, before=before)
+    before, rung = engine.slots, max(1, engine.slots // 2)
+    learning.eased(fleet, engine, rung)
+    why = f"{engine.name} ran out of memory serving; it is started again for {rung} requests at a time"
+    fleet.note("engine_eased", engine, why, level="WARNING", slots=rung, before=before)
 
 
 def tree_is_gone(fleet: Fleet, engine: Engine) -> None:
@@ -284,7 +289,7 @@ def settle(fleet: Fleet, engine: Engine) -> None:
     incarnation, failure = engine.incarnation or "", engine.failure
     fleet.order(orders.Forget(incarnation))
     engine.clear()
-    if failure is None or failure.kind is FailureClass.GPU_SICK:
+    if failure is None or engine.outdated or failure.kind is FailureClass.GPU_SICK:
         engine.failure = None
         engine.step(Step.SETTLE, fleet.now)
         fleet.note("engine_stopped", engine, f"{engine.name} stopped, its memory is back")

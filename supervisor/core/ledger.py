@@ -96,6 +96,14 @@ class Verdict:
 
 
 @dataclass(slots=True)
+class Sickness:
+    """Why a GPU is out of use. `was_lost`: it could not be read since."""
+
+    why: str
+    was_lost: bool = False
+
+
+@dataclass(slots=True)
 class Ledger:
     """The last survey, the recent past of foreign memory, and the devices that may not be used."""
 
@@ -106,6 +114,8 @@ class Ledger:
     """PIDs of ours that are over, as long as the driver lists them: their memory is no neighbour's."""
     _quarantined: dict[str, dict[str, str]] = field(default_factory=dict)
     """Device -> owner -> why."""
+    sick: dict[str, Sickness] = field(default_factory=dict)
+    """GPUs out of use until they were reset."""
     _foreign: dict[str, deque[tuple[float, int]]] = field(default_factory=dict)
 
     # Facts in
@@ -149,8 +159,13 @@ class Ledger:
         """Device -> why nothing may start there."""
         return MappingProxyType({d: "; ".join(reasons.values()) for d, reasons in self._quarantined.items()})
 
+    def barred(self, device: str) -> str | None:
+        """Why nothing may start there, whatever it shows; None where it may."""
+        sick = self.sick.get(device)
+        return sick.why if sick else self.quarantined.get(device)
+
     def reading(self, device: str) -> Reading | None:
-        return next((reading for reading in self.survey.readings if reading.device == device), None)
+        return self.survey.by_device.get(device)
 
     def foreign(self, device: str) -> int:
         """Bytes that are not ours. Host memory moves too much for a minute's peak: its latest counts."""
@@ -233,11 +248,8 @@ class Ledger:
         if reading is None:
             return Shortage(Obstacle.MISSING, device, f"{device} cannot be read")
         where = name_of(reading)
-        if device in self._quarantined:
-            why = f"{where} is quarantined: {self.quarantined[device]}"
-            return Shortage(Obstacle.QUARANTINED, device, why)
-        if reading.trouble:
-            return Shortage(Obstacle.SICK, device, f"{where}: {reading.trouble}")
+        if unfit := self._unfit(reading):
+            return unfit
         age = now - reading.at
         if age > self.memory.max_age:
             return Shortage(
@@ -245,6 +257,14 @@ class Ledger:
             )
         short = None if reading.unified else self._judge_memory(profile, reading, claimed, given)
         return short or self._judge_quiet(reading, claimed)
+
+    def _unfit(self, reading: Reading) -> Shortage | None:
+        where = name_of(reading)
+        if why := self.barred(reading.device):
+            return Shortage(Obstacle.QUARANTINED, reading.device, f"{where} is quarantined: {why}")
+        if reading.trouble:
+            return Shortage(Obstacle.SICK, reading.device, f"{where}: {reading.trouble}")
+        return None
 
     def _judge_memory(
         self, profile: Profile, reading: Reading, claimed: Sequence[Claim], given: int

@@ -13,6 +13,8 @@ from supervisor.core.routing import Ask
 FIRST_GUESS_SERVICE = 10.0
 """Seconds that a request is taken to last before one was measured."""
 
+NOT_HEARD = "it has not answered yet"
+
 
 @dataclass(frozen=True, slots=True)
 class Listed:
@@ -28,7 +30,7 @@ class Peer:
     config: Configured
     listed: Mapping[str, Listed] = field(default_factory=dict)
     """What it listed last, as far as the configuration wants it; kept while it is down."""
-    trouble: str | None = "it has not answered yet"
+    trouble: str | None = NOT_HEARD
     """Why it is down; None while it is up."""
     leases: set[str] = field(default_factory=set)
     service: float = FIRST_GUESS_SERVICE
@@ -58,6 +60,14 @@ class Peer:
         found = found or Listed()  # it never answered, and is configured to have it
         known = self.config
         return Offer(self.name, known.priority, known.spill, found.window, found.warm, self.trouble)
+
+    def reconfigure(self, config: Configured) -> None:
+        """Another server at the same name is to be heard of first; the same one's list holds on."""
+        moved, self.config = config.url != self.config.url, config
+        if moved:
+            self.listed, self.trouble = {}, NOT_HEARD
+        wanted = config.models
+        self.listed = {name: found for name, found in self.listed.items() if not wanted or name in wanted}
 
     def heard(self, listed: Mapping[str, Listed]) -> None:
         """It answered with its models."""

@@ -11,7 +11,9 @@ from supervisor.core.queueing import Waiter
 
 
 def heard(fleet: Fleet, event: PeerHeard) -> None:
-    peer = fleet.peers[event.peer]
+    peer = fleet.peers.get(event.peer)
+    if peer is None:
+        return  # no longer configured
     was_down = peer.trouble is not None
     peer.heard(event.listed)
     if was_down:
@@ -20,7 +22,9 @@ def heard(fleet: Fleet, event: PeerHeard) -> None:
 
 
 def lost(fleet: Fleet, event: PeerLost) -> None:
-    peer = fleet.peers[event.peer]
+    peer = fleet.peers.get(event.peer)
+    if peer is None:
+        return
     if peer.trouble != event.reason:
         _note(fleet, "peer_down", f"peer {peer.name} is down: {event.reason}", "WARNING", peer)
     peer.trouble = event.reason
@@ -36,9 +40,10 @@ def grant(fleet: Fleet, waiter: Waiter, peer: Peer, reason: str) -> None:
     fleet.order(orders.Grant(waiter.lease, peer.name, "", reason))
 
 
-def left(fleet: Fleet, peer: Peer, lease: str, granted: Granted) -> None:
-    peer.leases.discard(lease)
-    peer.served(fleet.now - granted.at)
+def left(fleet: Fleet, lease: str, granted: Granted) -> None:
+    if peer := fleet.peers.get(granted.profile):
+        peer.leases.discard(lease)
+        peer.served(fleet.now - granted.at)
 
 
 def _note(fleet: Fleet, event: str, message: str, level: str, peer: Peer) -> None:

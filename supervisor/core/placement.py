@@ -82,8 +82,7 @@ def _shut(fleet: Fleet, engine: Engine) -> str | None:
     """Why it is not known when the memory that it left will be back."""
     if engine.state is not State.SETTLING:
         return None
-    quarantined = fleet.ledger.quarantined
-    return next((quarantined[device] for device in engine.devices if device in quarantined), None)
+    return next((why for device in engine.devices if (why := fleet.ledger.barred(device))), None)
 
 
 def _claims_beside(fleet: Fleet, engine: Engine) -> Claims:

@@ -22,6 +22,13 @@ def impose(fleet: Fleet, devices: Iterable[str], owner: str, why: str) -> None:
     _note(fleet, "device_quarantined", owner, why, "ERROR", places)
 
 
+def isolate(fleet: Fleet, devices: Iterable[str], why: str) -> None:
+    """What an engine said as it died, unless the driver has told already which GPU it is."""
+    suspects = set(devices)
+    if suspects.isdisjoint(fleet.ledger.sick):
+        impose(fleet, suspects, ILLNESS, why)
+
+
 def lift(fleet: Fleet, devices: Iterable[str], owner: str, proof: str) -> None:
     """Where `owner` had a reason it has none any more; others may."""
     for device in devices:

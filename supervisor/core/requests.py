@@ -6,7 +6,7 @@ Never a prompt, never a key.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,9 @@ from supervisor.core.routing import Ask, Route
 from supervisor.errors import LlmdError, ModelNotFound
 
 MOST = 4000
+
+Outcome = Callable[[], Mapping[str, object]]
+"""What became of a request, for those few who ask."""
 
 
 @dataclass(slots=True)
@@ -32,7 +35,7 @@ class Try:
 class Request:
     ask: Ask
     tries: list[Try] = field(default_factory=list)
-    outcome: Mapping[str, object] | None = None
+    outcome: Outcome | None = None
 
 
 @dataclass(slots=True)
@@ -60,7 +63,7 @@ class Requests:
             found.failed = error.message.split("\n")[0]
             found.waited = now - found.began if found.waited is None else found.waited
 
-    def ended(self, name: str, outcome: Mapping[str, object]) -> None:
+    def ended(self, name: str, outcome: Outcome) -> None:
         if request := self._found.get(name):
             request.outcome = outcome
 
@@ -83,7 +86,7 @@ class Requests:
             "hops": ask.hops,
             "conversation": ask.conversation,
             "tries": [_try(tried) for tried in request.tries],
-            "outcome": None if request.outcome is None else dict(request.outcome),
+            "outcome": None if request.outcome is None else dict(request.outcome()),
         }
 
     def __len__(self) -> int:

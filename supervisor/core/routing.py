@@ -15,6 +15,7 @@ from supervisor.core.abroad import Offer, why_not
 from supervisor.errors import ModelNotFound, NotAvailable, WrongTask
 
 ASK_AGAIN = 10.0
+ONLY, ELSEWHEN = "the only profile", "not in this mode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +78,24 @@ def route(
     NotAvailable where peers alone serve the model and none can.
     """
     able = _able(ask, config, offers)
+    if len(able) == 1 and not offers:
+        return _homeward(_only(ask, able[0], available), home)
     windows = {profile.name: profile.max_model_len for profile in able}
     context.check(ask.model, ask.least, {**windows, **{offer.peer: offer.window for offer in offers}})
     here = [profile for profile in able if profile.name in available]
-    closed = [Candidate(p.name, "not in this mode") for p in able if p.name not in available]
+    closed = [Candidate(p.name, ELSEWHEN) for p in able if p.name not in available]
     local, short = _fitting(ask, _ranked(ask, config, here) if here else (), windows)
     abroad, refused = _abroad(ask, offers, bool(local))
     if offers and not able and not abroad:
         raise _nobody(ask, refused)
     return _homeward(Route(_merged(local, abroad), (*closed, *short, *refused)), home)
+
+
+def _only(ask: Ask, profile: Profile, available: Collection[str]) -> Route:
+    context.check(ask.model, ask.least, {profile.name: profile.max_model_len})
+    if profile.name in available:
+        return Route((Candidate(profile.name, ONLY),))
+    return Route((), (Candidate(profile.name, ELSEWHEN),))
 
 
 def _able(ask: Ask, config: Config, offers: Sequence[Offer]) -> list[Profile]:
@@ -122,7 +132,7 @@ def _nobody(ask: Ask, refused: Sequence[Candidate]) -> NotAvailable:
 
 def _ranked(ask: Ask, config: Config, profiles: list[Profile]) -> tuple[Candidate, ...]:
     if len(profiles) == 1:
-        return (Candidate(profiles[0].name, "the only profile"),)
+        return (Candidate(profiles[0].name, ONLY),)
     routing = config.routing
     if ask.tokens > routing.long_context_tokens:
         ordered = sorted(profiles, key=lambda p: -(p.max_model_len or 0))

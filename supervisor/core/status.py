@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from supervisor.core import lending
+from supervisor.core import ailing, lending
 from supervisor.core.devices import HOST, Reading
 from supervisor.core.engine import Engine
 from supervisor.core.fleet import Fleet
@@ -57,7 +57,8 @@ def _device(fleet: Fleet, reading: Reading, now: float) -> dict[str, Any]:
         "ours": {claim.profile: claim.held for claim in claims},
         "foreign": [asdict(holder) for holder in strangers],
         "trouble": reading.trouble,
-        "quarantined": fleet.ledger.quarantined.get(reading.device),
+        "quarantined": fleet.ledger.barred(reading.device),
+        "xids": ailing.describe(fleet, reading.device),
         "age_s": round(now - reading.at, 1),
         "utilization": reading.utilization,
         "temperature": reading.temperature,
@@ -80,7 +81,7 @@ def _engine(fleet: Fleet, engine: Engine, pid: int | None, log: Path, now: float
         "in_flight": len(engine.leases),
         "max_concurrent": engine.profile.max_concurrent,
         "slots": engine.slots,
-        "rung": engine.rung,
+        "rung": engine.learned.rung,
         "pinned": engine.pinned,
         "asleep": engine.asleep,
         "residue": {d: s for d, s in engine.residue.items() if d != HOST and engine.settled},

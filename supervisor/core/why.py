@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from supervisor.config import Config
-from supervisor.core import placement
+from supervisor.core import ailing, placement
 from supervisor.core.devices import HOST, Reading
 from supervisor.core.engine import Engine
 from supervisor.core.fit import need
@@ -156,7 +156,8 @@ def _device(fleet: Fleet, reading: Reading) -> Json:
         "ours": [_holder(fleet, claim) for claim in fleet.claims().get(reading.device, [])],
         "foreign": [asdict(holder) for holder in strangers],
         "foreign_total": fleet.ledger.foreign(reading.device),
-        "trouble": reading.trouble or fleet.ledger.quarantined.get(reading.device),
+        "trouble": reading.trouble or fleet.ledger.barred(reading.device),
+        "xids": ailing.describe(fleet, reading.device),
     }
 
 

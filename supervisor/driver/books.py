@@ -8,6 +8,7 @@ from typing import Any
 
 from supervisor.config import Config
 from supervisor.core import command, orders
+from supervisor.core.fleet import Fleet
 from supervisor.core.learned import Learned
 from supervisor.core.why import profiles_called
 from supervisor.host.activity import Activity, Register
@@ -17,19 +18,27 @@ from supervisor.host.scribe import Scribe
 
 
 class Books:
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    """`fleet` is read for the configuration that holds."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet, config = fleet, fleet.config
         self._scribe = Scribe()
         state = config.server.state_dir
         self._almanac = Almanac(state / "learned.db")
         self._chronicle = Chronicle(state / "decisions.jsonl")
         self.register = Register(Activity(state / "activity.db", config.activity), self._scribe)
 
-    async def recall(self) -> dict[str, Learned]:
-        """What was learned of the profiles as they are now."""
-        config = self._config
+    @property
+    def _config(self) -> Config:
+        return self._fleet.config
+
+    async def recall(self, config: Config) -> dict[str, Learned]:
+        """What was learned of its profiles as they are in `config`."""
         arguments = {name: command.fingerprint(p, config) for name, p in config.profiles.items()}
         return await self._scribe.ask(lambda: self._almanac.recall(arguments))
+
+    def reconfigure(self) -> None:
+        self.register.activity.limits = self._config.activity
 
     def remember(self, profile: str, learned: Learned) -> None:
         arguments = command.fingerprint(self._config.profiles[profile], self._config)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import singledispatchmethod
 from pathlib import Path
@@ -19,7 +20,7 @@ from supervisor.core.devices import Survey
 from supervisor.core.events import Event
 from supervisor.core.fleet import Fleet
 from supervisor.core.orders import Order
-from supervisor.core.requests import Requests
+from supervisor.core.requests import Outcome, Requests
 from supervisor.core.routing import Ask
 from supervisor.core.status import describe
 from supervisor.core.tally import Tally
@@ -27,6 +28,7 @@ from supervisor.core.why import explain
 from supervisor.driver.books import Books
 from supervisor.driver.engines import Engines
 from supervisor.driver.lease import Lease
+from supervisor.driver.reloading import Reloading
 from supervisor.errors import EngineDied, LlmdError, ModelNotFound
 from supervisor.host import logbook, pagecache, probe, weights
 from supervisor.host.activity import Register
@@ -44,15 +46,15 @@ DEATH_TOLD = 1.0
 
 class Driver:
     def __init__(self, config: Config, journal: Journal, gpus: Gpus) -> None:
-        self.config = config
         self.gpus = gpus
         self.started_at = time.monotonic()
         self.fleet = Fleet(config, name_incarnation=lambda: secrets.token_hex(4), rng=random.Random())
         self.tally = Tally()
-        self.modes = ModeKeeper(config, self.post)
-        self.books = Books(config)
-        self.engines = Engines(config, journal, self.fleet, self.post, self._later)
+        self.modes = ModeKeeper(lambda: self.config, self.post)
+        self.books = Books(self.fleet)
+        self.engines = Engines(journal, self.fleet, self.post, self._later)
         self.peers = Peers(config, os.environ, self.post)
+        self.reloading = Reloading(self)
         self.requests = Requests()
         """The last ones, for those who ask why."""
         self._borrowers: dict[str, int] = {}
@@ -60,16 +62,27 @@ class Driver:
         self._leases: dict[str, asyncio.Future[orders.Grant]] = {}
         self._tickets: dict[str, asyncio.Future[str]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._armed: float | None = None
+        """What it is set for."""
+        self._numbers = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self.announce: Callable[[], dict[str, Any]] = dict
         """What the daemon adds to `status`: listening addresses, mode, warnings."""
 
+    @property
+    def config(self) -> Config:
+        """The one that holds; whoever needs it reads it here each time."""
+        return self.fleet.config
+
     async def open(self) -> None:
         """Recall what was learned, read the devices once, so that the first decision rests on facts; then keep
         reading."""
-        self.fleet.recall(await self.books.recall())
-        self.gpus.start(lambda survey: self._later(self._report(survey)))
+        self.fleet.recall(await self.books.recall(self.config))
+        self.gpus.start(
+            lambda survey: self._later(self._report(survey)),
+            lambda device, xid: self.post(events.XidReported(device, xid)),
+        )
         await self._report(await self.gpus.read())
         self.peers.open()
 
@@ -90,7 +103,8 @@ class Driver:
         """The one way in. Synchronous, so that nothing is read before and acted on after an await."""
         for order in decide.handle(self.fleet, event, time.monotonic()):
             self._obey(order)
-        self._set_timer()
+        if self.fleet.due != self._armed:
+            self._set_timer()
         self._changed.set()
 
     async def until(self, condition: Callable[[Fleet], bool], timeout: float) -> bool:
@@ -105,14 +119,20 @@ class Driver:
         return True
 
     def _set_timer(self) -> None:
+        """For the core's next deadline. One that is earlier than need be stays: the core looks, and says when next."""
+        due = self.fleet.due
+        if self._timer and self._armed is not None and due is not None and self._armed <= due:
+            return
         if self._timer:
             self._timer.cancel()
-        due = self.fleet.next_deadline()
-        if due is None:
-            self._timer = None
-            return
-        delay = max(0.0, due - time.monotonic())
-        self._timer = asyncio.get_running_loop().call_later(delay, self.post, events.Ticked())
+        self._timer, self._armed = None, due
+        if due is not None:
+            delay = max(0.0, due - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = self._armed = None
+        self.post(events.Ticked())
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -248,7 +268,7 @@ class Driver:
     @asynccontextmanager
     async def lease(self, ask: Ask, patience: float | None = None) -> AsyncIterator[Lease]:
         """The right to use an engine for `ask`, waited for at most `patience` seconds. Raises LlmdError."""
-        name, began, lease = secrets.token_hex(8), time.monotonic(), None
+        name, began, lease = f"r{next(self._numbers)}", time.monotonic(), None
         waiting: asyncio.Future[orders.Grant] = asyncio.get_running_loop().create_future()
         self._leases[name] = waiting
         self.post(events.Arrived(name, ask, self.config.server.max_wait if patience is None else patience))
@@ -288,7 +308,7 @@ class Driver:
         name = lease.incarnation
         return await self.until(lambda fleet: not fleet.serves(name), DEATH_TOLD)
 
-    def ended(self, request: str, outcome: Mapping[str, object]) -> None:
+    def ended(self, request: str, outcome: Outcome) -> None:
         """Note what became of a request."""
         self.requests.ended(request, outcome)
 
@@ -370,6 +390,10 @@ class Driver:
             raise ModelNotFound(f"no loan {name!r}; there are: {', '.join(self.fleet.loans) or 'none'}")
         self.post(events.LoanEnded(name, why))
         return f"the loan {name} is over"
+
+    async def reload(self, *, plan: bool = False) -> dict[str, Any]:
+        """See Reloading.reload."""
+        return await self.reloading.reload(plan=plan)
 
     @property
     def register(self) -> Register:

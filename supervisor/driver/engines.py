@@ -25,15 +25,27 @@ Later = Callable[[Coroutine[Any, Any, None]], None]
 
 
 class Engines:
-    """`fleet` is read for what was ordered while a launch was under way; `later` has work done beside."""
+    """`fleet` is read for the configuration, and for what was ordered while a launch was under way; `later` has work
+    done beside."""
 
-    def __init__(self, config: Config, journal: Journal, fleet: Fleet, post: Post, later: Later) -> None:
-        self._config, self._journal, self._fleet = config, journal, fleet
+    def __init__(self, journal: Journal, fleet: Fleet, post: Post, later: Later) -> None:
+        self._journal, self._fleet = journal, fleet
         self._post, self._later = post, later
         self._group = cgroup.delegated_root()
         self._running: dict[str, Incarnation] = {}
         self.strays: list[Stray] = []
         """What could not be proven ours, and is left alone."""
+
+    @property
+    def _config(self) -> Config:
+        return self._fleet.config
+
+    def reconfigure(self) -> None:
+        """Limits hold for those that run, too; the profile only where it is still theirs."""
+        for engine in self:
+            engine.config, recorded = self._config, self._fleet.engines.get(engine.profile.name)
+            if recorded and recorded.incarnation == engine.name:
+                engine.profile = recorded.profile
 
     def __iter__(self) -> Iterator[Incarnation]:
         return iter(list(self._running.values()))
@@ -87,8 +99,6 @@ class Engines:
             log=str(self.log_path(profile.name)),
             devices=order.devices,
             ready=False,
-            slots=order.slots,
-            max_concurrent=profile.max_concurrent,
         )
         return Incarnation(record, profile, self._config, self._journal, self._post)
 
@@ -155,7 +165,6 @@ class Engines:
         self._running[record.incarnation] = engine
         if record.pid is None and alive:
             await engine.remember(pid=identity.pid, start_time=identity.start_time, session=identity.session)
-        rung = record.rung(profile.max_concurrent)
         self._post(
             events.Found(
                 record.profile,
@@ -163,7 +172,7 @@ class Engines:
                 record.devices,
                 alive,
                 record.asleep,
-                rung,
+                record.waking,
                 record.pinned,
             )
         )

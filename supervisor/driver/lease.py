@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from supervisor.config import Peer
+from supervisor.config import Peer, Profile
 from supervisor.host.incarnation import Incarnation
 from supervisor.host.peers import Contact
+from supervisor.host.upstream import Pool
 
 
 @dataclass(slots=True)
@@ -47,8 +48,28 @@ class Lease:
         return self._engine.name
 
     @property
+    def configured(self) -> Profile:
+        """The profile that its engine was started with, which may no longer be what is configured."""
+        assert not isinstance(self._engine, Contact), "a peer has no profile"
+        return self._engine.profile
+
+    @property
     def session(self) -> aiohttp.ClientSession:
         return self._engine.session if isinstance(self._engine, Contact) else self._engine.open_session()
+
+    @property
+    def pool(self) -> Pool:
+        return self._engine.pool
+
+    def answered(self) -> None:
+        """The first byte came."""
+        if isinstance(self._engine, Incarnation):
+            self._engine.breaker.answered()
+
+    def failed(self, why: str) -> None:
+        """It did not; too often in a row, and the engine is replaced."""
+        if isinstance(self._engine, Incarnation):
+            self._engine.count_failure(why)
 
     @property
     def peer(self) -> Peer | None:

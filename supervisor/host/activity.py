@@ -9,14 +9,15 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from supervisor.config.models import Activity as Limits
 from supervisor.host.chronicle import stamp
 from supervisor.host.database import Database
+from supervisor.host.logbook import now
 from supervisor.host.scribe import Scribe
 
 BATCH = 256
@@ -33,8 +34,7 @@ SHARE = 0.1
 """Of the rows, taken off at once where the file is too large."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One that has ended. Times are milliseconds; `code` is the error's; `hit`: warm, waking or cold."""
 
     request_id: str
@@ -73,7 +73,7 @@ class Wanted:
         return " AND ".join(chosen) or "1", [v for values in chosen.values() for v in values if v is not None]
 
 
-_NAMES = ("at", *(field.name for field in fields(Request)))
+_NAMES = ("at", *Request._fields)
 _TABLE = f"""
 CREATE TABLE IF NOT EXISTS requests (id INTEGER PRIMARY KEY, {", ".join(_NAMES)});
 CREATE INDEX IF NOT EXISTS requests_at ON requests (at);
@@ -96,7 +96,7 @@ class Activity:
         self.lost = 0
         """Rows that could not be written."""
         self._database = Database(path, _TABLE, schema=1, holds="activity", pragmas=_PRAGMAS)
-        self._limits = limits
+        self.limits = limits
         self._pruned = -PRUNE_EVERY
 
     @property
@@ -151,9 +151,9 @@ class Activity:
         if now - self._pruned < PRUNE_EVERY:
             return
         self._pruned = now
-        oldest = stamp(datetime.fromtimestamp(max(0.0, time.time() - self._limits.keep), UTC))
+        oldest = stamp(datetime.fromtimestamp(max(0.0, time.time() - self.limits.keep), UTC))
         connection.execute("DELETE FROM requests WHERE at < ?", (oldest,))
-        while _size(connection) > self._limits.max_size and self._shorten(connection):
+        while _size(connection) > self.limits.max_size and self._shorten(connection):
             pass
 
     def _shorten(self, connection: sqlite3.Connection) -> int:
@@ -184,7 +184,7 @@ class Register:
         if len(self._rows) + self._handed - self._written >= BACKLOG:
             self._given_up += 1
             return
-        self._rows.append((stamp(datetime.now(UTC)), *astuple(request)))
+        self._rows.append((now(), *request))
         if len(self._rows) >= BATCH:
             self.flush()
         elif self._timer is None:

@@ -23,6 +23,17 @@ def delegated_root() -> Path | None:
     return own if own is not None and _is_delegated(own) else None
 
 
+def is_delegated_to(pid: int) -> bool:
+    """Whether the group that another process is in was given to it; not so where that cannot be seen."""
+    own = _own_directory(str(pid))
+    return own is not None and _is_delegated(own)
+
+
+def is_mounted() -> bool:
+    """Whether this host has version 2 at all."""
+    return _mount() is not None
+
+
 def name(incarnation: str) -> str:
     return f"llmd-{incarnation}"
 
@@ -71,8 +82,8 @@ def _with_below(path: Path) -> list[Path]:
     return [Path(directory) for directory, _, _ in os.walk(path)]
 
 
-def _own_directory() -> Path | None:
-    own = next((line[3:] for line in _lines("/proc/self/cgroup") if line.startswith("0::")), None)
+def _own_directory(pid: str = "self") -> Path | None:
+    own = next((line[3:] for line in _lines(f"/proc/{pid}/cgroup") if line.startswith("0::")), None)
     mount = _mount()
     if own is None or mount is None:
         return None

@@ -1,7 +1,8 @@
 """GPUs as their driver reports them. The only importer of NVML, through nvidia-ml-py.
 
-An NVML call can hang for minutes inside a sick driver, and nothing can interrupt it. So NVML has a daemon
-thread to itself; the event loop only ever sees finished surveys, and each tells its age by `at`.
+An NVML call can hang for minutes inside a sick driver, and nothing can interrupt it. So NVML has daemon threads to
+itself, one that reads and one that waits for errors (XID); the event loop only ever sees finished surveys, and each
+tells its age by `at`.
 
 Memory comes from nvmlDeviceGetMemoryInfo_v2, or from v1 where the driver lacks it (before 510). `used` is
 computed as total - free: NVML's own `used` includes what the driver reserves in v1 and excludes it in v2, and
@@ -15,16 +16,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import pynvml
 
 from supervisor.core.devices import Holder, Reading, Survey
+
+_T = TypeVar("_T")
 
 _TROUBLES = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "no NVIDIA driver: libnvidia-ml.so.1 was not found",
@@ -50,6 +54,11 @@ _MISSING = (
 )
 """How drivers say that they do not have a call, or not in this version, or not for this GPU."""
 
+_PATIENCE = 1000
+"""Milliseconds that a wait for an error lasts, and after which the daemon's end is noticed."""
+_LISTEN_AGAIN = 10.0
+"""Seconds after which to listen anew to GPUs of which one could not be listened to."""
+
 
 class Gpus:
     """NVML on a thread of its own; a reading never blocks the event loop."""
@@ -65,12 +74,21 @@ class Gpus:
         self._awaited: dict[int, asyncio.Future[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_survey: Callable[[Survey], None] | None = None
+        self._ended = threading.Event()
 
-    def start(self, on_survey: Callable[[Survey], None]) -> None:
-        """Begin to survey. Call inside a running loop, once; `on_survey` is called on that loop."""
+    def start(
+        self, on_survey: Callable[[Survey], None], on_xid: Callable[[str, int], None] | None = None
+    ) -> None:
+        """Begin to survey, and to listen for errors: `on_xid` is told the device and the number.
+
+        Call inside a running loop, once; both are called on that loop.
+        """
         self._loop = asyncio.get_running_loop()
         self._on_survey = on_survey
         threading.Thread(target=self._run, args=(self._loop,), name="nvml", daemon=True).start()
+        if on_xid is not None:
+            args = self._loop, on_xid
+            threading.Thread(target=self._listen, args=args, name="nvml xid", daemon=True).start()
 
     def latest(self) -> Survey:
         """The last finished survey, whatever its age."""
@@ -89,6 +107,7 @@ class Gpus:
     def close(self) -> None:
         """Stop surveying. Never waits for NVML: a thread that hangs in it dies with the process."""
         self._closed = True
+        self._ended.set()
         self._wanted.set()
         self._release(self._begun + 1)
 
@@ -106,6 +125,23 @@ class Gpus:
                 break
             self._wanted.wait(self._interval)
         session.close()
+
+    def _listen(self, loop: asyncio.AbstractEventLoop, on_xid: Callable[[str, int], None]) -> None:
+        alarm = _Alarm()
+        while not self._closed:
+            found = alarm.wait()
+            try:
+                for device, number in found:
+                    loop.call_soon_threadsafe(self._tell, on_xid, device, number)
+            except RuntimeError:  # the loop was closed without us
+                break
+            if not alarm.listens:
+                self._ended.wait(_LISTEN_AGAIN)
+        alarm.close()
+
+    def _tell(self, on_xid: Callable[[str, int], None], device: str, number: int) -> None:
+        if not self._closed:
+            on_xid(device, number)
 
     def _deliver(self, number: int, survey: Survey) -> None:
         if self._closed or self._on_survey is None:
@@ -193,6 +229,69 @@ class _Session:
         return _Identity(f"gpu:{index}", index)
 
 
+class _Alarm:
+    """Errors as the driver reports them, in an NVML session of its own. Its calls block."""
+
+    def __init__(self) -> None:
+        self._set: Any = None
+        self._devices: dict[int, str] = {}
+        """Handle -> device: a GPU that is lost cannot be asked who it is."""
+        self._until: float | None = None
+        """When to listen anew, for the sake of GPUs that could not be listened to; monotonic seconds."""
+
+    @property
+    def listens(self) -> bool:
+        return bool(self._devices)
+
+    def wait(self) -> list[tuple[str, int]]:
+        """(device, XID) of the next error; none where there was none for a while."""
+        try:
+            if self._set is None:
+                self._open()
+            data = pynvml.nvmlEventSetWait_v2(self._set, _PATIENCE)
+        except pynvml.NVMLError_Timeout:
+            if self._until is not None and time.monotonic() >= self._until:
+                self.close()
+            return []
+        except pynvml.NVMLError:  # the reading thread says what is wrong
+            self.close()
+            return []
+        return [(self._devices[_address(data.device)], int(data.eventData))]
+
+    def _open(self) -> None:
+        pynvml.nvmlInit()
+        try:
+            self._set = pynvml.nvmlEventSetCreate()
+        except pynvml.NVMLError:
+            pynvml.nvmlShutdown()
+            raise
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            try:
+                self._register(pynvml.nvmlDeviceGetHandleByIndex(index))
+            except pynvml.NVMLError_NotSupported:
+                continue
+            except pynvml.NVMLError:
+                self._until = time.monotonic() + _LISTEN_AGAIN
+
+    def _register(self, handle: Any) -> None:
+        device = pynvml.nvmlDeviceGetUUID(handle)
+        pynvml.nvmlDeviceRegisterEvents(handle, pynvml.nvmlEventTypeXidCriticalError, self._set)
+        self._devices[_address(handle)] = device
+
+    def close(self) -> None:
+        if self._set is not None:
+            with contextlib.suppress(pynvml.NVMLError):
+                pynvml.nvmlEventSetFree(self._set)
+            with contextlib.suppress(pynvml.NVMLError):
+                pynvml.nvmlShutdown()
+        self._set, self._until = None, None
+        self._devices.clear()
+
+
+def _address(handle: Any) -> int:
+    return ctypes.cast(handle, ctypes.c_void_p).value or 0
+
+
 def _measure(handle: Any, identity: _Identity, at: float) -> tuple[Reading, bool]:
     memory = _memory(handle)
     holders = _holders(handle)
@@ -207,11 +306,78 @@ def _measure(handle: Any, identity: _Identity, at: float) -> tuple[Reading, bool
         pci=identity.pci,
         holders=holders or (),
         unified=memory is None,
-        utilization=_gauge(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100),
-        temperature=_gauge(lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
-        power=_gauge(lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000),
+        utilization=_told(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100),
+        temperature=_told(lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
+        power=_told(lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000),
     )
     return reading, holders is not None and all(holder.used is not None for holder in holders)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How one GPU fares. What its driver or its kind does not tell is None, or empty."""
+
+    index: int
+    uncorrected: int | None = None
+    """Memory errors since the driver was loaded that ECC could not mend."""
+    pending: bool | None = None
+    """Rows of its memory wait for a reset to be replaced."""
+    worn: bool | None = None
+    """A row could not be replaced."""
+    slowed: tuple[str, ...] = ()
+    """Why its clocks are held down, where that is no mere saving of power."""
+    slows_at: int | None = None
+    """Degrees Celsius."""
+    persistent: bool | None = None
+
+
+_SLOWED = {
+    pynvml.nvmlClocksThrottleReasonHwThermalSlowdown: "heat",
+    pynvml.nvmlClocksThrottleReasonSwThermalSlowdown: "heat, as the driver sees it",
+    pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown: "the power supply's brake",
+    pynvml.nvmlClocksThrottleReasonHwSlowdown: "heat or power, as its hardware sees it",
+}
+
+
+def read_health() -> tuple[Health, ...]:
+    """Of each GPU that answers; none without a driver. Blocks, and may hang: for a thread of its own."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    count = _told(pynvml.nvmlDeviceGetCount) or 0
+    health = tuple(filter(None, map(_health, range(count))))
+    _told(pynvml.nvmlShutdown)
+    return health
+
+
+def _health(index: int) -> Health | None:
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    except pynvml.NVMLError:
+        return None
+    rows = _told(lambda: pynvml.nvmlDeviceGetRemappedRows(handle))
+    held = _told(lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)) or 0
+    mode = _told(lambda: pynvml.nvmlDeviceGetPersistenceMode(handle))
+    uncorrected = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
+    slowdown = pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN
+    return Health(
+        index,
+        uncorrected=_told(lambda: pynvml.nvmlDeviceGetTotalEccErrors(handle, *uncorrected)),
+        pending=None if rows is None else bool(rows[2]),
+        worn=None if rows is None else bool(rows[3]),
+        slowed=tuple(why for bit, why in _SLOWED.items() if held & bit),
+        slows_at=_told(lambda: pynvml.nvmlDeviceGetTemperatureThreshold(handle, slowdown)),
+        persistent=None if mode is None else bool(mode),
+    )
+
+
+def _told(read: Callable[[], _T]) -> _T | None:
+    """None where the driver lacks the call, or the GPU the sensor. That is no trouble: its memory is read apart."""
+    try:
+        return read()
+    except pynvml.NVMLError:
+        return None
 
 
 def _memory(handle: Any) -> Any | None:
@@ -247,14 +413,6 @@ def _describe(pid: int, used: int | None) -> Holder:
         return Holder(pid, used, process.name(), process.username())
     except psutil.Error:  # gone since, hidden from us, or in another PID namespace
         return Holder(pid, used)
-
-
-def _gauge(read: Callable[[], float]) -> float | None:
-    """A sensor's value. Its failure is no trouble: the memory of the same card has just been read."""
-    try:
-        return read()
-    except pynvml.NVMLError:
-        return None
 
 
 def _explain(error: pynvml.NVMLError) -> str:

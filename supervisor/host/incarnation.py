@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,9 +22,11 @@ from supervisor.core.devices import GIB
 from supervisor.core.events import Event
 from supervisor.core.progress import read_facts, read_progress
 from supervisor.host import enginelog, probe, slumber, stall
+from supervisor.host.breaker import Breaker
 from supervisor.host.journal import Journal, Record
 from supervisor.host.logbook import log
 from supervisor.host.process import Tree
+from supervisor.host.upstream import Pool
 
 READY_PAUSE = 0.25
 UNHEALTHY_AFTER = 3
@@ -54,6 +57,13 @@ class Incarnation:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _guards: list[asyncio.Task[None]] = field(default_factory=list)
     """What watches it while it serves."""
+    pool: Pool = field(init=False)
+    breaker: Breaker = field(init=False)
+
+    def __post_init__(self) -> None:
+        limits = self.config.engine
+        self.pool = Pool(self.socket, self.record.key, limits.connect_timeout)
+        self.breaker = Breaker(limits.breaker_failures, limits.breaker_window)
 
     @property
     def name(self) -> str:
@@ -87,7 +97,7 @@ class Incarnation:
             os.close(log)
 
     def open_session(self) -> aiohttp.ClientSession:
-        """The pool of connections that requests to this engine share."""
+        """For what is no plain request and answer: batches and websockets."""
         if self.session is None:
             self.session = aiohttp.ClientSession(
                 connector=aiohttp.UnixConnector(path=str(self.socket), limit=0, keepalive_timeout=60),
@@ -97,6 +107,12 @@ class Incarnation:
                 read_bufsize=1 << 18,
             )
         return self.session
+
+    def count_failure(self, why: str) -> None:
+        """A request failed before its first byte. Too many in a row are a fact for the core."""
+        if self.breaker.failed(time.monotonic()):
+            limit = self.config.engine.breaker_failures
+            self.post(events.Unhealthy(self.name, f"{limit} requests in a row failed, the last one: {why}"))
 
     # Watching
 
@@ -225,7 +241,7 @@ class Incarnation:
     async def sleep(self, level: int) -> None:
         """Recorded first: a daemon that dies meanwhile leaves no engine that sleeps and is taken for awake."""
         try:
-            await self.remember(asleep=level)
+            await self.remember(asleep=level, waking=False)
             await slumber.fall_asleep(self.socket, self.record.key, level, self.config.engine.sleep_timeout)
         except (probe.ProbeFailed, OSError) as error:
             self.post(events.SleepFailed(self.name, str(error)))
@@ -234,6 +250,7 @@ class Incarnation:
 
     async def wake(self, level: int) -> None:
         """Also where a wake was broken off: until it has served, an engine at level 2 may lack its weights."""
+        await self._note_waking(level, waking=True)
         try:
             async with asyncio.timeout(self.config.engine.wake_timeout) as limit:
                 await slumber.wake_up(self.socket, self.record.key, level, self.config.engine.wake_timeout)
@@ -242,11 +259,15 @@ class Incarnation:
             late = f"not within {self.config.engine.wake_timeout:g} s"
             self.post(events.WakeFailed(self.name, late if limit.expired() else str(error)))
             return
-        try:
-            await self.remember(asleep=0)
-        except OSError as error:  # a later daemon wakes it once more
-            log("record_not_written", "ERROR", profile=self.profile.name, message=str(error))
+        await self._note_waking(0, waking=False)
         self.post(events.ProbePassed(self.name))
+
+    async def _note_waking(self, asleep: int, *, waking: bool) -> None:
+        """On a full disk it wakes all the same; a later daemon then wakes it once more."""
+        try:
+            await self.remember(asleep=asleep, waking=waking)
+        except OSError as error:
+            log("record_not_written", "ERROR", profile=self.profile.name, message=str(error))
 
     async def _look_whether_asleep(self) -> None:
         """An engine of an earlier daemon, which did not see the end of its sleep or its waking."""
@@ -273,6 +294,7 @@ class Incarnation:
         for task in list(self._tasks):
             if task is not asyncio.current_task():
                 task.cancel()
+        self.pool.close()
         if self.session is not None:
             await self.session.close()
         if self.tree is not None:

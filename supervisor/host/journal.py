@@ -53,20 +53,14 @@ class Record:
     ready: bool
     asleep: int = 0
     """The level at which it was told to sleep and may do so still, written before it is told; 0 when awake."""
-    slots: int | None = None
-    """Requests at a time that it was started for, and `max_concurrent` of the profile then."""
-    max_concurrent: int | None = None
+    waking: bool = False
+    """It was told to wake, written before it is told: it may take all of its memory any moment."""
     weights: int | None = None
     """Bytes, and the tokens of its KV cache: as it said while it loaded."""
     kv_tokens: int | None = None
     pinned: bool = False
     """A person asked that it stays."""
     version: int = VERSION
-
-    def rung(self, max_concurrent: int) -> int | None:
-        """The fewer requests at a time that it came down to; None where it did not, or its profile has changed."""
-        same = self.max_concurrent == max_concurrent
-        return self.slots if same and self.slots != max_concurrent else None
 
     def identity(self) -> Identity | None:
         """None where the daemon died before it could write down what it had started."""

@@ -2,24 +2,26 @@
 for people where a terminal does.
 
 A daemon calls `keep`: from then on what repeats itself is thinned out, and the lines are kept in a file too, so that
-`llmd logs` can tell of what came before a crash, whoever started the daemon. A thread of its own writes it: a disk
-that hangs costs lines, which are counted, and holds up nobody.
+`llmd logs` can tell of what came before a crash, whoever started the daemon. Threads of their own write both, many
+lines at once: a disk, or a reader of stderr, that hangs costs lines, which are counted, and holds up nobody.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import queue
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+import msgspec
 
 from supervisor.host.rollover import Rollover
 
@@ -28,6 +30,9 @@ CAP = 16 << 20
 
 BACKLOG = 4096
 """Lines that may wait for the disk."""
+
+PAUSE = 0.05
+"""Seconds that a line waits for others, before all are written at once."""
 
 BURST = 20
 """Lines of one class that are written at once, before it is one a second."""
@@ -56,6 +61,7 @@ class Recent:
 
 
 RECENT = Recent()
+_encoder = msgspec.json.Encoder(enc_hook=str)
 
 
 def log(event: str, level: str = "INFO", **fields: object) -> None:
@@ -64,18 +70,32 @@ def log(event: str, level: str = "INFO", **fields: object) -> None:
     Values that JSON cannot hold are written as text. A reader of stderr that has gone does not take the daemon
     along.
     """
-    line: dict[str, object] = {"timestamp": _now(), "level": level, "event": event, **fields}
+    line: dict[str, object] = {"timestamp": now(), "level": level, "event": event, **fields}
     if _kept.thinner is not None:
         untold = _kept.thinner.admit(line)
         if untold is None:
             return
         line |= {"suppressed": untold} if untold else {}
-    text = json.dumps(line, default=str)
+    text = _text(line)
     RECENT.add(text)
-    if _kept.keeper is not None:
-        _kept.keeper.write(text)
+    shown = _shown(line, text)
+    if _kept.keeper is None or _kept.speaker is None:
+        _say(f"{shown}\n".encode())
+    else:
+        _kept.keeper.put(text)
+        _kept.speaker.put(shown)
+
+
+def _text(line: Mapping[str, object]) -> str:
     try:
-        sys.stderr.write(_shown(line, text) + "\n")
+        return msgspec.json.format(_encoder.encode(line), indent=0).decode()
+    except (UnicodeEncodeError, TypeError, OverflowError):  # lone surrogates, numbers beyond 64 bits
+        return json.dumps(line, default=str)
+
+
+def _say(lines: bytes) -> None:
+    try:
+        sys.stderr.write(lines.decode())
         sys.stderr.flush()
     except (BrokenPipeError, ValueError):
         return
@@ -93,14 +113,18 @@ def words(line: Mapping[str, Any]) -> str:
 
 def keep(path: Path) -> None:
     """From now on keep the lines at `path`, and thin out those that repeat themselves."""
-    _kept.keeper, _kept.thinner = _Keeper(path), _Thinner()
+    lines = Rollover(path, CAP)
+    _kept.keeper = _Writer("llmd-log", lines.append, lines.close)
+    _kept.speaker = _Writer("llmd-stderr", _say, lambda: None)
+    _kept.thinner = _Thinner()
 
 
 def close() -> None:
-    """Once all that can be written is; waits a second for a disk that hangs, not longer."""
-    if _kept.keeper is not None:
-        _kept.keeper.close()
-    _kept.keeper = _kept.thinner = None
+    """Once all that can be written is; waits a second for what hangs, not longer."""
+    for writer in (_kept.speaker, _kept.keeper):
+        if writer is not None:
+            writer.close()
+    _kept.keeper = _kept.speaker = _kept.thinner = None
 
 
 def dropped() -> int:
@@ -146,44 +170,54 @@ class _Thinner:
         return untold
 
 
-class _Keeper:
-    """Lines in from any thread, a file out from one."""
+class _Writer:
+    """Lines in from any thread, out from one. It sleeps while there are none."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, name: str, write: Callable[[bytes], None], close: Callable[[], None]) -> None:
         self.dropped = 0
-        self._lines = Rollover(path, CAP)
-        self._waiting: queue.Queue[str | None] = queue.Queue(BACKLOG)
-        self._thread = threading.Thread(target=self._run, name="llmd-log", daemon=True)
+        self._write, self._close = write, close
+        self._waiting: deque[str] = deque()
+        self._stirred, self._ends = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def write(self, text: str) -> None:
-        try:
-            self._waiting.put_nowait(text)
-        except queue.Full:
+    def put(self, text: str) -> None:
+        if len(self._waiting) >= BACKLOG:
             self.dropped += 1
+            return
+        self._waiting.append(text)
+        if not self._stirred.is_set():
+            self._stirred.set()
 
     def close(self) -> None:
-        try:
-            self._waiting.put(None, timeout=1)
-        except queue.Full:
-            return
+        self._ends.set()
+        self._stirred.set()
         self._thread.join(1)
 
     def _run(self) -> None:
-        while (text := self._waiting.get()) is not None:
-            try:
-                self._lines.append(text.encode() + b"\n")
-            except OSError:  # said nowhere: saying it would be one more line for this disk
-                self.dropped += 1
-                self._lines.close()
-        self._lines.close()
+        ended = False
+        while not ended:
+            self._stirred.wait()
+            ended = self._ends.wait(PAUSE)
+            self._stirred.clear()
+            self._write_out([self._waiting.popleft() for _ in range(len(self._waiting))])
+        self._close()
+
+    def _write_out(self, lines: list[str]) -> None:
+        try:
+            if lines:
+                self._write(("\n".join(lines) + "\n").encode(errors="replace"))
+        except OSError:  # said nowhere: saying it would be one more line for this disk
+            self.dropped += len(lines)
+            self._close()
 
 
 @dataclass(slots=True)
 class _Kept:
     """Of this process, as its stderr is."""
 
-    keeper: _Keeper | None = None
+    keeper: _Writer | None = None
+    speaker: _Writer | None = None
     thinner: _Thinner | None = None
 
 
@@ -191,9 +225,16 @@ _kept = _Kept()
 
 
 def _shown(line: Mapping[str, Any], text: str) -> str:
-    if sys.stderr.isatty():
+    style = _style(sys.stderr)
+    if style == "words":
         return words(line)
-    return f"<{PRIORITIES.get(line['level'], 6)}>{text}" if _is_journal() else text
+    return f"<{PRIORITIES.get(line['level'], 6)}>{text}" if style == "journal" else text
+
+
+@lru_cache(maxsize=1)
+def _style(stderr: TextIO) -> str:
+    """Looked at once: what stderr is does not change."""
+    return "words" if stderr.isatty() else "journal" if _is_journal() else "json"
 
 
 def _is_journal() -> bool:
@@ -208,5 +249,12 @@ def _is_journal() -> bool:
     return told == f"{found.st_dev}:{found.st_ino}"
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def now() -> str:
+    """RFC 3339, UTC, in milliseconds."""
+    seconds, rest = divmod(time.time_ns() // 1_000_000, 1000)
+    return f"{_second(seconds)}.{rest:03d}Z"
+
+
+@lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))

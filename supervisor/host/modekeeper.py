@@ -49,9 +49,11 @@ class Present:
 
 
 class ModeKeeper:
-    def __init__(self, config: Config, post: Callable[[Event], None]) -> None:
+    """`config` is asked anew each time."""
+
+    def __init__(self, config: Callable[[], Config], post: Callable[[Event], None]) -> None:
         self._config, self._post = config, post
-        self._path = config.server.state_dir / "mode.json"
+        self._path = config().server.state_dir / "mode.json"
         self._woken = asyncio.Event()
         self._holding = asyncio.Lock()
         """What is on disk and what holds are changed together, one after the other."""
@@ -65,8 +67,8 @@ class ModeKeeper:
         warmed = datetime.now(UTC)
         while True:
             now = datetime.now(UTC)
-            self._tell(present(self._config, self.forced, now), now)
-            for profile in timetable.due(self._config.profiles, warmed, now):
+            self._tell(present(self._config(), self.forced, now), now)
+            for profile in timetable.due(self._config().profiles, warmed, now):
                 self._post(events.WarmAsked(profile))
             warmed = now
             await self._sleep(now)
@@ -85,20 +87,30 @@ class ModeKeeper:
             await asyncio.to_thread(self._write, forced)
             self.forced = forced
         now = datetime.now(UTC)
-        self._tell(present(self._config, self.forced, now), now)
+        self._tell(present(self._config(), self.forced, now), now)
         self._woken.set()
+
+    def reconfigured(self, config: Config) -> events.ModeChanged | None:
+        """What is to be told under `config`, which holds from now on; None where modes are what they were."""
+        self._woken.set()
+        if config.modes == self._config().modes:
+            return None
+        if self.forced and self.forced.mode not in config.modes:
+            self.forced = None
+        now = datetime.now(UTC)
+        self._told = found = present(config, self.forced, now)
+        return _event(found, now)
 
     def _tell(self, found: Present, now: datetime) -> None:
         if found == self._told:
             return
         self._told = found
-        left = None if found.when is None else (found.when - now).total_seconds()
-        self._post(events.ModeChanged(found.mode, found.following, found.until, left, found.forced))
+        self._post(_event(found, now))
 
     async def _sleep(self, now: datetime) -> None:
         changes = [
             self._told.when if self._told else None,
-            timetable.next_warming(self._config.profiles, now),
+            timetable.next_warming(self._config().profiles, now),
         ]
         left = min(((when - now).total_seconds() for when in changes if when), default=LONGEST_SLEEP)
         self._woken.clear()
@@ -116,7 +128,7 @@ class ModeKeeper:
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             log("mode_unreadable", "WARNING", path=str(self._path), message=str(error))
             return None
-        return found if found.mode in self._config.modes else None
+        return found if found.mode in self._config().modes else None
 
     def _write(self, forced: Forced | None) -> None:
         if forced is None:
@@ -125,6 +137,11 @@ class ModeKeeper:
         fresh = self._path.with_suffix(".new")
         fresh.write_bytes(msgspec.json.encode(forced))
         fresh.replace(self._path)
+
+
+def _event(found: Present, now: datetime) -> events.ModeChanged:
+    left = None if found.when is None else (found.when - now).total_seconds()
+    return events.ModeChanged(found.mode, found.following, found.until, left, found.forced)
 
 
 def present(config: Config, forced: Forced | None, now: datetime) -> Present:

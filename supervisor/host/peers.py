@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -18,9 +20,13 @@ from supervisor.config.secrets import peer_key
 from supervisor.core import events
 from supervisor.core.events import Event
 from supervisor.core.peer import Listed
+from supervisor.host.upstream import Connection, Pool
 
 HOPS = "x-llmd-hops"
 """How often llmds have passed a request on; a list asked for with it has no peers' models."""
+
+CONNECT = 10.0
+"""Seconds for a connection."""
 
 ANSWER = 10.0
 """Seconds for a list of models."""
@@ -35,16 +41,39 @@ class Unfit(Exception):
     """What came is no list of models."""
 
 
+class FarPool(Pool):
+    """Connections to a peer, one for each request: over a network nothing tells whether a request that met a closed
+    connection was read."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        super().__init__(Path(), key, CONNECT)
+        self._url = urlsplit(url)
+        self.host, self.prefix = self._url.netloc, self._url.path.rstrip("/")
+
+    async def _connect(self) -> Connection:
+        ssl = self._url.scheme == "https"
+        port = self._url.port or (443 if ssl else 80)
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(
+            lambda: Connection(self), self._url.hostname or "", port, ssl=ssl or None
+        )
+        return connection
+
+    def put(self, connection: Connection) -> None:
+        connection.transport.close()
+
+
 class Contact:
-    """One peer as the shell holds it."""
+    """One peer as the shell holds it. `session` asks for its list, `pool` passes requests on."""
 
     def __init__(self, name: str, config: Configured, key: str | None, post: Post) -> None:
         self.name, self.config, self._key, self._post = name, config, key, post
         self._session: aiohttp.ClientSession | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self.pool = FarPool(config.url, key)
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        """The pool of connections that requests to this peer share."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
@@ -55,6 +84,18 @@ class Contact:
                 read_bufsize=1 << 18,
             )
         return self._session
+
+    def has(self, key: str | None) -> bool:
+        return self._key == key
+
+    def open(self) -> None:
+        """Look at it from now on."""
+        self._watch = asyncio.create_task(self.watch())
+
+    def rest(self) -> None:
+        """Look at it no more; its connections stay for what is in flight."""
+        if self._watch:
+            self._watch.cancel()
 
     async def watch(self) -> None:
         """Tell what it lists, or that it is down, until cancelled."""
@@ -89,6 +130,10 @@ class Contact:
             return bytes(body)
 
     async def close(self) -> None:
+        if self._watch:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        self.pool.close()
         if self._session:
             await self._session.close()
 
@@ -97,10 +142,12 @@ class Peers:
     """All of them."""
 
     def __init__(self, config: Config, environ: Mapping[str, str], post: Post) -> None:
+        self._post = post
         self._contacts = {
             name: Contact(name, peer, peer_key(peer, environ)[0], post) for name, peer in config.peers.items()
         }
-        self._tasks: list[asyncio.Task[None]] = []
+        self._former: set[Contact] = set()
+        """No longer asked; requests may still be on them."""
 
     def __getitem__(self, name: str) -> Contact:
         return self._contacts[name]
@@ -109,13 +156,29 @@ class Peers:
         return name in self._contacts
 
     def open(self) -> None:
-        self._tasks = [asyncio.create_task(contact.watch()) for contact in self._contacts.values()]
+        for contact in self._contacts.values():
+            contact.open()
+
+    def rotated(self, keys: Mapping[str, str | None]) -> set[str]:
+        """Peers whose key is not the one in `keys` any more."""
+        return {name for name in keys if name in self and not self[name].has(keys[name])}
+
+    def reconfigure(self, config: Config, keys: Mapping[str, str | None]) -> None:
+        """Those that changed are other contacts from now on; what is in flight on the former ones ends there."""
+        former, self._contacts = self._contacts, {}
+        for name, peer in config.peers.items():
+            known = former.get(name)
+            if known and known.config == peer and known.has(keys[name]):
+                self._contacts[name] = former.pop(name)
+                continue
+            self._contacts[name] = Contact(name, peer, keys[name], self._post)
+            self._contacts[name].open()
+        for contact in former.values():
+            contact.rest()
+            self._former.add(contact)
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for contact in self._contacts.values():
+        for contact in (*self._contacts.values(), *self._former):
             await contact.close()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,14 @@ from supervisor.config.models import option
 from supervisor.errors import OperatorError
 from supervisor.planning.architecture import read_architecture
 from supervisor.planning.checkpoint import Checkpoint, Tensor
+from supervisor.planning.nature import Model
 
 HEADER_LIMIT = 100_000_000
 """Bytes of a safetensors header; longer ones are refused by the format's own library too."""
 
 JSON_LIMIT = 64 << 20
+TOKENIZER = "tokenizer_config.json"
+INDEX = "model.safetensors.index.json"
 
 _NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state")
 """What *.bin files are called that vLLM leaves alone."""
@@ -62,17 +65,39 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     return Checkpoint(architecture, lump=lump)
 
 
+def read_model(directory: Path, weights: str) -> Model:
+    """The model in a directory, called `weights` in a profile. Raises OperatorError."""
+    checkpoint = read_checkpoint(directory)
+    try:
+        there = frozenset(_names(directory))
+        config = _json(directory / "config.json")
+        tokenizer = _json(directory / TOKENIZER) if TOKENIZER in there else {}
+    except OSError as error:
+        raise OperatorError(f"{error.filename or directory}: {error.strerror}") from error
+    return Model(weights, str(directory), checkpoint, config, there, tokenizer)
+
+
 def read_header(file: Path) -> tuple[Tensor, ...]:
     """The tensors of one safetensors file. Raises OperatorError where the header is torn or contradicts itself."""
     size = file.stat().st_size
     with file.open("rb") as opened:
-        start = opened.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(HEADER_LIMIT, size - 8):
-            raise OperatorError(f"{file}: this is no safetensors file, or it is not whole")
-        header = _object(file, opened.read(length))
-    data = size - 8 - length
-    return tuple(_tensor(file, name, entry, data) for name, entry in header.items() if name != "__metadata__")
+        length = header_length(file, opened.read(8), size)
+        return tensors(file, opened.read(length), size)
+
+
+def header_length(file: Path | str, start: bytes, size: int) -> int:
+    """Bytes of the header behind the first eight, `start`, of a file of `size` bytes. Raises OperatorError."""
+    length: int = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else 0
+    if not 2 <= length <= min(HEADER_LIMIT, size - 8):
+        raise OperatorError(f"{file}: this is no safetensors file, or it is not whole")
+    return length
+
+
+def tensors(file: Path | str, header: bytes, size: int) -> tuple[Tensor, ...]:
+    """What the header of a file of `size` bytes lists. Raises OperatorError."""
+    data = size - 8 - len(header)
+    entries = json_object(file, header).items()
+    return tuple(_tensor(file, name, entry, data) for name, entry in entries if name != "__metadata__")
 
 
 def _cache(profile: Profile, environ: Mapping[str, str]) -> Path:
@@ -113,31 +138,41 @@ def _there(path: Path) -> bool:
 
 def _safetensors(directory: Path) -> Iterator[Path]:
     """The files that vLLM would load: those of the index, else all; consolidated ones are doubles."""
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        listed = _json(index).get("weight_map")
-        if not isinstance(listed, dict) or not listed:
-            raise OperatorError(f"{index}: has no weight_map")
-        names = sorted({str(name) for name in listed.values()})
-        missing = [name for name in names if "/" in name or not (directory / name).exists()]
-        if missing:
-            raise OperatorError(
-                f"{directory}: {len(missing)} of {len(names)} files of the weights are not here"
-            )
-        yield from (directory / name for name in names)
-        return
-    found = sorted(directory.glob("*.safetensors"))
-    plain = [file for file in found if not file.name.startswith("consolidated")]
-    yield from plain or found
+    there = _names(directory)
+    index = _json(directory / INDEX) if INDEX in there else None
+    yield from (directory / name for name in weight_files(directory, there, index))
+
+
+def weight_files(where: Path | str, there: Collection[str], index: Mapping[str, Any] | None) -> list[str]:
+    """Of the files `there` those in safetensors that vLLM would load. Raises OperatorError where some are missing."""
+    if index is None:
+        found = sorted(name for name in there if name.endswith(".safetensors") and "/" not in name)
+        return [name for name in found if not name.startswith("consolidated")] or found
+    listed = index.get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise OperatorError(f"{where}/{INDEX}: has no weight_map")
+    names = sorted({str(name) for name in listed.values()})
+    missing = [name for name in names if "/" in name or name not in there]
+    if missing:
+        raise OperatorError(f"{where}: {len(missing)} of {len(names)} files of the weights are not here")
+    return names
+
+
+def pickled_files(there: Collection[str]) -> list[str]:
+    """Of the files `there` those that hold weights as PyTorch pickles them."""
+    return sorted(name for name in there if name.endswith(".bin") and not name.startswith(_NO_WEIGHTS))
 
 
 def _pickled(directory: Path) -> Iterator[Path]:
-    for file in sorted(directory.glob("*.bin")):
-        if not file.name.startswith(_NO_WEIGHTS):
-            yield file
+    yield from (directory / name for name in pickled_files(_names(directory)))
 
 
-def _tensor(file: Path, name: str, entry: Any, data: int) -> Tensor:
+def _names(directory: Path) -> set[str]:
+    """Of the files that are there: in the cache they are links, which may lead nowhere."""
+    return {file.name for file in directory.iterdir() if file.exists()}
+
+
+def _tensor(file: Path | str, name: str, entry: Any, data: int) -> Tensor:
     """One entry, its bytes inside the file's `data` bytes."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
@@ -154,10 +189,10 @@ def _json(file: Path) -> dict[str, Any]:
         text = opened.read(JSON_LIMIT + 1)
     if len(text) > JSON_LIMIT:
         raise OperatorError(f"{file}: is larger than {JSON_LIMIT >> 20} MiB")
-    return _object(file, text)
+    return json_object(file, text)
 
 
-def _object(file: Path, text: bytes) -> dict[str, Any]:
+def json_object(file: Path | str, text: bytes) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -108,7 +108,7 @@ def limit(reading: Reading, config: Config) -> int:
 
 def outlook(profile: Profile, known: Known, config: Config, survey: Survey) -> Outlook:
     """What becomes of one profile with the devices to itself."""
-    devices = _devices(profile, survey)
+    devices = devices_of(profile, survey)
     if isinstance(devices, str):
         return Outlook(profile, Verdict.NEVER, reason=devices)
     needs = {reading.device: need(profile, reading) for reading in devices}
@@ -130,7 +130,7 @@ def outlook(profile: Profile, known: Known, config: Config, survey: Survey) -> O
     return Outlook(profile, verdict, needs, counted, doubt, notes=_notes(profile))
 
 
-def _devices(profile: Profile, survey: Survey) -> tuple[Reading, ...] | str:
+def devices_of(profile: Profile, survey: Survey) -> tuple[Reading, ...] | str:
     """The devices that `profile` is budgeted on, or what is missing. Unified memory is the host's."""
     host = host_reading(survey)
     if profile.device == "cpu":
@@ -187,13 +187,13 @@ def _short(profile: Profile, reading: Reading, room: int, counted: Footprint | N
 def _mends(profile: Profile, reading: Reading, room: int, counted: Footprint | None) -> Iterator[Mend]:
     """Alternatives, each of which alone makes `profile` fit."""
     modest = need(profile, reading) <= room
-    largest = [*_largest(profile, reading, room)]
+    largest = [*largest_asked(profile, reading, room)]
     if counted is None:
         yield largest[0]
         return
     if modest:
         yield from _shorter({}, profile, reading, counted)
-    least = _floor(profile, counted.least, reading)
+    least = size_holding(profile, counted.least, reading)
     bigger = [_asking(profile, least, reading, room)] if modest else largest
     good = [mend for mend in bigger if least <= room and _with(profile, mend, reading, counted).fits]
     yield from good[:1]
@@ -216,7 +216,7 @@ def _shorter(mend: Mend, profile: Profile, reading: Reading, counted: Footprint)
         yield shorter
 
 
-def _largest(profile: Profile, reading: Reading, room: int) -> Iterator[Mend]:
+def largest_asked(profile: Profile, reading: Reading, room: int) -> Iterator[Mend]:
     """Settings that ask for all that the device can give, those that the profile uses first."""
     share = math.floor(room / reading.total * 100) / 100 if reading.total else 0
     if profile.device == "gpu" and profile.vram is None and share > 0:
@@ -224,7 +224,7 @@ def _largest(profile: Profile, reading: Reading, room: int) -> Iterator[Mend]:
     yield {"memory" if profile.device == "cpu" else "vram": room - room % MIB}
 
 
-def _floor(profile: Profile, budgeted: int, reading: Reading) -> int:
+def size_holding(profile: Profile, budgeted: int, reading: Reading) -> int:
     """The size to ask for, in whole MiB, so that vLLM may take `budgeted`: what CUDA does not see, and what is
     cut from the fraction, come on top."""
     if profile.device == "gpu":
@@ -263,7 +263,7 @@ def _spread(profile: Profile, known: Known, reading: Reading, room: int) -> str:
         if wider.tensor_parallel <= profile.tensor_parallel or _clash(wider, known.checkpoint):
             continue
         counted, _ = _counted(wider, known, (reading,))
-        if counted and _floor(wider, counted.least, reading) <= room:
+        if counted and size_holding(wider, counted.least, reading) <= room:
             return f"; over {len(wider.gpus)} such GPUs it would fit"
     return "; no setting mends that here"
 

@@ -81,6 +81,8 @@ class AdminServer:
         app.router.add_get("/decisions", self._decisions)
         app.router.add_get("/activity", self._activity)
         app.router.add_get("/logs", self._all_logs)
+        app.router.add_get("/reload", self._plan_reload)
+        app.router.add_post("/reload", self._reload)
         app.router.add_post("/mode/{name}", self._set_mode)
         app.router.add_get("/mode/{name}/plan", self._plan_mode)
         app.router.add_post("/loans", self._lend)
@@ -135,6 +137,12 @@ class AdminServer:
             return web.json_response({"totals": totals})
         requests = await self._driver.register.ask(lambda activity: activity.requests(wanted, limit))
         return web.json_response({"requests": requests})
+
+    async def _plan_reload(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response(await self._driver.reload(plan=True))
+
+    async def _reload(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response(await self._driver.reload())
 
     async def _set_mode(self, request: web.Request) -> web.StreamResponse:
         seconds = _seconds(request, "seconds")

@@ -7,33 +7,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from supervisor.config import Config
-from supervisor.config.secrets import digest, find
+from supervisor.config.secrets import digest, digests
 from supervisor.errors import Unauthorized
 
 DEFAULT_SOURCE = "default"
 """Everyone, where no keys are configured."""
 
 
-def resolve_keys(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
-    """SHA-256 hex digest -> source. Reads key files; a key that is not to be found is left out."""
-    resolved: dict[str, str] = {}
-    for source, key in config.keys.items():
-        found = find(key, environ)
-        if found.digest is not None:
-            resolved.setdefault(found.digest, source)
-    return resolved
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Keyring:
-    """`open` is for a configuration without keys. Keys that are configured but not found let nobody in."""
+    """`sources`: digest -> source. `open` is for a configuration without keys. Keys that are configured but not found
+    let nobody in."""
 
     sources: Mapping[str, str] = field(repr=False)
     open: bool = False
 
     @classmethod
     def of(cls, config: Config, environ: Mapping[str, str]) -> Keyring:
-        return cls(resolve_keys(config, environ), open=not config.keys)
+        return cls(digests(config, environ), open=not config.keys)
+
+    def change(self, sources: Mapping[str, str], open: bool) -> None:
+        """Other keys fit from now on, for everyone who holds this ring."""
+        self.sources, self.open = sources, open
+
+    def fits(self, known: str | None) -> bool:
+        """Whether a key of this digest is still good; None: whoever came without one."""
+        return self.open if known is None else known in self.sources
 
     def identify(self, presented: str | None) -> str:
         """The source whose key this is. Raises Unauthorized, which never repeats the key."""

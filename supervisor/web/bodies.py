@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import IO
 
 from aiohttp import web
@@ -14,8 +14,6 @@ from supervisor.errors import BadRequest, BodyTooLarge, NotAvailable
 
 SMALL = 1 << 20
 """Bytes; more go to a file, whose pages the kernel may drop. Writing them there takes no longer than copying."""
-
-_PIECE = 1 << 16
 
 
 class Body:
@@ -26,14 +24,6 @@ class Body:
 
     def __len__(self) -> int:
         return len(self.data)
-
-    def sendable(self) -> bytes | AsyncIterator[bytes] | None:
-        """For a request to an engine; a file goes piece by piece."""
-        return (self.data or None) if isinstance(self.data, bytes) else self._pieces()
-
-    async def _pieces(self) -> AsyncIterator[bytes]:
-        for at in range(0, len(self.data), _PIECE):
-            yield self.data[at : at + _PIECE]
 
 
 async def read_body(request: web.Request, limit: int) -> Body:

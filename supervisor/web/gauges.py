@@ -83,9 +83,14 @@ def _devices(status: Json) -> Iterator[Metric]:
         yield _gauge(f"device_{name}", text, _DEVICE, known)
     for name, text in (
         ("trouble", "1 where its readings are not to be trusted"),
-        ("quarantined", "1 where nothing starts: memory did not come back, or it is sick"),
+        (
+            "quarantined",
+            "1 where its memory did not come back, or its driver reported an error that needs a reset",
+        ),
     ):
         yield _gauge(f"device_{name}", text, _DEVICE, ((_place(d), bool(d.get(name))) for d in devices))
+    xids = (((*_place(d), str(x["xid"])), x["count"]) for d in devices for x in d.get("xids", ()))
+    yield _counter("device_xids", "Errors that the driver reported, by XID", (*_DEVICE, "xid"), xids)
     sizes = (((*_place(d), kind), d[kind]) for d in devices for kind in ("total", "used", "free"))
     known = ((labels, size) for labels, size in sizes if size is not None)
     yield _gauge("memory_bytes", "As the driver tells it", (*_DEVICE, "kind"), known)

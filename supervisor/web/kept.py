@@ -69,7 +69,8 @@ class Kept:
     def continued(self, name: str, ask: Ask) -> str:
         """The profile that keeps answer `name` and serves what is asked for. Raises ModelNotFound, BadRequest."""
         profile = self.profile_of(name, ask.source)
-        if ask.model not in names_of(self._driver.config.profiles[profile]):
+        known = self._driver.config.profiles.get(profile)
+        if known is None or ask.model not in names_of(known):
             raise BadRequest(f"response {name!r} is not of model {ask.model!r}", param="previous_response_id")
         return profile
 

@@ -10,16 +10,10 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from aiohttp import web
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Histogram,
-    ProcessCollector,
-    disable_created_metrics,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
 from supervisor.config import Config
+from supervisor.web.counting import Counting
 from supervisor.web.driving import Driver
 from supervisor.web.exposition import merged
 from supervisor.web.gauges import Gauges
@@ -29,6 +23,14 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _BETWEEN = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 _LAG = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 
+_TIMES = (
+    ("request", "From arrival to the last byte", _SECONDS),
+    ("first_byte", "From arrival to the first byte", _SECONDS),
+    ("time_to_first_token", "The same of streamed answers alone", _SECONDS),
+    ("inter_token", "Between two tokens, the mean of each streamed answer", _BETWEEN),
+    ("queue", "Waiting for an engine", _SECONDS),
+)
+
 _BEAT = 1.0
 """Seconds between two looks at the loop's lag."""
 
@@ -36,58 +38,48 @@ _BEAT = 1.0
 class Metrics:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a gauge for each series, which nobody asks for
         self._registry = CollectorRegistry()
         self._registry.register(Gauges(driver))
         ProcessCollector(registry=self._registry)
-        self._requests = self._counter("requests", "Requests ended", "model", "source", "status")
-        self._errors = self._counter(
-            "errors", "Requests that failed, by error code", "model", "source", "code"
+        counting = Counting()
+        self._requests = counting.counts("llmd_requests", "Requests ended", "model", "source", "status")
+        self._errors = counting.counts(
+            "llmd_errors", "Requests that failed, by error code", "model", "source", "code"
         )
-        self._tokens = self._counter("tokens", "Tokens that engines counted", "model", "source", "kind")
-        self._hits = self._counter(
-            "hits", "Requests by what they found: warm, waking, cold, peer", "model", "engine"
+        self._tokens = counting.counts(
+            "llmd_tokens", "Tokens that engines counted", "model", "source", "kind"
         )
-        self._latency = self._histogram("request_seconds", "From arrival to the last byte")
-        self._first = self._histogram("first_byte_seconds", "From arrival to the first byte")
-        self._ttft = self._histogram("time_to_first_token_seconds", "The same of streamed answers alone")
-        self._between = self._histogram(
-            "inter_token_seconds", "Between two tokens, the mean of each streamed answer", _BETWEEN
+        self._hits = counting.counts(
+            "llmd_hits", "Requests by what they found: warm, waking, cold, peer", "model", "engine"
         )
-        self._queued = self._histogram("queue_seconds", "Waiting for an engine")
-        self._lag = Histogram(
-            "llmd_loop_lag_seconds", "The event loop's delay", buckets=_LAG, registry=self._registry
+        self._latency, self._first, self._ttft, self._between, self._queued = (
+            counting.spread(f"llmd_{name}_seconds", text, ("model",), bounds) for name, text, bounds in _TIMES
         )
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"llmd_{name}", text, labels, registry=self._registry)
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
-        return Histogram(f"llmd_{name}", text, ["model"], buckets=buckets, registry=self._registry)
+        self._lag = counting.spread("llmd_loop_lag_seconds", "The event loop's delay", (), _LAG)
+        self._registry.register(counting)
 
     def count(self, record: Record) -> None:
         """A request has ended."""
         model, source = model_of(record, self._driver.config), record.source or ""
-        self._requests.labels(model, source, str(record.status)).inc()
+        self._requests.add((model, source, str(record.status)))
         if record.code is not None:
-            self._errors.labels(model, source, record.code).inc()
+            self._errors.add((model, source, record.code))
         if record.hit is not None:
-            self._hits.labels(model, record.hit).inc()
-        for kind, tokens in (("prompt", record.prompt), ("completion", record.completion)):
-            self._tokens.labels(model, source, kind).inc(tokens or 0)
-        self._time(record, model)
+            self._hits.add((model, record.hit))
+        self._tokens.add((model, source, "prompt"), record.prompt or 0)
+        self._tokens.add((model, source, "completion"), record.completion or 0)
+        self._time(record, (model,))
 
-    def _time(self, record: Record, model: str) -> None:
-        first = record.ttft()
-        for histogram, seconds in (
-            (self._latency, record.latency()),
-            (self._first, first),
-            (self._ttft, first if record.streamed else None),
-            (self._between, record.between_tokens()),
-            (self._queued, record.queued),
-        ):
-            if seconds is not None:
-                histogram.labels(model).observe(seconds)
+    def _time(self, record: Record, model: tuple[str]) -> None:
+        self._latency.add(model, record.latency())
+        if (first := record.ttft()) is not None:
+            self._first.add(model, first)
+            if record.streamed:
+                self._ttft.add(model, first)
+        if (between := record.between_tokens()) is not None:
+            self._between.add(model, between)
+        if record.queued is not None:
+            self._queued.add(model, record.queued)
 
     async def text(self) -> bytes:
         """Ours, and the engines' where `server.engine_metrics` says so."""
@@ -108,7 +100,7 @@ class Metrics:
         while True:
             due = now() + _BEAT
             await asyncio.sleep(_BEAT)
-            self._lag.observe(max(0.0, now() - due))
+            self._lag.add((), max(0.0, now() - due))
 
 
 def model_of(record: Record, config: Config) -> str:

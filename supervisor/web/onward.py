@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
-
-import aiohttp
-from multidict import CIMultiDict
 
 from supervisor.core.abroad import MOST_HOPS
 from supervisor.core.routing import Ask
@@ -14,15 +12,7 @@ from supervisor.errors import BadRequest, EngineDied, EngineUnwilling, LoopDetec
 from supervisor.host.peers import HOPS
 from supervisor.web.driving import Driver, Lease
 
-_BROKEN = (
-    aiohttp.ServerDisconnectedError,
-    aiohttp.ClientOSError,
-    aiohttp.ClientPayloadError,
-    aiohttp.ConnectionTimeoutError,
-    ConnectionError,
-)
 _UNWILLING = frozenset({401, 403, 404, 429, 502, 503, 504})
-_PEOPLE = "x-openwebui-user"
 
 
 def hops_of(headers: Mapping[str, str]) -> int:
@@ -35,25 +25,17 @@ def hops_of(headers: Mapping[str, str]) -> int:
     return int(given)
 
 
-def for_peer(headers: CIMultiDict[str], hops: int) -> CIMultiDict[str]:
-    """What a peer is sent of a request's headers: nothing of the person who asks, and one hop more."""
-    kept = CIMultiDict((name, value) for name, value in headers.items() if not _is_person(name))
-    kept[HOPS] = str(hops + 1)
-    return kept
-
-
-def _is_person(name: str) -> bool:
-    return name.lower().startswith(_PEOPLE)
-
-
-def broke_off(error: BaseException) -> bool:
-    """Whether a connection failed as it does when the process behind it dies; silence and nonsense are not that."""
-    return isinstance(error, _BROKEN)
-
-
 def is_unwilling(status: int) -> bool:
     """Whether a peer's answer says that it, not the request, is at fault."""
     return status in _UNWILLING or 300 <= status < 400  # a redirect could lead its key anywhere
+
+
+def words_of(body: bytes) -> str:
+    """A peer's own words for an error, where it has OpenAI's shape."""
+    try:
+        return f": {json.loads(body)['error']['message']}"[:500]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
 
 
 async def elsewhere(driver: Driver, ask: Ask, lease: Lease | None, error: EngineDied) -> Ask:

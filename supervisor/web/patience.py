@@ -1,55 +1,102 @@
-"""How long an engine is waited for: until its answer begins, and between two pieces of it."""
+"""How long is waited: for a request's body, for an engine's answer to begin, between two pieces of it, for its end."""
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
-import aiohttp
+from aiohttp import web
 
-from supervisor.config.models import EngineDefaults
+from supervisor.config import Config
 from supervisor.core.routing import Ask
-from supervisor.errors import Withdrawn
+from supervisor.errors import RequestTimeout
+
+SLOWEST = 1 << 10
+"""Bytes of a body that must have come in each `body_timeout`: a byte now and then holds no connection open."""
 
 CANCELLED = "cancelled by an operator of this host"
 
 
-def before_the_answer(ask: Ask, limits: EngineDefaults) -> float:
-    """Seconds. What is not streamed begins when its last token is made."""
-    return limits.first_token_timeout if ask.stream else limits.answer_timeout
+class Limits(NamedTuple):
+    """Seconds until an answer begins, between two pieces of it, and from the request's arrival to its end."""
+
+    first: float
+    between: float
+    total: float = math.inf
 
 
-class Reader:
-    """Reads an answer to its end, waiting for each piece at most `limit` seconds.
+def limits_of(ask: Ask, config: Config) -> Limits:
+    """What is not streamed begins when its last token is made."""
+    engine = config.engine
+    first = engine.first_token_timeout if ask.stream else engine.answer_timeout
+    return Limits(first, engine.token_timeout, config.server.request_timeout)
 
-    The client's slowness does not count: the clock runs while the engine is waited for. One timer for the whole
-    answer, which looks when the last wait began, costs a token nothing.
+
+@contextmanager
+def hurried(request: web.Request, limit: float) -> Iterator[None]:
+    """While its body is read. Raises RequestTimeout where that does not move on within `limit` seconds."""
+    content, loop, timer, seen = request.content, asyncio.get_running_loop(), None, 0
+
+    def look() -> None:
+        nonlocal timer, seen
+        if content.total_bytes - seen < SLOWEST:
+            content.set_exception(TimeoutError())
+        seen, timer = content.total_bytes, loop.call_later(limit, look)
+
+    if not content.is_eof():
+        timer = loop.call_later(limit, look)
+    try:
+        yield
+    except TimeoutError:
+        raise RequestTimeout(f"the body did not come: less than {SLOWEST} bytes in {limit:g} s") from None
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+class Watch:
+    """Watches one answer with one timer, which looks when the last piece came: a piece costs it nothing else.
+
+    The client's slowness does not count: the clock rests while nothing is read from the engine. `expired` is called
+    once, with whether it was the whole that took too long.
     """
 
-    def __init__(self, content: aiohttp.StreamReader, limit: float) -> None:
-        self._content, self._limit = content, limit
+    def __init__(self, limits: Limits, arrived: float, expired: Callable[[bool], None]) -> None:
+        """`arrived` is monotonic."""
+        self._limit, self._limits, self._expired = limits.first, limits, expired
+        self._deadline = arrived + limits.total
         self._loop = asyncio.get_running_loop()
-        self._since: float | None = None
-        self._timer = self._loop.call_later(limit, self._look)
+        self.since = time.monotonic()
+        """When the last piece came."""
+        self._arm(self.since)
 
-    async def read(self) -> bytes:
-        """The next piece, empty at the end. Raises TimeoutError, and what the connection raises."""
-        self._since = self._loop.time()
-        try:
-            return await self._content.readany()
-        finally:
-            self._since = None
+    def rest(self) -> None:
+        self.since = math.inf
 
-    def withdraw(self) -> None:
-        """The next read, or the one under way, raises Withdrawn."""
-        self._content.set_exception(Withdrawn(CANCELLED))
+    def go_on(self) -> None:
+        self.since = time.monotonic()
+
+    def began(self) -> None:
+        """From now on it is the time between two pieces that counts."""
+        self._timer.cancel()
+        self._limit = self._limits.between
+        self.go_on()
+        self._arm(self.since)
 
     def close(self) -> None:
         self._timer.cancel()
 
+    def _arm(self, now: float) -> None:
+        due = min(self.since + self._limit, self._deadline, now + self._limit)
+        self._timer = self._loop.call_later(max(0.001, due - now), self._look)
+
     def _look(self) -> None:
-        now = self._loop.time()
-        due = (now if self._since is None else self._since) + self._limit
-        if due <= now:
-            self._content.set_exception(TimeoutError())
+        now = time.monotonic()
+        if now >= self._deadline or now - self.since >= self._limit:
+            self._expired(now >= self._deadline)
         else:
-            self._timer = self._loop.call_at(due, self._look)
+            self._arm(now)

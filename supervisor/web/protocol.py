@@ -12,6 +12,7 @@ import re
 import sys
 import time
 import traceback
+from typing import Protocol, cast
 
 from aiohttp import HttpVersion10, StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
@@ -26,34 +27,46 @@ from supervisor.web.record import RECORD, Record
 _KEEPALIVE = 75.0
 """Seconds of silence after an answer. It also ends a head that was begun behind the request before it."""
 
+CLIENT_TIMEOUT = 60.0
 _QUIET = 1.0
 _HOST = re.compile(r"([A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(:\d{0,5})?")
 _CLIENTS = (HttpProcessingError, web.RequestPayloadError)
 
 
 class Runner(web.AppRunner):
-    """Serves an application through `Connection`. `header_timeout` and `shutdown_timeout` are seconds."""
+    """Serves an application through `Connection`. The timeouts are seconds."""
 
-    def __init__(self, app: web.Application, *, header_timeout: float, shutdown_timeout: float) -> None:
-        self._header_timeout = header_timeout
+    def __init__(
+        self,
+        app: web.Application,
+        *,
+        header_timeout: float,
+        shutdown_timeout: float,
+        client_timeout: float = CLIENT_TIMEOUT,
+    ) -> None:
+        self._header_timeout, self._client_timeout = header_timeout, client_timeout
         super().__init__(app, shutdown_timeout=shutdown_timeout)
 
+    def wait_at_most(self, seconds: float) -> None:
+        """For what is in flight when it is closed."""
+        self._shutdown_timeout = seconds
+
     async def _make_server(self) -> web.Server:
-        return _Server(await super()._make_server(), self._header_timeout)
+        return _Server(await super()._make_server(), self._header_timeout, self._client_timeout)
 
 
 class _Server(web.Server):
     """Makes connections; tells each when a request of its own begins and ends."""
 
-    def __init__(self, application: web.Server, header_timeout: float) -> None:
+    def __init__(self, application: web.Server, header_timeout: float, client_timeout: float) -> None:
         # Without handler_cancellation a request runs on after its client left.
         super().__init__(self._answer, request_factory=self._begin, handler_cancellation=True)
         self._application = application
-        self._header_timeout = header_timeout
+        self._timeouts = header_timeout, client_timeout
         self._complaints = Complaints()
 
     def __call__(self) -> Connection:
-        return Connection(self, self._header_timeout, self._complaints)
+        return Connection(self, self._timeouts, self._complaints)
 
     def _begin(
         self,
@@ -77,10 +90,18 @@ class _Server(web.Server):
             request.protocol.end()
 
 
-class Connection(web.RequestHandler):
-    """One client's connection. It has `header_timeout` seconds for each head, counted from its first byte."""
+class Source(Protocol):
+    """What a connection's answer comes from, told when the client takes no more and when it does again."""
 
-    def __init__(self, server: web.Server, header_timeout: float, complaints: Complaints) -> None:
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+
+class Connection(web.RequestHandler):
+    """One client's connection. It has so many seconds for each head, counted from its first byte, and so many for
+    taking anything of what was written."""
+
+    def __init__(self, server: web.Server, timeouts: tuple[float, float], complaints: Complaints) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -88,13 +109,19 @@ class Connection(web.RequestHandler):
             logger=json_logger(),
             access_log=None,  # type: ignore[arg-type]
         )
-        self._header_timeout = header_timeout
+        self._header_timeout, self._client_timeout = timeouts
         self._complaints = complaints
+        self.source: Source | None = None
+        self.stalled = False
+        self._untaken = 0
+        self._stall: asyncio.TimerHandle | None = None
         self._busy = False
         self._due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        both = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        both.set_write_buffer_limits(0)  # every byte that the kernel did not take counts as waiting
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
@@ -104,7 +131,40 @@ class Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.begin()
+        self._cancel_stall()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.source is not None:
+            self.source.pause()
+        self._await_client()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._cancel_stall()
+        if self.source is not None:
+            self.source.resume()
+
+    def _await_client(self) -> None:
+        if self.transport is not None:
+            self._untaken = self.transport.get_write_buffer_size()
+            loop = asyncio.get_running_loop()
+            self._stall = loop.call_later(self._client_timeout, self._look_at_client)
+
+    def _look_at_client(self) -> None:
+        if self.transport is None:
+            return
+        if self.transport.get_write_buffer_size() < self._untaken:
+            self._await_client()
+            return
+        self.stalled = True
+        self.transport.abort()
+
+    def _cancel_stall(self) -> None:
+        if self._stall:
+            self._stall.cancel()
+            self._stall = None
 
     def begin(self) -> None:
         """A head is here; what comes now is its body."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import re
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -55,11 +55,13 @@ class Record:
     """Tokens that went by so far, about; None where they cannot be told before the end."""
     cut: Callable[[], None] | None = None
     """Ends an answer that has begun: an error frame, then the connection is cut."""
+    over: float | None = None
+    """When it ended."""
 
     @classmethod
     def of(cls, presented: str | None) -> Record:
         """Under the client's own request id where it gave a sane one."""
-        return cls(_safe(presented) or uuid.uuid4().hex)
+        return cls(_safe(presented) or f"{random.getrandbits(128):032x}")
 
     def note_people(self, headers: Mapping[str, str]) -> None:
         self.person = _safe(headers.get("X-OpenWebUI-User-Id"))
@@ -75,6 +77,10 @@ class Record:
             told["x-llmd-dropped"] = self.dropped
         return told
 
+    def head(self) -> bytes:
+        """The same as it goes on the wire."""
+        return "".join([f"{name}: {value}\r\n" for name, value in self.headers().items()]).encode()
+
     def outcome(self) -> dict[str, object]:
         """For those who ask why, in milliseconds."""
         return {
@@ -88,8 +94,14 @@ class Record:
             "queue_ms": _ms(self.queued),
         }
 
+    def end(self) -> None:
+        """From now on it tells what was, and holds nothing of the answer."""
+        self.over, made, self.cut = time.monotonic(), self.made(), None
+        self.made = lambda: made
+
     def latency(self) -> float:
-        return time.monotonic() - self.started
+        """Seconds, so far or in all."""
+        return (time.monotonic() if self.over is None else self.over) - self.started
 
     def ttft(self) -> float | None:
         return None if self.first is None else self.first - self.started
@@ -98,7 +110,7 @@ class Record:
         """Seconds, the mean of a streamed answer; None where there is no second token."""
         if self.first is None or not self.streamed or self.status >= 400 or (self.completion or 0) < 2:
             return None
-        return (time.monotonic() - self.first) / ((self.completion or 0) - 1)
+        return (self.started + self.latency() - self.first) / ((self.completion or 0) - 1)
 
     def request(self) -> Request | None:
         """What of it is kept; None of whoever is not known, or asked for no model."""

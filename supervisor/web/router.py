@@ -15,7 +15,6 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from supervisor.config import Profile
-from supervisor.config.models import EngineDefaults
 from supervisor.core.command import names_of
 from supervisor.core.routing import Ask
 from supervisor.errors import (
@@ -44,7 +43,7 @@ from supervisor.web.llamacpp import LlamaCpp
 from supervisor.web.metrics import Metrics
 from supervisor.web.onward import elsewhere, hops_of
 from supervisor.web.openai import error_headers, model_entries, peer_entries
-from supervisor.web.patience import before_the_answer
+from supervisor.web.patience import Limits, hurried, limits_of
 from supervisor.web.protocol import check_head
 from supervisor.web.realtime import relay_socket
 from supervisor.web.record import RECORD, Record
@@ -98,7 +97,8 @@ class Router:
         try:
             response = await self._answered(request, handler, record)
         except asyncio.CancelledError:
-            record.status = _LEFT
+            if record.error is None or record.status < 500:  # else llmd itself has cut it
+                record.status = _LEFT
             raise
         except Exception:
             record.status, record.error = InternalError.status, InternalError.code
@@ -128,9 +128,10 @@ class Router:
         return response
 
     def _note(self, record: Record) -> None:
+        record.end()
         record.write()
         self._traffic.ended(record)
-        self._driver.ended(record.request_id, record.outcome())
+        self._driver.ended(record.request_id, record.outcome)
         self._metrics.count(record)
         if request := record.request():
             self._driver.register.note(request)
@@ -147,7 +148,9 @@ class Router:
         return handle
 
     async def _serve(self, request: web.Request, route: Route, source: str) -> web.StreamResponse:
-        body = await read_body(request, self._driver.config.server.max_body)
+        limits = self._driver.config.server
+        with hurried(request, limits.body_timeout):
+            body = await read_body(request, limits.max_body)
         ask = self._ask(request, body, route, source)
         async with self._traffic.watched(request[RECORD], ask):
             if route.path == EMBEDDINGS and isinstance(body.data, bytes) and (wish := read_wish(body.data)):
@@ -195,23 +198,20 @@ class Router:
     ) -> web.StreamResponse:
         keep = partial(self._kept.note, source=ask.source)
         record, peer = request[RECORD], lease.peer
-        fitted = (
-            body if peer else self._fitted(body, demands, self._driver.config.profiles[lease.profile], record)
-        )
+        fitted = body if peer else self._fitted(body, demands, lease.configured, record)
         return await relay(
             request,
             self._named(request, fitted, ask, lease),
             lease,
             record,
-            patience=peer.timeout if peer else before_the_answer(ask, self._limits),
-            between=self._limits.token_timeout,
+            self._limits(ask, lease),
             begun=partial(keep, lease) if request.path == RESPONSES and not peer else None,
             held=waiting.begun,
         )
 
-    @property
-    def _limits(self) -> EngineDefaults:
-        return self._driver.config.engine
+    def _limits(self, ask: Ask, lease: Lease) -> Limits:
+        limits = limits_of(ask, self._driver.config)
+        return limits._replace(first=lease.peer.timeout) if lease.peer else limits
 
     def _fitted(self, body: Body, demands: Demands, profile: Profile, record: Record) -> Body:
         """Without the tools that the engine would refuse. Raises BadRequest for what it may not be given."""
@@ -225,7 +225,7 @@ class Router:
         """With a name that the engine knows: it may have been asked for by another. A peer is asked as we were."""
         if lease.peer or request.content_type != "application/json":
             return body
-        profile = self._driver.config.profiles[lease.profile]
+        profile = lease.configured
         return body if ask.model in names_of(profile) else Body(with_model(body.data, profile.model))
 
     async def _serve_kept(self, request: web.Request, route: Route, source: str) -> web.StreamResponse:

@@ -27,10 +27,11 @@ class Server:
     """`listening` are URLs that are open, `waiting_for` the addresses, as configured, that are not there yet."""
 
     def __init__(self, driver: Driver, keyring: Keyring) -> None:
-        self._config = driver.config.server
+        self._driver, self._config = driver, driver.config.server
         self._runner = Runner(
             Router(driver, keyring).app(),
             header_timeout=self._config.header_timeout,
+            client_timeout=self._config.client_timeout,
             shutdown_timeout=self._config.drain,
         )
         self._waiters: list[asyncio.Task[None]] = []
@@ -90,6 +91,7 @@ class Server:
     async def close(self) -> None:
         """Wait `server.drain` for what is in flight, then cut it off."""
         await self.stop_accepting()
+        self._runner.wait_at_most(self._driver.config.server.drain)
         await self._runner.cleanup()
 
 

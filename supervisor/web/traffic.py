@@ -57,7 +57,7 @@ class Traffic:
     def __init__(self) -> None:
         self._numbers = count(1)
         self._flights: dict[str, Flight] = {}
-        self._recent: deque[tuple[str, dict[str, Any]]] = deque(maxlen=REMEMBERED)
+        self._recent: deque[tuple[str, Record]] = deque(maxlen=REMEMBERED)
         self._written: Counter[str] = Counter()
 
     @asynccontextmanager
@@ -81,7 +81,7 @@ class Traffic:
         if record.model is None:
             return
         self._written[record.profile or ""] += _tokens(record)
-        self._recent.append((str(next(self._numbers)), _ended(record)))
+        self._recent.append((str(next(self._numbers)), record))
 
     def cancel(self, number: str) -> str:
         """Raises ModelNotFound where no such request is under way."""
@@ -95,7 +95,7 @@ class Traffic:
 
     def recent(self) -> dict[str, dict[str, Any]]:
         """By number, oldest first."""
-        return dict(self._recent)
+        return {number: _ended(record) for number, record in self._recent}
 
     def written(self) -> Mapping[str, int]:
         """Profile -> tokens written since the daemon began, by requests ended and under way."""
@@ -131,7 +131,7 @@ def _tokens(record: Record) -> int:
 def _ended(record: Record) -> dict[str, Any]:
     return {
         "id": record.request_id,
-        "at": round(time.time(), 1),
+        "at": round(_on_the_wall(record.started + record.latency()), 1),
         "model": record.model,
         "profile": record.profile,
         "source": record.source,

@@ -14,7 +14,7 @@ from supervisor.core.engine import Engine
 from supervisor.core.events import Event
 from supervisor.core.failures import FailureClass
 from supervisor.core.fleet import Fleet
-from supervisor.core.lifecycle import HOLDING, LIVE, State
+from supervisor.core.lifecycle import HOLDING, LEAVING, LIVE, State
 from supervisor.core.orders import Order
 
 SLACK = 1e-6
@@ -45,6 +45,9 @@ class Invariants:
         self._states: dict[str, State] = {}
         self._calm: set[str] = set()
         """Profiles whose engine held what it holds, awake or asleep, before this event."""
+        self._records: dict[str, Engine] = {}
+        self._on_peers: dict[str, int] = {}
+        """Peer -> requests in flight there when last looked."""
 
     def __call__(self, fleet: Fleet, event: Event, ordered: Sequence[Order]) -> None:
         self._facts(event)
@@ -57,6 +60,7 @@ class Invariants:
             self._engine(fleet, engine)
         self._calm = {engine.name for engine in fleet.engines.values() if _is_calm(engine)}
         self._leases(fleet)
+        self._configuration(fleet)
         self._time(fleet, event)
 
     # What went in and came out
@@ -133,6 +137,8 @@ class Invariants:
         assert bool(engine.reserved) == holding, engine
         assert len(engine.leases) <= engine.profile.max_concurrent, engine
         assert not engine.leases or engine.state in LIVE, engine
+        if self._records.get(engine.name) is not engine:  # a new profile begins with a clean sheet
+            self._records[engine.name], self._failures[engine.name] = engine, []
         before = self._states.get(engine.name, State.COLD)
         if engine.state is not before:
             self._states[engine.name] = engine.state
@@ -168,8 +174,29 @@ class Invariants:
                 assert held is not None, f"{engine} serves {lease}, which is over"
                 assert (held.profile, held.incarnation) == (engine.name, engine.incarnation), held
         for peer in fleet.peers.values():
-            assert len(peer.leases) <= peer.config.max_concurrent, peer
-            assert peer.leases == {name for name, held in fleet.leases.items() if held.profile == peer.name}
+            there = {
+                n for n, held in fleet.leases.items() if held.profile == peer.name and not held.incarnation
+            }
+            assert peer.leases == there
+            # A limit that was lowered cuts nothing; no more are let in.
+            before = self._on_peers.get(peer.name, 0)
+            assert len(there) <= max(peer.config.max_concurrent, before), peer
+            self._on_peers[peer.name] = len(there)
+
+    def _configuration(self, fleet: Fleet) -> None:
+        profiles = fleet.config.profiles
+        for name, engine in fleet.engines.items():
+            assert engine.outdated or profiles.get(name) == engine.profile, f"{engine} is not as configured"
+            going = engine.state in LEAVING or engine.is_to_stop  # once nobody starts beside it
+            assert going or not engine.outdated, f"{engine} is outdated, and stays"
+        assert profiles.keys() <= fleet.engines.keys(), "a profile has no record"
+        assert fleet.beside.keys() == fleet.engines.keys()
+        assert fleet.mode.name is None or fleet.mode.name in fleet.config.modes
+        assert fleet.peers.keys() == fleet.config.peers.keys()
+        known = fleet.engines.keys() | fleet.peers.keys()
+        assert all(known >= set(waiter.profiles) for waiter in fleet.queues), (
+            "somebody waits for what has gone"
+        )
 
     def _time(self, fleet: Fleet, event: Event) -> None:
         due = fleet.next_deadline()

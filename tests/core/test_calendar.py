@@ -43,6 +43,35 @@ def test_the_night_waits_for_who_is_busy_then_starts_its_model_before_anybody_as
     assert "mode_ready" in world.notes()
 
 
+def test_a_mode_has_begun_though_what_it_warmed_made_room_for_another_in_the_same_moment():
+    """An operator's start waited for the card: the engine was ready, and went again before anybody looked."""
+    world = two_modes(profiles=("big_dual", "llama_0"))
+    world.send(events.ModeChanged("night", "day", "06:00", next_in=14400))
+    assert world.state("big_dual") is State.STARTING
+    world.send(events.StartAsked("t", "llama_0"))
+    world.ready("big_dual")
+    assert world.state("big_dual") is not State.READY
+    assert world.fleet.transition is None
+    assert world.fleet.mode.name == "night"
+    assert world.notes().count("mode_ready") == 2
+
+
+def test_a_mode_has_begun_though_what_was_warm_already_makes_room_in_the_same_moment():
+    """Patience with a busy engine ended as the mode began: it was as warm as the mode wants it."""
+    modes = {"day": Mode(start=datetime.time(6)), "night": Mode(start=datetime.time(2), warm=("llama_0",))}
+    world = World(config(LLAMA, profile("coder_0", 0), modes=modes))
+    world.send(events.ModeChanged("day"))
+    world.up("llama_0")
+    world.ask("llama")
+    world.ask("coder")
+    world.wait(55)
+    world.now += 10
+    world.send(events.ModeChanged("night"))
+    assert world.state("llama_0") is State.DRAINING
+    assert world.fleet.transition is None
+    assert world.fleet.mode.name == "night"
+
+
 def test_who_is_busy_past_the_drain_is_cut():
     world = two_modes(drain=60.0)
     world.up("llama_0")

@@ -27,10 +27,17 @@ def test_another_version_begins_anew_but_its_tokens_are_the_models():
     assert known.started(80).or_else(KNOWN) == replace(KNOWN, version="0.33.0", start=80, tokens=known.tokens)
 
 
+def test_the_rung_outlives_a_version_and_broken_sleep_does_not():
+    known = replace(KNOWN, rung=2, sleepless=True).of_version("0.33.0")
+    assert (known.rung, known.sleepless) == (2, False)
+
+
 @pytest.mark.parametrize(
     ("after", "worth"),
     [
         (KNOWN, False),
+        (replace(KNOWN, rung=2), True),
+        (replace(KNOWN, sleepless=True), True),
         (replace(KNOWN, start=41.0), False),
         (replace(KNOWN, start=43.0), True),
         (replace(KNOWN, wake=1.0), True),

@@ -22,7 +22,7 @@ def test_a_request_is_told_with_every_try_and_its_outcome():
     requests.failed("a", EngineDied("it died\nsecrets of its log"), 11.0)
     requests.routed(ask("a"), ROUTE, 11.0)
     requests.granted("a", "llama_0", "the only profile", 11.0)
-    requests.ended("a", {"status": 200})
+    requests.ended("a", lambda: {"status": 200})
     told = requests.describe("a")
     assert (told["model"], told["source"], told["tokens"], told["outcome"]) == (
         "llama",
@@ -49,7 +49,7 @@ def test_an_id_that_comes_again_is_the_later_request():
     requests = Requests()
     for _ in range(2):
         requests.routed(ask("a"), ROUTE, 10.0)
-        requests.ended("a", {"status": 200})
+        requests.ended("a", lambda: {"status": 200})
     assert len(requests.describe("a")["tries"]) == 1
 
 
@@ -67,5 +67,5 @@ def test_what_was_never_routed_is_no_request():
     requests = Requests()
     requests.granted("a", "llama_0", "", 0.0)
     requests.failed("a", EngineDied("no"), 0.0)
-    requests.ended("a", {"status": 401})
+    requests.ended("a", lambda: {"status": 401})
     assert len(requests) == 0

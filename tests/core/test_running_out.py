@@ -63,7 +63,7 @@ def test_each_time_half_as_many_down_to_one_and_soon_again() -> None:
         world.ask("llama")
         world.crash("llama_0", f"{HEAD}torch.OutOfMemoryError: {OOM}", code=0)
         engine = world.fleet.engines["llama_0"]
-        assert (engine.slots, engine.rung) == (slots, slots)
+        assert (engine.slots, engine.learned.rung) == (slots, slots)
         world.wait(45)
         assert world.state("llama_0") is State.STARTING, "it waits as after running out at its start"
         world.ready("llama_0")
@@ -81,7 +81,7 @@ def test_probes_that_failed_first_do_not_hide_it() -> None:
     world.alive.discard(dying)
     world.send(events.Unhealthy(dying, "3 health probes in a row failed"))
     world.send(events.Exited(dying, 0, (f"{HEAD}torch.OutOfMemoryError: {OOM}",)))
-    assert world.fleet.engines["llama_0"].rung == 2
+    assert world.fleet.engines["llama_0"].learned.rung == 2
 
 
 def test_it_is_kept_through_a_stop() -> None:
@@ -96,8 +96,23 @@ def test_it_is_kept_through_a_stop() -> None:
     assert world.fleet.engines["llama_0"].slots == 2
 
 
+def test_it_is_kept_for_the_next_daemon_and_the_next_version_of_vllm() -> None:
+    world = World(config(profile("llama_0", 0, max_concurrent=4)))
+    world.up("llama_0")
+    world.crash("llama_0", f"{HEAD}torch.OutOfMemoryError: {OOM}", code=0)
+    kept = [order.learned for order in world.log if isinstance(order, orders.Remember)][-1]
+    assert kept.rung == 2
+
+    later = World(config(profile("llama_0", 0, max_concurrent=4)))
+    later.fleet.recall({"llama_0": kept.of_version("0.99")})
+    later.up("llama_0")
+    later.send(events.Told(later.incarnation("llama_0"), version="1.0"))
+    assert later.fleet.engines["llama_0"].slots == 2
+    assert [order.slots for order in later.log if isinstance(order, orders.Spawn)] == [2]
+
+
 def test_running_out_at_the_start_lowers_nothing() -> None:
     world = World(config(profile("llama_0", 0, max_concurrent=4)))
     world.ask("llama")
     world.crash("llama_0", f"{HEAD}torch.OutOfMemoryError: {OOM}")
-    assert world.fleet.engines["llama_0"].rung is None
+    assert world.fleet.engines["llama_0"].learned.rung is None

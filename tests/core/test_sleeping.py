@@ -155,6 +155,57 @@ def test_an_engine_found_asleep_that_does_not_answer_is_replaced_when_asked_for(
     assert world.granted[lease] == "alpha_0"
 
 
+@pytest.mark.parametrize("awake", [True, False])
+def test_an_engine_found_while_it_was_being_woken_has_its_whole_place_until_proven(awake: bool) -> None:
+    """It may take its memory any moment: nobody is let in there meanwhile."""
+    world = Sleepers(config(ALPHA, BETA))
+    world.alive.add("old")
+    world.held["old"] = {CARD: RESIDUE}
+    world.send(events.Found("alpha_0", "old", (CARD,), alive=True, asleep=1, waking=True))
+    lease = world.ask("beta")
+    world.read()
+    assert world.fleet.engines["alpha_0"].reserved == {CARD: 20 * GIB}
+    assert world.state("beta_0") is State.COLD
+    if awake:
+        world.held["old"] = {CARD: 20 * GIB}
+        world.ready("alpha_0")  # and asleep again, before a reading showed it awake
+    else:
+        world.send(events.Slept("old"))
+    assert world.fleet.engines["alpha_0"].reserved[CARD] == RESIDUE, "it sleeps, proven"
+    assert world.state("beta_0") is State.STARTING
+    world.ready("beta_0")
+    assert world.granted[lease] == "beta_0"
+
+
+def test_one_found_waking_while_nvml_is_silent_is_promised_its_memory_once_that_speaks() -> None:
+    world = Sleepers(config(ALPHA))
+    seen = world.fleet.ledger.survey
+    world.fleet.ledger.survey = type(seen)(seen.readings[-1:], seen.at, "driver not loaded")
+    world.send(events.Found("alpha_0", "old", (CARD,), alive=True, asleep=1, waking=True))
+    assert world.fleet.engines["alpha_0"].reserved == {CARD: 0}
+    world.held["old"] = {CARD: RESIDUE}
+    world.read()
+    assert world.fleet.engines["alpha_0"].reserved == {CARD: 20 * GIB}
+
+
+def test_sleep_that_failed_is_not_tried_again_by_a_later_daemon() -> None:
+    first = Sleepers(config(ALPHA, BETA))
+    first.frees = False
+    beta_after_alpha(first)
+    first.send(events.SleepFailed(first.incarnation("alpha_0"), "500"))
+    kept = [order for order in first.log if isinstance(order, orders.Remember)][-1]
+    assert kept.profile == "alpha_0"
+    assert kept.learned.sleepless
+
+    later = Sleepers(config(ALPHA, BETA))
+    later.fleet.recall({"alpha_0": kept.learned})
+    beta_after_alpha(later)
+    assert not later.sent(orders.Sleep)
+    assert later.state("beta_0") is State.STARTING
+    later.send(events.Told(later.incarnation("beta_0"), version="1"))
+    assert not kept.learned.of_version("another").sleepless, "another version of vLLM is tried anew"
+
+
 def test_sleep_comes_before_the_stop_on_an_idle_engine() -> None:
     resting = profile("alpha_0", 0, sleep=True, sleep_after=60.0, idle_ttl=600.0)
     world = Sleepers(config(resting))

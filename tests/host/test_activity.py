@@ -6,7 +6,6 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,12 @@ from supervisor.host.scribe import Scribe
 CHAT = Request(
     "r0", "webui", "llama", "llama_0", "/v1/chat/completions", 200, None, "warm", 100, 20, 3000, 500, 1000
 )
-FAILED = replace(CHAT, request_id="r1", source="n8n", model="coder", profile=None, status=503, code="overloaded",
+FAILED = CHAT._replace(request_id="r1", source="n8n", model="coder", profile=None, status=503, code="overloaded",
                  hit=None, prompt=None, completion=None, latency_ms=40, ttft_ms=None, queue_ms=None)  # fmt: skip
 
 
 def row(request: Request, at: str = "2026-01-02T12:00:00.000Z") -> tuple[object, ...]:
-    return (at, *(getattr(request, name) for name in Request.__slots__))
+    return (at, *(getattr(request, name) for name in Request._fields))
 
 
 @pytest.fixture
@@ -90,7 +89,7 @@ def test_the_file_keeps_its_size_and_the_newest(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(module, "PRUNE_EVERY", 0.0)
     activity = Activity(tmp_path / "a", Limits(keep=1e9, max_size=1 << 20))
     for batch in range(40):
-        activity.write([row(replace(CHAT, request_id=f"{batch}-{n}", path="x" * 200)) for n in range(256)])
+        activity.write([row(CHAT._replace(request_id=f"{batch}-{n}", path="x" * 200)) for n in range(256)])
     kept = ids(activity, limit=100_000)
     assert (tmp_path / "a").stat().st_size <= (1 << 20) + (256 << 10)
     assert 500 < len(kept) < 40 * 256
@@ -103,7 +102,7 @@ def test_a_full_disk_costs_rows_that_are_counted_and_nothing_else(activity: Acti
     connection = activity._database.connection()
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count={pages}")
-    activity.write([row(replace(CHAT, path="x" * 100_000))])
+    activity.write([row(CHAT._replace(path="x" * 100_000))])
     assert activity.lost == 1
     assert activity.trouble
     activity.write([row(FAILED)])
@@ -120,7 +119,7 @@ def test_a_damaged_file_is_set_aside(activity: Activity, capsys: pytest.CaptureF
 async def test_rows_are_written_in_batches_and_when_somebody_asks(activity: Activity, scribe: Scribe) -> None:
     register = Register(activity, scribe)
     for number in range(module.BATCH):
-        register.note(replace(CHAT, request_id=f"r{number}"))
+        register.note(CHAT._replace(request_id=f"r{number}"))
     await scribe.ask(lambda: None)
     assert len(ids(activity, limit=1000)) == module.BATCH
     register.note(FAILED)
@@ -158,5 +157,5 @@ async def test_a_disk_that_hangs_blocks_nobody_and_what_is_lost_is_counted(
 def test_no_column_could_hold_what_was_written(activity: Activity) -> None:
     activity.write([row(CHAT)])
     columns = [c[1] for c in sqlite3.connect(activity._database.path).execute("PRAGMA table_info(requests)")]
-    assert set(columns) == {"id", "at", *Request.__slots__}
+    assert set(columns) == {"id", "at", *Request._fields}
     assert not {"body", "messages", "text", "key"} & set(columns)

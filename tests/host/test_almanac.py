@@ -13,7 +13,8 @@ from supervisor.core.command import fingerprint
 from supervisor.core.learned import Learned
 from supervisor.host.almanac import Almanac
 
-KNOWN = Learned("0.32.0", 40.0, 2.0, 30.0, 8, {"GPU-0": 20}, {"GPU-0": 1}).counted(400, 120)
+KNOWN = Learned("0.32.0", 40.0, 2.0, 30.0, 8, {"GPU-0": 20}, {"GPU-0": 1}, rung=2, sleepless=True)
+KNOWN = KNOWN.counted(400, 120)
 
 
 @pytest.fixture
@@ -52,6 +53,13 @@ def test_other_arguments_are_another_row_and_the_newest_version_counts(almanac: 
     assert reopened(almanac) == {"llama_0": newer}
     rows = sqlite3.connect(almanac.path).execute("SELECT version, arguments FROM learned").fetchall()
     assert sorted(rows) == [("0.32.0", "a"), ("0.32.0", "b"), ("0.33.0", "a")]
+
+
+def test_figures_of_an_earlier_llmd_have_no_rung_and_sleep(almanac: Almanac) -> None:
+    almanac.keep("llama_0", "a", KNOWN)
+    figures = '{"version": "0.32.0", "start": 40.0}'
+    almanac._database.connection().execute("UPDATE learned SET figures = ?", (figures,))
+    assert reopened(almanac) == {"llama_0": Learned("0.32.0", start=40.0)}
 
 
 def test_it_is_written_ahead(almanac: Almanac) -> None:

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from supervisor.core.devices import GIB, MIB, Reading, Survey
+from supervisor.host import gpus as gpus_module
 from supervisor.host.gpus import Gpus
 from tests.standin.nvml import FakeGpus, build, preload
 
@@ -58,7 +59,7 @@ def cards(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 def join() -> None:
     """Wait for the threads of all closed Gpus."""
     for thread in threading.enumerate():
-        if thread.name == "nvml":
+        if thread.name.startswith("nvml"):
             thread.join(5)
             assert not thread.is_alive()
 
@@ -381,6 +382,76 @@ async def test_nothing_is_told_after_close(cards: FakeGpus) -> None:
     await asyncio.sleep(0)  # what the thread posted in the end is delivered here
     assert "not been read yet" in str((await gpus.read()).trouble)
     assert surveys == []
+
+
+# Errors that the driver reports
+
+
+class Listener:
+    """Gpus that are read only when asked, and what they told."""
+
+    def __init__(self) -> None:
+        self.told: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+        self.gpus = Gpus(interval=3600)
+        self.gpus.start(lambda survey: None, lambda device, xid: self.told.put_nowait((device, xid)))
+
+    async def next(self) -> tuple[str, int]:
+        async with asyncio.timeout(5):
+            return await self.told.get()
+
+
+@pytest.fixture
+async def listener(cards: FakeGpus, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Listener]:
+    monkeypatch.setattr(gpus_module, "_LISTEN_AGAIN", 0.05)
+    made = Listener()
+    yield made
+    made.gpus.close()
+
+
+async def test_errors_are_told_in_order_with_their_card(cards: FakeGpus, listener: Listener) -> None:
+    cards.xid(1, 31)
+    cards.xid(0, 79)
+    assert [await listener.next(), await listener.next()] == [(cards.uuid(1), 31), (cards.uuid(0), 79)]
+
+
+async def test_waiting_for_an_error_holds_up_no_reading(
+    cards: FakeGpus, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpus_module, "_PATIENCE", 60_000)
+    cards.xid(0, 13)
+    await listener.next()  # the next wait is as long as is allowed
+    for _ in range(3):
+        assert healthy((await listener.gpus.read(timeout=2)).readings[0])
+    cards.xid(0, 13)
+    assert await listener.next() == (cards.uuid(0), 13)
+    listener.gpus.close()
+    cards.xid(0, 13)  # ends the last wait
+
+
+async def test_a_card_that_reports_nothing_leaves_the_others_heard(cards: FakeGpus) -> None:
+    cards.card(0, events="not_supported")
+    listener = Listener()
+    cards.xid(1, 63)
+    assert await listener.next() == (cards.uuid(1), 63)
+    listener.gpus.close()
+
+
+async def test_a_lost_card_silences_no_other_and_is_heard_again(cards: FakeGpus, listener: Listener) -> None:
+    cards.card(0, memory="lost")
+    cards.xid(1, 45)
+    assert await listener.next() == (cards.uuid(1), 45)
+    cards.card(0, memory="ok")
+    cards.xid(0, 79)
+    assert await listener.next() == (cards.uuid(0), 79)
+
+
+async def test_a_driver_that_was_reloaded_is_listened_to_anew(cards: FakeGpus, listener: Listener) -> None:
+    cards.xid(0, 13)
+    await listener.next()
+    cards.host(generation=1)
+    cards.xid(0, 31)
+    await until(lambda survey: survey.trouble is None, listener.gpus.read)
+    assert await listener.next() == (cards.uuid(0), 31)
 
 
 def run(environment: dict[str, str]) -> str:

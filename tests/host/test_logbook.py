@@ -9,9 +9,11 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,34 +59,59 @@ def test_a_daemon_keeps_its_lines_as_stderr_has_them(kept: Path, capsys: pytest.
     assert kept.stat().st_mode & 0o777 == 0o640
 
 
-def test_what_repeats_itself_is_thinned_out_by_class_and_counted(
-    kept: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = [100.0]
-    monkeypatch.setattr(logbook.time, "monotonic", lambda: clock[0])
+def written(kept: Path, last: str) -> list[dict[str, Any]]:
+    """All lines, once one of event `last` is among them: a thread writes them."""
+    log(last)
+    for _ in range(1000):
+        found = events(kept.read_text()) if kept.exists() else []
+        if found and found[-1]["event"] == last:
+            return found[:-1]
+        threading.Event().wait(0.01)
+    raise AssertionError(f"{last} was never written")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the thinner takes for the time; threads wait by the real one."""
+    at = [100.0]
+    monkeypatch.setattr(logbook, "time", SimpleNamespace(**vars(time) | {"monotonic": lambda: at[0]}))
+    return at
+
+
+def test_what_repeats_itself_is_thinned_out_by_class_and_counted(kept: Path, clock: list[float]) -> None:
     for _ in range(1000):
         log("request", "INFO", source=None, error="invalid_api_key", code="invalid_api_key", status=401)
         log("request", "INFO", source="webui", status=200)
     log("request", "WARNING", source="webui", error="engine_failed", code="engine_failed")
-    told = [(line["source"], line.get("code")) for line in events(capsys.readouterr().err)]
+    told = [(line["source"], line.get("code")) for line in written(kept, "first")]
     assert told.count((None, "invalid_api_key")) == 1
     assert told.count(("webui", None)) == 1000
     assert told.count(("webui", "engine_failed")) == 1
     assert logbook.suppressed() == 999
     clock[0] += 1.5
     log("request", "INFO", source=None, error="invalid_api_key", code="invalid_api_key", status=401)
-    assert events(capsys.readouterr().err)[0]["suppressed"] == 999
+    assert written(kept, "second")[-1]["suppressed"] == 999
 
 
-def test_a_class_has_its_burst_and_then_one_line_a_second(
-    kept: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = [100.0]
-    monkeypatch.setattr(logbook.time, "monotonic", lambda: clock[0])
+def test_a_class_has_its_burst_and_then_one_line_a_second(kept: Path, clock: list[float]) -> None:
     for _ in range(1000):
         log("flaps", profile="llama_0")
         clock[0] += 0.01
-    assert logbook.BURST + 9 <= len(capsys.readouterr().err.splitlines()) <= logbook.BURST + 10
+    assert logbook.BURST + 9 <= len(written(kept, "last")) <= logbook.BURST + 10
+
+
+def test_lines_wait_for_each_other_and_not_for_long(kept: Path) -> None:
+    began = time.monotonic()
+    for number in range(logbook.BURST):
+        log("tick", number=number)
+    assert [line["number"] for line in written(kept, "last")] == list(range(logbook.BURST))
+    assert time.monotonic() - began < 20 * logbook.PAUSE
+
+
+def test_what_json_cannot_hold_is_written_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    log("odd", surrogate="\ud800", large=1 << 70, path=Path("/x"))
+    line = json.loads(capsys.readouterr().err)
+    assert (line["surrogate"], line["large"], line["path"]) == ("\ud800", 1 << 70, "/x")
 
 
 def test_a_disk_that_hangs_costs_lines_that_are_counted_and_no_time(
@@ -92,7 +119,7 @@ def test_a_disk_that_hangs_costs_lines_that_are_counted_and_no_time(
 ) -> None:
     go, began = threading.Event(), threading.Event()
 
-    def hang(self: Rollover, line: bytes) -> None:
+    def hang(self: Rollover, lines: bytes) -> None:
         began.set()
         go.wait(30)
 

@@ -45,7 +45,7 @@ def test_a_forced_mode_holds_for_its_time_and_tells_what_follows():
 
 async def test_a_word_is_told_at_once_and_outlives_the_keeper(tmp_path: Path):
     told: list[Event] = []
-    keeper = ModeKeeper(configured(tmp_path), told.append)
+    keeper = ModeKeeper(lambda: configured(tmp_path), told.append)
     await keeper.force("night", None)
     assert told == [events.ModeChanged("night", None, None, None, forced=True)]
 
@@ -56,7 +56,7 @@ async def test_a_word_is_told_at_once_and_outlives_the_keeper(tmp_path: Path):
         later.append(event)
         heard.set()
 
-    successor = ModeKeeper(configured(tmp_path), hear)
+    successor = ModeKeeper(lambda: configured(tmp_path), hear)
     running = asyncio.create_task(successor.run())
     await asyncio.wait_for(heard.wait(), 5)
     assert later == [events.ModeChanged("night", None, None, None, forced=True)]
@@ -68,16 +68,16 @@ async def test_a_word_is_told_at_once_and_outlives_the_keeper(tmp_path: Path):
 
 
 async def test_words_that_come_together_end_alike_in_memory_and_on_disk(tmp_path: Path):
-    keeper = ModeKeeper(configured(tmp_path), lambda _: None)
+    keeper = ModeKeeper(lambda: configured(tmp_path), lambda _: None)
     await asyncio.gather(*(keeper.force(mode, None) for mode in ("night", "day") * 20))
-    later = ModeKeeper(configured(tmp_path), lambda _: None)
+    later = ModeKeeper(lambda: configured(tmp_path), lambda _: None)
     assert later._read() == keeper.forced == Forced("day")
 
 
 async def test_a_damaged_word_is_said_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "mode.json").write_text('{"mode": "ni')
     heard = asyncio.Event()
-    running = asyncio.create_task(ModeKeeper(configured(tmp_path), lambda _: heard.set()).run())
+    running = asyncio.create_task(ModeKeeper(lambda: configured(tmp_path), lambda _: heard.set()).run())
     await asyncio.wait_for(heard.wait(), 5)
     running.cancel()
     assert "mode_unreadable" in capsys.readouterr().err

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import singledispatchmethod
 
@@ -17,15 +18,18 @@ from supervisor.core import events, orders
 from supervisor.core.devices import GIB, HOST, Holder, Reading, Survey
 from supervisor.core.events import Event
 from supervisor.core.fleet import Fleet
+from supervisor.core.learned import Learned
 from supervisor.core.leaving import SETTLED_SHARE, SETTLED_SLACK
+from supervisor.core.lifecycle import State
 from supervisor.core.orders import Order
+from supervisor.core.routing import Ask
 from supervisor.simulation.trace import Request
-from supervisor.simulation.world import OURS, RESIDUE, Card, World
+from supervisor.simulation.world import OURS, RESIDUE, Card, Outcome, World
 from tests.core.invariants import Invariants
 
 MISFORTUNE = {
     "well": 60, "no spawn": 1, "crash loading": 6, "out of memory": 3, "hangs loading": 4, "crash serving": 8,
-    "stuck serving": 5, "leaks": 5, "no sleep": 3, "lies asleep": 3, "no wake": 3, "stays asleep": 3,
+    "runs out serving": 5, "stuck serving": 5, "leaks": 5, "no sleep": 3, "lies asleep": 3, "no wake": 3, "stays asleep": 3,
 }  # fmt: skip
 """What becomes of an engine, and how often."""
 
@@ -35,6 +39,9 @@ READ_EVERY = 10.0
 LAST_WORDS = {
     "crash loading": ("RuntimeError: Engine core initialization failed. See root cause above.",),
     "out of memory": ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",),
+    "runs out serving": (
+        "(EngineCore pid=95) ERROR 11-23 09:45:24 [core.py:1310] torch.OutOfMemoryError: CUDA out of memory. Tried",
+    ),
     "crowded": ("ValueError: Free memory on device cuda:0 is less than desired GPU memory utilization",),
 }
 
@@ -58,6 +65,8 @@ class Tree:
     """It is awake and answers."""
     dying: bool = False
     """A kill is on its way."""
+    busy: bool = False
+    """It falls asleep or wakes: until that is over it does not say whether it sleeps."""
 
 
 class Chaos(World):
@@ -72,6 +81,15 @@ class Chaos(World):
         """Incarnation -> level at which it may sleep, in the records too."""
         self.spawned: set[str] = set()
         """Incarnations of this daemon, which saw the memory before they were there."""
+        self.muddled: set[str] = set()
+        """Devices where memory came back in this daemon's life that nobody knew whose it was."""
+        self.waking: set[str] = set()
+        """Incarnations that were told to wake, in the records too."""
+        self.pinned: set[str] = set()
+        """Incarnations that a person pinned, in the records too."""
+        self.almanac: dict[str, Learned] = {}
+        self.happened: Counter[str] = Counter()
+        """How often what took part in this history."""
         self.serving: dict[str, str] = {}
         """Lease -> incarnation that works on it."""
         self.neighbours: dict[int, int] = {}
@@ -84,7 +102,11 @@ class Chaos(World):
         """(when, what): facts, orders, and words about the daemon."""
         self.lives = 0
         self.invariants = Invariants()
+        self.begin()
         super().__init__(config, tuple(Card() for _ in range(cards)), seed=seed)
+
+    def begin(self) -> None:
+        """Before the first event."""
 
     # Time
 
@@ -110,40 +132,60 @@ class Chaos(World):
 
     def _look(self, event: Event, ordered: Sequence[Order]) -> None:
         self.history += [(self.now, order) for order in ordered]
+        self.happened.update(order.event for order in ordered if isinstance(order, orders.Note))
         self.invariants(self.fleet, event, ordered)
 
     def _obey(self, order: Order) -> None:
-        """A daemon may be killed between any two of its orders."""
+        """A daemon may be killed between any two of its orders, and while an engine falls asleep or wakes."""
         if self.maybe(0.0005):
             self.die()
         if not self.down:
             self.carry_out(order)
+            if isinstance(order, orders.Sleep | orders.Wake) and self.maybe(0.05):
+                self.later(self.dice.uniform(0, 20), self.die)
 
     # A daemon's life
 
     def new_fleet(self) -> Fleet:
         self.lives += 1
         self.invariants, self.seen = Invariants(), False
-        self.spawned = set()
+        self.spawned, self.muddled = set(), set()
         self.after = lambda world, event, ordered: self._look(event, ordered)
         born = iter(range(10**9))
+        if self.maybe(0.2):
+            self.almanac.clear()
         return Fleet(
             self.config,
             lambda: f"d{self.lives}i{next(born)}",
             policy=self.policy,
             rng=random.Random(self.seed),
+            learned=self.almanac,
         )
 
     def die(self) -> None:
         """SIGKILL: every stream ends, every engine lives on."""
         if not self.down:
             self.history.append((self.now, "the daemon dies"))
+            self._witness()
             self.down, self.fleet = True, self.new_fleet()
             for outcome in self.outcomes.values():
                 if outcome.ended is None:
                     outcome.ended = self.now
             self.serving.clear()
             self.later(self.dice.choice((0.5, 3, 60)), self.rise)
+
+    def _witness(self) -> None:
+        """What a dying daemon leaves."""
+        engines = self.fleet.engines.values()
+        self.happened["died with a loan"] += self.lent()
+        self.happened["died with a sleeper"] += any(e.asleep and e.settled for e in engines)
+        self.happened["died while one fell asleep"] += any(e.asleep and not e.settled for e in engines)
+        self.happened["died while one was waking"] += any(e.state is State.WAKING for e in engines)
+        self.happened["died with an eased engine"] += any(e.learned.rung for e in engines)
+
+    def lent(self) -> bool:
+        """Whether a loan is out."""
+        return False
 
     def rise(self) -> None:
         self.history.append((self.now, "a daemon starts"))
@@ -153,9 +195,15 @@ class Chaos(World):
             tree = self.trees.get(incarnation)
             if tree is None or tree.gone:  # nothing left to prove; its record is dropped
                 del self.records[incarnation]
+            elif profile not in self.config.profiles:  # left alone, until somebody ends it
+                del self.records[incarnation]
+                self.later(self.dice.uniform(60, 600), lambda tree=tree: self.give_back(tree))  # type: ignore[misc]
             else:
-                asleep = self.asleep.get(incarnation, 0)
-                self.tell(events.Found(profile, incarnation, devices, tree.running, asleep))
+                asleep, waking = self.asleep.get(incarnation, 0), incarnation in self.waking
+                self.happened["found asleep"] += bool(asleep)
+                self.happened["found waking"] += waking
+                pinned = incarnation in self.pinned
+                self.tell(events.Found(profile, incarnation, devices, tree.running, asleep, waking, pinned))
         self.tell_mode()
 
     def tell_mode(self) -> None:
@@ -199,15 +247,18 @@ class Chaos(World):
         device = f"GPU-{index}"
         if index in self.lost or self.blind:
             return Reading(device, 0, 0, 0, self.now, "imaginary", index, trouble="GPU is lost")
-        foreign = self.neighbours.get(index, 0)
+        used = self._used(device) + self.neighbours.get(index, 0)
+        holders = tuple(self._holders(device))
+        return Reading(
+            device, card.total, used, card.total - used, self.now, "imaginary", index, holders=holders
+        )
+
+    def _holders(self, device: str) -> Iterator[Holder]:
+        yield Holder(4242, self.neighbours.get(int(device.removeprefix("GPU-")), 0), "neighbour", "someone")
         living = [tree for tree in self.trees.values() if not tree.gone]
         ours = sum(tree.held.get(device, 0) for tree in living if tree.incarnation in self.records)
-        strays = sum(tree.held.get(device, 0) for tree in living) - ours
-        used = self._used(device) + foreign
-        return Reading(
-            device, card.total, used, card.total - used, self.now, "imaginary", index,
-            holders=(Holder(4242, foreign, "neighbour", "someone"), Holder(OURS, ours), Holder(77, strays)),
-        )  # fmt: skip
+        yield Holder(OURS, ours)
+        yield Holder(78, sum(tree.held.get(device, 0) for tree in living) - ours, "stray")
 
     def _used(self, device: str) -> int:
         return sum(tree.held.get(device, 0) for tree in self.trees.values())
@@ -217,6 +268,12 @@ class Chaos(World):
             return self.host
         index = int(device.removeprefix("GPU-"))
         return self.cards[index].total - self._used(device) - self.neighbours.get(index, 0)
+
+    def strangers(self, device: str) -> int:
+        """Bytes on a card of whom nothing was promised to."""
+        index = int(device.removeprefix("GPU-")) if device != HOST else -1
+        disowned = (t.held.get(device, 0) for t in self.trees.values() if t.incarnation not in self.records)
+        return self.neighbours.get(index, 0) + sum(disowned)
 
     def take(self, tree: Tree, held: dict[str, int]) -> bool:
         """Let a tree hold so much from now on; not where the card has not got it."""
@@ -271,15 +328,17 @@ class Chaos(World):
         if not tree.running or tree.dying:
             return
         if not self.take(tree, dict(tree.needs)):
+            assert any(self.strangers(d) for d in tree.needs), f"{tree} was promised what others of ours hold"
             self.crash(tree, "crowded")
             return
-        tree.loaded = True
+        tree.loaded, tree.busy = True, False
         if not self.down:
             self.asleep.pop(tree.incarnation, None)
+            self.waking.discard(tree.incarnation)
         self.tell(events.Told(tree.incarnation, weights=sum(tree.needs.values()) // 2, kv_tokens=20000))
         self.tell(events.ProbePassed(tree.incarnation))
-        if tree.fate == "crash serving":
-            self.later(self.dice.uniform(1, 900), lambda: self.crash(tree, "crash serving"))
+        if tree.fate in ("crash serving", "runs out serving"):
+            self.later(self.dice.uniform(1, 900), lambda: self.crash(tree, tree.fate))
         elif tree.fate == "stuck serving":
             self.later(self.dice.uniform(1, 900), lambda: self.fail_probes(tree))
 
@@ -337,6 +396,8 @@ class Chaos(World):
         self.later(late, lambda: self.give_back(tree))
 
     def give_back(self, tree: Tree) -> None:
+        if tree.gone and tree.incarnation not in self.records:
+            self.muddled.update(tree.held)
         self.trees.pop(tree.incarnation, None)
         tree.held = {}
 
@@ -346,6 +407,16 @@ class Chaos(World):
             self._memory_is_owed(tree)
         self.records.pop(order.incarnation, None)
         self.asleep.pop(order.incarnation, None)
+        self.waking.discard(order.incarnation)
+        self.pinned.discard(order.incarnation)
+
+    @carry_out.register
+    def _(self, order: orders.Pin) -> None:
+        (self.pinned.add if order.pinned else self.pinned.discard)(order.incarnation)
+
+    @carry_out.register
+    def _(self, order: orders.Remember) -> None:
+        self.almanac[order.profile] = order.learned
 
     def _memory_is_owed(self, tree: Tree) -> None:
         """What the driver still holds of a tree that is forgotten is promised to another that settles."""
@@ -353,32 +424,47 @@ class Chaos(World):
             claims = self.fleet.claims().get(device, [])
             owed = sum(claim.reserved for claim in claims if claim.going)
             little = max(SETTLED_SLACK, (1 - SETTLED_SHARE) * tree.needs.get(device, 0))
-            assert device == HOST or size <= owed + little, f"{tree} is forgotten, {claims} there"
+            told_apart = device != HOST and device not in self.muddled
+            assert not told_apart or size <= owed + little, f"{tree} is forgotten, {claims} there"
 
     @carry_out.register
     def _(self, order: orders.Sleep) -> None:
         tree = self.trees[order.incarnation]
         self.asleep[order.incarnation] = order.level
-        self.later(self.dice.choice((1, 6, 20)), lambda: self.fall_asleep(tree, order.level))
+        tree.busy, told = True, self.to_this_daemon()
+        self.later(self.dice.choice((1, 6, 20)), lambda: self.fall_asleep(tree, order.level, told))
 
-    def fall_asleep(self, tree: Tree, level: int) -> None:
+    def to_this_daemon(self) -> Callable[[Event], None]:
+        """Tells what it asked for, unless it has died: then nobody hears."""
+        life = self.lives
+        return lambda event: self.tell(event) if self.lives == life else None
+
+    def fall_asleep(self, tree: Tree, level: int, tell: Callable[[Event], None]) -> None:
         if not tree.running or tree.dying:
             return
+        tree.busy = False
         if tree.fate == "no sleep":
-            self.tell(events.SleepFailed(tree.incarnation, "500"))
+            tell(events.SleepFailed(tree.incarnation, "500"))
             return
         if tree.fate != "lies asleep":
             host = {HOST: sum(tree.needs.values()) // 2} if level == 1 else {}
             tree.held = {device: RESIDUE for device in tree.held if device != HOST} | host
         tree.loaded = False
-        self.tell(events.Slept(tree.incarnation))
+        tell(events.Slept(tree.incarnation))
 
     @carry_out.register
     def _(self, order: orders.Wake) -> None:
         tree = self.trees[order.incarnation]
+        self.waking.add(order.incarnation)
+        self.rouse(tree)
+
+    def rouse(self, tree: Tree) -> None:
+        tell = self.to_this_daemon()
         if tree.fate == "no wake":
-            self.later(2, lambda: self.tell(events.WakeFailed(tree.incarnation, "500")))
-        elif tree.fate != "stays asleep":
+            self.later(2, lambda: tell(events.WakeFailed(tree.incarnation, "500")))
+            return
+        tree.busy = True
+        if tree.fate != "stays asleep":
             self.later(self.dice.choice((2, 30)), lambda: self.load(tree))
 
     @carry_out.register
@@ -386,11 +472,24 @@ class Chaos(World):
         tree = self.trees[order.incarnation]
         if self.maybe(0.03):
             self.later(0.2, lambda: self.disown(tree))
-        elif self.asleep.get(tree.incarnation) and not tree.loaded:
-            self.later(0.5, lambda: self.tell(events.Slept(tree.incarnation)))
+        elif self.asleep.get(tree.incarnation):
+            self.look_whether_asleep(tree, self.to_this_daemon(), self.now + 60)
         elif tree.loaded:
-            self.asleep.pop(tree.incarnation, None)
-            self.later(0.5, lambda: self.tell(events.ProbePassed(tree.incarnation)))
+            told = self.to_this_daemon()
+            self.later(0.5, lambda: told(events.ProbePassed(tree.incarnation)))
+
+    def look_whether_asleep(self, tree: Tree, tell: Callable[[Event], None], until: float) -> None:
+        """It answers when a sleep or wake under way is over. One that is awake is woken all the same."""
+        if not tree.running or tree.incarnation not in self.asleep:
+            return
+        if tree.busy and self.now >= until:
+            tell(events.WakeFailed(tree.incarnation, "no answer to /is_sleeping in time"))
+        elif tree.busy:
+            self.later(1, lambda: self.look_whether_asleep(tree, tell, until))
+        elif tree.loaded:
+            self.rouse(tree)
+        else:
+            tell(events.Slept(tree.incarnation))
 
     def disown(self, tree: Tree) -> None:
         """It cannot be proven ours: from now on a neighbour, until somebody ends it."""
@@ -417,8 +516,15 @@ class Chaos(World):
     # Clients
 
     def _arrive(self, request: Request) -> None:
-        if not self.down:
-            super()._arrive(request)
+        if self.down:
+            return
+        lease = f"r{len(self.outcomes)}"
+        self.outcomes[lease] = Outcome(request)
+        talk = self.dice.choice((None, "a", "b", "c"))
+        ask = Ask(request.model, request.key, request.prompt, conversation=talk, request=lease)
+        self.tell(events.Arrived(lease, ask, self.config.server.max_wait))
+        if request.patience is not None:
+            self.later(request.patience, lambda: self._leave(lease))
 
     def _leave(self, lease: str) -> None:
         self.serving.pop(lease, None)

@@ -9,26 +9,52 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from typing import get_args
 
-from supervisor.core import orders
+from supervisor.core import events, orders
 from tests.simulation.scenario import Scenario
 
 ORDERS = get_args(orders.Order)
 
+MUST_HAPPEN = (
+    *(event.__name__ for event in get_args(events.Event)),
+    *(order.__name__ for order in ORDERS),
+    *(
+        "lent", "loan_ended", "a borrower took its memory", "a borrower kept it past its time", "died with a loan",
+        "engine_eased", "died with an eased engine", "engine_asleep", "sleep_failed", "engine_waking",
+        "a person put one to sleep", "died with a sleeper", "died while one fell asleep",
+        "died while one was waking", "found asleep", "found waking", "adoption_failed", "engine_pinned", "a mode was forced",
+        "a mode was released", "mode_ready", "mode_rolled_back", "peer_up", "peer_down",
+        "a peer was granted a request", "a peer broke off a request", "gpu_xid", "device_quarantined",
+        "device_released", "evict", "swap_limit", "start_refused", "engine_restart_policy", "foreign_grew",
+    ),
+)  # fmt: skip
+"""What takes part: every event, every order, and what neither tells. Chaos in which one is missing proves nothing of
+it."""
 
-def fault(seed: int) -> str | None:
-    """What a seed breaks, in words with the way to see it again; None where all holds."""
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """`fault`: what a seed breaks, in words with the way to see it again; None where all holds."""
+
+    fault: str | None
+    happened: Counter[str]
+
+
+def play(seed: int) -> Played:
     scenario = Scenario(seed)
     try:
         scenario.play()
     except Exception as error:  # noqa: BLE001 - whatever the core raises is a finding
         place = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error} ({place.name}, {place.filename}:{place.lineno})"
-        return f"seed {seed} at {scenario.now:.1f} s: {what}\n  python -m tests.simulation.replay {seed}"
-    return None
+        words = f"seed {seed} at {scenario.now:.1f} s: {what}\n  python -m tests.simulation.replay {seed}"
+        return Played(words, scenario.happened)
+    return Played(None, scenario.happened)
 
 
 def replay(seed: int, tail: int) -> None:
@@ -43,9 +69,9 @@ def replay(seed: int, tail: int) -> None:
     print(f"seed {seed}: {len(scenario.history)} lines of history, {scenario.lives} daemons, all holds")
 
 
-def soak(seeds: range) -> Iterator[str]:
+def soak(seeds: range) -> Iterator[Played]:
     with ProcessPoolExecutor() as pool:
-        yield from filter(None, pool.map(fault, seeds, chunksize=8))
+        yield from pool.map(play, seeds, chunksize=8)
 
 
 def main() -> int:
@@ -60,10 +86,13 @@ def main() -> int:
     if asked.soak is None:
         replay(asked.seed or 0, asked.tail)
         return 0
-    failed = 0
-    for found in soak(range(asked.first, asked.first + asked.soak)):
-        failed += 1
-        print(found, flush=True)
+    failed, happened = 0, Counter[str]()
+    for played in soak(range(asked.first, asked.first + asked.soak)):
+        happened += played.happened
+        if played.fault:
+            failed += 1
+            print(played.fault, flush=True)
+    print(", ".join(f"{what} {happened[what]}" for what in MUST_HAPPEN))
     print(f"{asked.soak} seeds, {failed} failed")
     return 1 if failed else 0
 

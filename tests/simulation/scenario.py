@@ -6,12 +6,12 @@ import datetime
 import random
 from pathlib import Path
 
-from supervisor.config import Config, Key, Mode, Profile, Restarts, Scheduling
+from supervisor.config import Config, Key, Mode, Peer, Profile, Restarts, Scheduling
 from supervisor.core import events
 from supervisor.core.devices import GIB
 from supervisor.core.lifecycle import STARTABLE, State
 from supervisor.simulation.trace import Request
-from tests.simulation.chaos import Chaos
+from tests.simulation.company import OFFERED, Company
 
 HOURS = 1.5
 TROUBLED = HOURS * 3600.0
@@ -25,27 +25,37 @@ KEYS = {
     "bob": Key(env="B", weight=2.0),
     "n8n": Key(env="C", priority="batch"),
 }
-MODELS = ("llama", "llama", "llama_0", "coder", "coder", "big", "emb")
+MODELS = ("llama", "llama", "llama_0", "coder", "coder", "big", "emb", "far")
+
+NAMED = ("llama_0", "big_dual", "emb_1")
+"""Profiles that modes name, which must be there."""
 
 
-class Scenario(Chaos):
+class Scenario(Company):
     """Traffic, operators, neighbours, a calendar and a mortal daemon around two cards."""
 
     def __init__(self, seed: int) -> None:
         self.mode: str | None = None
-        super().__init__(_config(random.Random(f"config {seed}")), seed)
+        """What the calendar says."""
+        self.forced: str | None = None
+        self.first = _config(random.Random(f"config {seed}"))
+        super().__init__(self.first, seed)
 
     def play(self) -> None:
         """Everything. Raises AssertionError at the first event after which something does not hold."""
         self._keep_reading()
+        self.meet()
         for what, mean in (
             (self.ask, 25), (self.order_about, 600), (self.crowd, 500), (self.break_nvml, 900), (self.change_mode, 2400),
-            (self.die, 3000), (self.hand_over, 5000),
+            (self.die, 3000), (self.hand_over, 5000), (self.borrow, 700), (self.trouble_peers, 600),
+            (self.report_xid, 1800), (self.warm, 900), (self.send_to_sleep, 700), (self.force_mode, 4000),
+            (self.reconfigure, 1200),
         ):  # fmt: skip
             self._again(what, mean)
         self.until(TROUBLED)
         self.quieten()
         self.until(HEALED)
+        self.tell_mode()  # one that was rolled back is tried anew by the next change
         leases = [self.probe(name) for name in self.config.profiles if name in self.fleet.available]
         self.until(SETTLED)
         self._all_served(leases)
@@ -77,7 +87,8 @@ class Scenario(Chaos):
     def order_about(self) -> None:
         profile, ticket = self.dice.choice(list(self.config.profiles)), f"t{self.dice.getrandbits(32)}"
         what = self.dice.choice((events.StartAsked, events.StartAsked, events.StopAsked))
-        self.tell(what(ticket, profile))
+        pin = {"pin": self.dice.choice((None, None, None, True, False))} if what is events.StartAsked else {}
+        self.tell(what(ticket, profile, **pin))
         if self.dice.random() < 0.5:
             self.later(self.dice.uniform(0, 60), lambda: self.tell(events.TicketDropped(ticket)))
         if self.dice.random() < 0.2:
@@ -100,20 +111,70 @@ class Scenario(Chaos):
             setattr(self, how, True)
             self.later(lasting, lambda: setattr(self, how, False))
 
+    def warm(self) -> None:
+        self.tell(events.WarmAsked(self.dice.choice(list(self.config.profiles))))
+
+    def send_to_sleep(self) -> None:
+        """A person: mostly one that is ready and may sleep."""
+        able = [e.name for e in self.fleet.engines.values() if e.state is State.READY and e.sleeps]
+        profile = self.dice.choice(able or list(self.config.profiles))
+        self.happened["a person put one to sleep"] += bool(able)
+        self.tell(events.SleepAsked(f"s{self.dice.getrandbits(32)}", profile))
+
     def change_mode(self) -> None:
         self.mode = self.dice.choice(("day", "night"))
+        if self.forced is None:
+            self.tell_mode()
+
+    def force_mode(self) -> None:
+        """A person, for a while; then the calendar holds again."""
+        self.forced = self.dice.choice(("day", "night"))
+        self.happened["a mode was forced"] += 1
         self.tell_mode()
+        self.later(self.dice.uniform(10, 900), self.release_mode)
+
+    def release_mode(self) -> None:
+        if self.forced is not None:
+            self.forced = None
+            self.happened["a mode was released"] += 1
+            self.tell_mode()
 
     def tell_mode(self) -> None:
-        if self.mode is not None:
-            other = "night" if self.mode == "day" else "day"
-            self.tell(events.ModeChanged(self.mode, other, "some time", self.dice.choice((100.0, 5000.0))))
+        """Also a daemon that has just started reads both."""
+        if event := self.mode_event():
+            self.tell(event)
+        elif self.lives > 1:
+            self.tell(events.ModeChanged(None))
+
+    def mode_event(self) -> events.ModeChanged | None:
+        mode, forced = self.forced or self.mode, self.forced is not None
+        if mode is None:
+            return None
+        other = "night" if mode == "day" else "day"
+        coming = self.dice.choice((100.0, 5000.0))
+        return events.ModeChanged(mode, other, "some time", coming, forced)
 
     def hand_over(self) -> None:
         """An orderly stop; engines are left running, or stopped, or as far as they came."""
         if not self.down:
             self.tell(events.ShutdownAsked(keep_engines=self.dice.random() < 0.7))
             self.later(self.dice.choice((1, 30, 120)), self.die)
+
+    def reconfigure(self) -> None:
+        """Somebody edits the configuration: one profile goes, another has other arguments, a third other terms."""
+        gone, other, eased = self.dice.sample(list(self.first.profiles), 3)
+        profiles = dict(self.first.profiles)
+        profiles[other] = profiles[other].model_copy(update={"max_concurrent": self.dice.choice((1, 2))})
+        profiles[eased] = profiles[eased].model_copy(update={"idle_ttl": 60.0, "max_queue": 2})
+        if gone not in NAMED:
+            del profiles[gone]
+        self.take_up(self.first.model_copy(update={"profiles": profiles}))
+
+    def take_up(self, config: Config) -> None:
+        self.config = config
+        if self.down:  # the next daemon reads it
+            self.fleet = self.new_fleet()
+        self.tell(events.Reconfigured(config, mode=self.mode_event() if self.dice.random() < 0.5 else None))
 
     # The end
 
@@ -123,14 +184,16 @@ class Scenario(Chaos):
         self.lost.clear()
         self.neighbours.clear()
         self.blind = self.hung = False
-        self.mode = "day"
+        self.go_home()
+        self.mode, self.forced = "day", None
+        self.later(0.5, lambda: self.take_up(self.first))
         self.later(1, self.tell_mode)
         self.later(600, self.forgive)
 
     def forgive(self) -> None:
-        """A person looks after what was given up."""
+        """A person looks after what was given up or pinned."""
         for engine in self.fleet.engines.values():
-            if engine.state is State.IMPOSSIBLE:
+            if engine.state is State.IMPOSSIBLE or engine.pinned_by_hand:
                 self.tell(events.StopAsked(f"mend-{engine.name}", engine.name))
 
     def probe(self, profile: str) -> str:
@@ -142,17 +205,36 @@ class Scenario(Chaos):
         assert not unserved, f"not served though nothing is wrong any more: {unserved}"
         assert not self.fleet.queues
         assert not self.fleet.leases
-        assert not self.fleet.ledger.quarantined, "memory is back, its card still quarantined"
+        ledger = self.fleet.ledger
+        assert not ledger.quarantined, "memory is back, its card still quarantined"
+        assert not ledger.sick, "its card was reset, and is still out of use"
         late = [e for e in self.fleet.engines.values() if e.wanted and e.state is not State.READY]
         assert not late, f"wanted, but {late}"
 
     def _all_at_rest(self) -> None:
+        self._as_wished()
         left = [o for o in self.outcomes.values() if o.ended is None and o.refused is None]
         assert not left, f"never ended: {left}"
         pinned = {name for name, profile in self.config.profiles.items() if profile.pin}
         busy = [e for e in self.fleet.engines.values() if e.state not in STARTABLE and e.name not in pinned]
         assert not busy, f"idle for long, yet {busy}"
         assert {tree.profile for tree in self.trees.values()} <= pinned, f"trees are left: {self.trees}"
+
+    def _as_wished(self) -> None:
+        """What the core believes is what there is, and what it was told to want."""
+        fleet = self.fleet
+        found = fleet.mode.name, fleet.mode.forced, fleet.transition
+        assert found == ("day", False, None), f"{found}, {fleet.rolled_back}"
+        assert not fleet.loans, "its borrower has gone home"
+        assert all(peer.trouble is None for peer in fleet.peers.values()), "they answer"
+        known = {e.incarnation: e.name for e in fleet.engines.values() if e.incarnation}
+        assert known == {t.incarnation: t.profile for t in self.trees.values()}, (
+            "a tree or an engine too many"
+        )
+        assert known == {name: profile for name, (profile, _) in self.records.items()}
+        for index in range(len(self.cards)):
+            promised = sum(claim.reserved for claim in fleet.claims().get(f"GPU-{index}", ()))
+            assert promised >= self._used(f"GPU-{index}"), "more is held than promised"
 
 
 def _config(dice: random.Random) -> Config:
@@ -186,6 +268,9 @@ def _config(dice: random.Random) -> Config:
         profiles={p.name: p for p in found},
         keys=KEYS,
         modes=modes,
+        peers={
+            name: Peer(url="https://peer:8000", max_concurrent=2) for name in OFFERED if dice.random() < 0.6
+        },
         restarts=Restarts(jitter=dice.choice((0.0, 0.25))),
         scheduling=Scheduling(
             quantum=dice.choice((5.0, 30.0)),

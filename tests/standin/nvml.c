@@ -2,7 +2,7 @@
  * A stand-in for NVIDIA's libnvidia-ml.so.1 (NVML), for hosts without a GPU.
  *
  * It imitates the calls that nvidia-ml-py 13 makes for supervisor/host/gpus.py, with the symbols and structs of
- * driver 510 and later: nvmlMemory_v2_t, nvmlProcessInfo_v2_t. It imitates neither CUDA, MIG, nor events.
+ * driver 510 and later: nvmlMemory_v2_t, nvmlProcessInfo_v2_t. It imitates neither CUDA nor MIG.
  *
  * Everything is read afresh in each call from the directory that the environment names in LLMD_NVML_DIR:
  *
@@ -12,9 +12,12 @@
  *                 Other names in held.d are ignored, so write to such a name and rename. The file of a dead or
  *                 zombie process counts for nothing: killing an engine gives its memory back. With `linger=S`
  *                 on the card that happens S seconds after this library first saw the process dead.
+ *   xids.d/N      An XID error that is to be reported: `CARD XID`. Taken, the lowest N first, by a wait of a set in
+ *                 which that card is registered.
  *
  * As in NVML: v1 `used` includes the reserved memory and v2 `used` does not; a lost GPU fails every call that
- * takes its handle; after `generation` changes (a driver reload) calls fail as uninitialised until nvmlInit. A
+ * takes its handle; after `generation` changes (a driver reload) calls fail as uninitialised until everyone who
+ * called nvmlInit has called nvmlShutdown, and one calls nvmlInit anew. A
  * host with `api=old` has neither memory v2 nor processes v3.
  */
 #define _POSIX_C_SOURCE 200809L
@@ -24,10 +27,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 enum {
     SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4,
-    INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, FUNCTION_NOT_FOUND = 13, GPU_IS_LOST = 15,
+    INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, TIMEOUT = 10, FUNCTION_NOT_FOUND = 13, GPU_IS_LOST = 15,
     LIB_RM_VERSION_MISMATCH = 18, UNKNOWN = 999,
 };
 enum { MAX_LINE = 1024, MAX_HELD = 256 };
@@ -44,8 +48,10 @@ typedef struct {
     char bus_id[32];
 } pci_t;
 typedef struct { int pid; bytes_t size; char kind[4]; int alive; } held_t;
+typedef struct { void *device; unsigned long type, data; unsigned gpu_instance, compute_instance; } event_t;
+typedef struct { unsigned long long cards; } set_t;
 
-static int initialised;
+static int users;
 static long generation;
 
 /* --- the state on disk --- */
@@ -166,9 +172,8 @@ static int read_held(int index, const char *line, held_t held[MAX_HELD]) {
 
 static int ready(void) {
     char line[MAX_LINE];
-    if (!initialised || !find_line(-1, line)) return UNINITIALIZED;
-    if ((long)number(line, "generation", 0) != generation) initialised = 0;
-    return initialised ? SUCCESS : UNINITIALIZED;
+    if (!users || !find_line(-1, line)) return UNINITIALIZED;
+    return (long)number(line, "generation", 0) == generation ? SUCCESS : UNINITIALIZED;
 }
 
 static int index_of(void *device) { return (int)(intptr_t)device - 1; }
@@ -214,15 +219,14 @@ int nvmlInitWithFlags(unsigned flags) {
     if (!find_line(-1, line)) return DRIVER_NOT_LOADED;
     int result = status(line, "init");
     if (result) return result;
-    generation = (long)number(line, "generation", 0);
-    initialised = 1;
+    if (!users++) generation = (long)number(line, "generation", 0);
     return SUCCESS;
 }
 
 int nvmlShutdown(void) {
-    int result = ready();
-    initialised = 0;
-    return result;
+    if (!users) return UNINITIALIZED;
+    users--;
+    return SUCCESS;
 }
 
 const char *nvmlErrorString(int result) {
@@ -335,3 +339,107 @@ int nvmlDeviceGetTemperature(void *device, unsigned sensor, unsigned *temperatur
 }
 
 int nvmlDeviceGetPowerUsage(void *device, unsigned *milliwatts) { return gauge(device, "power", milliwatts); }
+
+/* --- events --- */
+
+int nvmlEventSetCreate(set_t **set) {
+    int result = ready();
+    if (!result) *set = calloc(1, sizeof **set);
+    return result;
+}
+
+int nvmlEventSetFree(set_t *set) {
+    free(set);
+    return SUCCESS;
+}
+
+int nvmlDeviceRegisterEvents(void *device, unsigned long long types, set_t *set) {
+    char line[MAX_LINE];
+    int result = card(device, line);
+    (void)types;
+    if (result || (result = status(line, "events"))) return result;
+    set->cards |= 1ULL << index_of(device);
+    return SUCCESS;
+}
+
+/* The first that waits for one of these cards, taken away. 0 where there is none. */
+static int take_xid(const set_t *set, event_t *event) {
+    const char *root = getenv("LLMD_NVML_DIR");
+    char path[4096], name[300];
+    int first = -1, index;
+    unsigned long xid;
+    snprintf(path, sizeof path, "%s/xids.d", root ? root : "");
+    DIR *directory = opendir(path);
+    if (!directory) return 0;
+    for (struct dirent *file; (file = readdir(directory));) {
+        if (strspn(file->d_name, "0123456789") != strlen(file->d_name)) continue;
+        if (first < 0 || atoi(file->d_name) < first) first = atoi(file->d_name);
+    }
+    closedir(directory);
+    if (first < 0) return 0;
+    snprintf(name, sizeof name, "xids.d/%d", first);
+    FILE *stream = open_state(name);
+    if (!stream) return 0;
+    int known = fscanf(stream, "%d %lu", &index, &xid) == 2;
+    fclose(stream);
+    if (!known || !(set->cards >> index & 1)) return 0;
+    snprintf(path, sizeof path, "%s/%s", root, name);
+    unlink(path);
+    *event = (event_t){.device = (void *)(intptr_t)(index + 1), .type = 8, .data = xid, .gpu_instance = -1, .compute_instance = -1};
+    return 1;
+}
+
+/* As NVML's: every card of the set must be there. */
+static int lost(const set_t *set) {
+    char line[MAX_LINE];
+    for (int index = 0; index < 64; index++)
+        if (set->cards >> index & 1 && card((void *)(intptr_t)(index + 1), line) == GPU_IS_LOST) return 1;
+    return 0;
+}
+
+int nvmlEventSetWait_v2(set_t *set, event_t *event, unsigned milliseconds) {
+    double begun = now();
+    for (;;) {
+        int result = ready();
+        if (result) return result;
+        if (take_xid(set, event)) return SUCCESS;
+        if (lost(set)) return GPU_IS_LOST;
+        if (now() - begun >= milliseconds / 1000.0) return TIMEOUT;
+        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+    }
+}
+
+/* --- health --- */
+
+int nvmlDeviceGetPersistenceMode(void *device, unsigned *mode) { return gauge(device, "persistence", mode); }
+
+int nvmlDeviceGetTemperatureThreshold(void *device, unsigned kind, unsigned *temperature) {
+    (void)kind;
+    return gauge(device, "threshold", temperature);
+}
+
+int nvmlDeviceGetTotalEccErrors(void *device, unsigned kind, unsigned counter, unsigned long long *errors) {
+    unsigned count = 0;
+    int result = gauge(device, "ecc", &count);
+    (void)kind, (void)counter;
+    *errors = count;
+    return result;
+}
+
+int nvmlDeviceGetCurrentClocksThrottleReasons(void *device, unsigned long long *reasons) {
+    unsigned bits = 0;
+    int result = gauge(device, "throttle", &bits);
+    *reasons = bits;
+    return result;
+}
+
+int nvmlDeviceGetRemappedRows(
+    void *device, unsigned *correctable, unsigned *uncorrectable, unsigned *pending, unsigned *failed
+) {
+    unsigned state = 0;
+    int result = gauge(device, "remap", &state);
+    *correctable = *uncorrectable = 0;
+    *pending = state & 1;
+    *failed = state >> 1;
+    return result;
+}

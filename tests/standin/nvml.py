@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import itertools
 import os
 import subprocess
 from pathlib import Path
@@ -42,8 +43,10 @@ class FakeGpus:
     NVML uninitialised, as a driver reload does), api=new|old (old lacks what came with driver 510).
     Keys of a card (`card`): uuid, name, pci, total, reserved (bytes), memory=ok|not_supported|lost|unknown,
     processes=ok|not_supported|no_permission|unsized (pids without sizes), hang=SECONDS of each memory and
-    process call, linger=SECONDS until the memory of a dead process is back, and utilization (percent),
-    temperature (Celsius), power (milliwatts), which are not supported where absent.
+    process call, events=ok|not_supported, linger=SECONDS until the memory of a dead process is back, and
+    utilization (percent), temperature (Celsius), power (milliwatts), persistence (0, 1), threshold (Celsius),
+    ecc (uncorrected errors), throttle (NVML's bits), remap (1 pending, 2 failed), which are not supported where
+    absent.
     """
 
     def __init__(self, directory: Path, count: int = 2, total: int = 24 * GIB) -> None:
@@ -51,6 +54,8 @@ class FakeGpus:
         self._host: dict[str, object] = {"init": "ok"}
         self._cards: list[dict[str, object]] = []
         (directory / "held.d").mkdir(parents=True, exist_ok=True)
+        (directory / "xids.d").mkdir(exist_ok=True)
+        self._reported = itertools.count()
         for index in range(count):
             self._cards.append(
                 {
@@ -89,6 +94,10 @@ class FakeGpus:
 
     def release(self, pid: int) -> None:
         (self.directory / "held.d" / str(pid)).unlink(missing_ok=True)
+
+    def xid(self, index: int, number: int) -> None:
+        """Have the driver report an error of a card, to who listens for it."""
+        self._replace(self.directory / "xids.d" / str(next(self._reported)), f"{index} {number}\n")
 
     def _write(self) -> None:
         lines = [_line(self._host), *(f"gpu {i} {_line(card)}" for i, card in enumerate(self._cards))]

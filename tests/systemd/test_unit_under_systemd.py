@@ -168,6 +168,19 @@ def test_a_broken_configuration_harms_no_engine(machine: Machine, engine: dict[s
     assert_kept(machine, engine, daemon)
 
 
+def test_a_reload_changes_the_daemon_that_runs_or_fails_and_changes_nothing(
+    machine: Machine, engine: dict[str, Any]
+) -> None:
+    daemon = unit(machine, "MainPID")
+    machine.do("cp /etc/llmd/llmd.toml /etc/llmd/good; echo '[sever]' >>/etc/llmd/llmd.toml")
+    assert machine.run("systemctl reload llmd").returncode == 1
+    machine.do("mv /etc/llmd/good /etc/llmd/llmd.toml")
+    machine.do("sed -i 's/^# max_wait = .*/max_wait = 77/' /etc/llmd/llmd.toml; systemctl reload llmd")
+    assert "max_wait 290.0 -> 77.0" in machine.do(f"cat {LOG}")
+    assert unit(machine, "MainPID") == daemon
+    machine.do(f"kill -0 {engine['pid']}")
+
+
 def test_an_engine_stopped_by_name_leaves_no_group(machine: Machine, engine: dict[str, Any]) -> None:
     machine.do(f"{ASK} stop llama_0")
     assert machine.run(f"test -e {GROUPS}/llmd-{engine['incarnation']}").returncode == 1

@@ -11,11 +11,13 @@ from typing import Any
 
 import aiohttp
 
-from supervisor.config import Config
+from supervisor.config import Config, Profile
+from supervisor.core.requests import Outcome
 from supervisor.core.routing import Ask, candidates
 from supervisor.core.tally import Tally
 from supervisor.errors import LlmdError
 from supervisor.host.activity import Request
+from supervisor.host.upstream import Pool
 
 VLLM = b"""# HELP vllm:num_requests_running Running.
 # TYPE vllm:num_requests_running gauge
@@ -26,15 +28,25 @@ vllm:num_requests_running{engine="0"} 2.0
 @dataclass
 class FakeLease:
     profile: str
+    pool: Pool
     session: aiohttp.ClientSession
     reason: str = "the only profile"
     incarnation: str = "i1"
     queued: float = 0.25
     hit: str = "warm"
+    configured: Profile | None = None
 
     peer: None = None
     prompt: int | None = None
     output: int | None = None
+    failures: list[str] = field(default_factory=list)
+    answers: int = 0
+
+    def answered(self) -> None:
+        self.answers += 1
+
+    def failed(self, why: str) -> None:
+        self.failures.append(why)
 
     def used(self, prompt: int | None, output: int | None) -> None:
         self.prompt, self.output = prompt, output
@@ -67,6 +79,7 @@ class FakeDriver:
     over: bool = False
     """Whether an engine that broke off is found to have died."""
     outcomes: dict[str, Mapping[str, object]] = field(default_factory=dict)
+    pools: dict[str, Pool] = field(default_factory=dict)
     leases: list[FakeLease] = field(default_factory=list)
     calls: list[tuple[str, str, bool]] = field(default_factory=list)
     asked: list[tuple[str | None, float | None, int]] = field(default_factory=list)
@@ -84,12 +97,14 @@ class FakeDriver:
         profile = candidates(ask, self.config, self.config.profiles)[0].profile
         self.held += 1
         self.asks.append(ask)
-        connector = aiohttp.UnixConnector(str(self.engines.get(profile, self.engine)))
+        socket = str(self.engines.get(profile, self.engine))
+        pool = self.pools.setdefault(socket, Pool(Path(socket), self.key, 5.0))
         try:
             async with aiohttp.ClientSession(
-                connector=connector, headers={"Authorization": f"Bearer {self.key}"}
+                connector=aiohttp.UnixConnector(socket), headers={"Authorization": f"Bearer {self.key}"}
             ) as session:
-                self.leases.append(FakeLease(profile, session))
+                known = self.config.profiles[profile]
+                self.leases.append(FakeLease(profile, pool, session, configured=known))
                 yield self.leases[-1]
         finally:
             self.held -= 1
@@ -97,8 +112,8 @@ class FakeDriver:
     async def is_over(self, lease: FakeLease) -> bool:
         return self.over
 
-    def ended(self, request: str, outcome: Mapping[str, object]) -> None:
-        self.outcomes[request] = outcome
+    def ended(self, request: str, outcome: Outcome) -> None:
+        self.outcomes[request] = outcome()
 
     def why_request(self, request: str) -> dict[str, Any]:
         return {"request": request}
@@ -112,6 +127,15 @@ class FakeDriver:
     async def stop(self, profile: str, *, at_once: bool = False) -> str:
         self.calls.append(("stop", profile, at_once))
         return f"{profile} has stopped"
+
+    async def reload(self, *, plan: bool = False) -> dict[str, Any]:
+        if self.refusal is not None:
+            raise self.refusal
+        self.calls.append(("reload", "", plan))
+        changes = [
+            {"place": "keys.bob", "how": "added", "keys": {}, "restart": False, "text": "keys.bob added"}
+        ]
+        return {"applied": not plan, "changes": changes, "engines": {}, "warnings": []}
 
     def progress(self, name: str) -> str:
         return f"Loading {name}: 45 %"

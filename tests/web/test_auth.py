@@ -8,9 +8,9 @@ import pytest
 from multidict import CIMultiDict
 
 from supervisor.config import Config, Key
-from supervisor.config.secrets import digest
+from supervisor.config.secrets import digest, digests
 from supervisor.errors import Unauthorized
-from supervisor.web.auth import Keyring, presented_key, resolve_keys
+from supervisor.web.auth import Keyring, presented_key
 
 
 def config(**keys: Key) -> Config:
@@ -57,7 +57,7 @@ def test_keys_that_cannot_be_found_let_nobody_in(environ: dict[str, str], key: s
 
 
 def test_a_key_that_two_sources_share_is_the_first_ones() -> None:
-    assert resolve_keys(config(a=Key(env="A"), b=Key(env="B")), {"A": "x", "B": "x"}) == {digest("x"): "a"}
+    assert digests(config(a=Key(env="A"), b=Key(env="B")), {"A": "x", "B": "x"}) == {digest("x"): "a"}
 
 
 def test_no_secret_is_shown() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ class Buttons(FakeDriver):
         found = super().status()
         for engine in found["engines"]:
             engine["state"] = self.states.get(engine["profile"], "cold")
+            engine.update(self.stage if engine["state"] == "starting" else {})
         return found
 
     async def start(self, profile: str) -> str:
@@ -42,14 +44,16 @@ class Buttons(FakeDriver):
 
     states: dict[str, str]
     loaded: asyncio.Event
+    stage: dict[str, Any]
+    port: Port
 
 
 @asynccontextmanager
 async def opened(key: str = "sesame", **server: Any) -> AsyncIterator[tuple[Buttons, aiohttp.ClientSession]]:
     server = {"listen": ("127.0.0.1:0",), "drain": 0.1, "llama_cpp": True, **server}
     driver = Buttons(Config(path=Path("llmd.toml"), server=Server(**server), profiles=PROFILES))
-    driver.states, driver.loaded = {}, asyncio.Event()
-    port = Port(driver, Keyring({digest("sesame"): "webui"}))
+    driver.states, driver.loaded, driver.stage = {}, asyncio.Event(), {}
+    driver.port = port = Port(driver, Keyring({digest("sesame"): "webui"}))
     await port.open()
     headers = {"Authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(port.listening[0], headers=headers) as client:
@@ -91,6 +95,38 @@ async def test_what_is_loaded_or_loading_is_not_started_again() -> None:
             async with driver.press(client, "load", "llama") as answer:
                 assert answer.status == 200
         assert driver.calls == []
+
+
+async def test_a_load_is_told_as_it_goes_on() -> None:
+    async with opened() as (driver, client), client.get("/models/sse") as answer:
+        assert answer.content_type == "text/event-stream"
+        assert [(e["model"], e["data"]["status"]) for e in await events(answer, 3)] == [
+            ("llama", "unloaded"), ("llama_0", "unloaded"), ("llama_1", "unloaded")
+        ]  # fmt: skip
+        driver.states, driver.stage = {"llama_1": "starting"}, {"stage": "weights", "percent": 41.6}
+        progress = {"current": "weights", "value": 0.42}
+        assert await events(answer, 2) == [
+            {"model": name, "event": "status_change", "data": {"status": "loading", "progress": progress}}
+            for name in ("llama", "llama_1")
+        ]
+
+
+async def events(answer: aiohttp.ClientResponse, count: int) -> list[dict[str, Any]]:
+    """The next so many that are no comment and no advice on when to come back."""
+    found: list[dict[str, Any]] = []
+    async with asyncio.timeout(10):
+        while len(found) < count:
+            line = await answer.content.readline()
+            if line.startswith(b"data: "):
+                found.append(json.loads(line[6:]))
+    return found
+
+
+async def test_a_stream_of_changes_does_not_hold_up_the_end() -> None:
+    async with opened(drain=60) as (driver, client), client.get("/models/sse") as answer:
+        await events(answer, 3)
+        async with asyncio.timeout(10):
+            await driver.port.close()
 
 
 async def test_a_start_that_is_refused_says_why() -> None:

@@ -11,7 +11,6 @@ import pytest
 from supervisor.config import Config, Profile
 from supervisor.errors import BadRequest, EngineFailed, LlmdError, NotAvailable, Overloaded
 from supervisor.web.openai import error_body, error_headers, model_entries, read_ask
-from supervisor.web.relay import Passing
 
 TASKS = frozenset({"generate"})
 DEEP = b'{"model": "m", "prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}"
@@ -180,34 +179,3 @@ def test_models_and_profiles_are_listed_cold_ones_too() -> None:
     }
     assert entries["llama_0"]["status"] == {"value": "cold"}
     assert model_entries(config, [], 17)["llama"]["status"] == {"value": "cold"}
-
-
-STREAM = b'data: {"x": 1}\n\ndata: {"error": {"message": "EngineDead"}}\n\ndata: [DONE]\n\n'
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 16, 40, 1000])
-def test_an_error_frame_ends_a_stream_however_it_is_cut(size: int) -> None:
-    passing, out = Passing(events=True), b""
-    for at in range(0, len(STREAM), size):
-        out += passing.pass_on(STREAM[at : at + size])
-        if passing.failed:
-            break
-    assert out == STREAM.removesuffix(b"data: [DONE]\n\n")
-    assert passing.failed
-
-
-def test_a_stream_that_only_speaks_of_errors_goes_by() -> None:
-    passing = Passing(events=True)
-    text = b'data: {"content": "data: {\\"error\\""}\n\ndata: [DONE]\n\n'
-    assert passing.pass_on(text) == text
-    assert not passing.failed
-    assert passing.ended()
-
-
-@pytest.mark.parametrize("filling", [b"", b"x" * 50_000])
-def test_usage_is_found_at_either_end(filling: bytes) -> None:
-    usage = b'"usage": {"prompt_tokens": 5, "total_tokens": 8, "completion_tokens":3}'
-    for answer in (b'{"data": "' + filling + b'", ' + usage + b"}", b"{" + usage + b', "r": "' + filling):
-        passing = Passing(events=False)
-        assert passing.pass_on(answer) == answer
-        assert passing.usage() == {"prompt_tokens": 5, "completion_tokens": 3}

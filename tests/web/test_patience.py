@@ -19,7 +19,7 @@ from supervisor.config import Config, EngineDefaults, Profile, Server
 from supervisor.config.secrets import digest
 from supervisor.core.routing import Ask
 from supervisor.web.auth import Keyring
-from supervisor.web.patience import before_the_answer
+from supervisor.web.patience import limits_of
 from supervisor.web.server import Server as Port
 
 KEY = {"Authorization": "Bearer sesame"}
@@ -124,9 +124,9 @@ async def test_what_is_not_streamed_has_longer(place: Place) -> None:
 
 
 def test_which_limit_is_whose() -> None:
-    limits = EngineDefaults()
-    assert before_the_answer(Ask("llama", stream=True), limits) == limits.first_token_timeout
-    assert before_the_answer(Ask("llama"), limits) == limits.answer_timeout
+    config = Config(path=Path("llmd.toml"))
+    assert limits_of(Ask("llama", stream=True), config).first == config.engine.first_token_timeout
+    assert limits_of(Ask("llama"), config).first == config.engine.answer_timeout
 
 
 async def test_silence_between_two_tokens_ends_with_an_error_and_a_cut(place: Place) -> None:

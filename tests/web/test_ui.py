@@ -29,13 +29,14 @@ from supervisor.web.ui.gate import Gate
 
 STATIC = Path(stream.__file__).parent / "static"
 SCOPES = {"ann": "admin", "wall": "read", "webui": "api"}
-READS = ("events", "history", "decisions", "why/llama_0", "mode/day/plan", "logs/llama_0", "me")
+READS = ("events", "history", "decisions", "why/llama_0", "mode/day/plan", "logs/llama_0", "me", "reload")
 ACTS = (
     "profiles/llama_0/start",
     "profiles/llama_0/pin",
     "profiles/llama_0/stop",
     "mode/auto",
     "requests/1/cancel",
+    "reload",
 )
 ENGINE: dict[str, Any] = {
     "profile": "llama_0", "model": "llama", "task": "generate", "state": "ready", "stage": None, "percent": None,
@@ -197,7 +198,8 @@ async def test_who_signs_out_is_out(place: Any, client: aiohttp.ClientSession) -
 def test_sessions_end_and_are_bounded() -> None:
     clock = [0.0]
     keys = {"ann": Key(env="X", scope="admin"), "webui": Key(env="Y")}
-    door = Gate(configured(keys=keys), Keyring({digest("sk"): "ann", digest("s"): "webui"}), lambda: clock[0])
+    config = configured(keys=keys)
+    door = Gate(lambda: config, Keyring({digest("sk"): "ann", digest("s"): "webui"}), lambda: clock[0])
     first = door.sign_in("sk")
     assert "sk" not in repr(first)
     assert first.name not in repr(first)
@@ -488,3 +490,44 @@ async def until(condition: Callable[[], bool], timeout: float = 5) -> None:
     async with asyncio.timeout(timeout):
         while not condition():  # noqa: ASYNC110  nothing tells of it
             await asyncio.sleep(0.01)
+
+
+async def test_a_reload_is_shown_and_done_by_admins_alone(place: Any, client: aiohttp.ClientSession) -> None:
+    url, driver = place
+    headers = await sign_in(client, url, "wall")
+    assert await status(client, "GET", url + "reload") == 403
+    assert await status(client, "POST", url + "reload", headers=headers) == 403
+    assert driver.calls == []
+    headers = await sign_in(client, url, "ann")
+    async with client.get(url + "reload") as answer:
+        assert [change["text"] for change in (await answer.json())["changes"]] == ["keys.bob added"]
+    assert await status(client, "POST", url + "reload", headers=headers) == 200
+    assert driver.calls == [("reload", "", True), ("reload", "", False)]
+
+
+def test_a_session_ends_with_its_key_and_with_its_scope() -> None:
+    configs = [configured(keys={"ann": Key(env="X", scope="admin")})]
+    ring = Keyring({digest("sk"): "ann"})
+    door = Gate(lambda: configs[-1], ring)
+    session = door.sign_in("sk")
+    assert door.may_act(session)
+    configs.append(configured(keys={"ann": Key(env="X", scope="read")}))
+    assert door.alive(session)
+    assert not door.may_act(session)
+    configs.append(configured(keys={"ann": Key(env="X")}))
+    assert not door.alive(session)
+    del configs[1:]
+    ring.change({digest("another"): "ann"}, open=False)
+    assert not door.alive(session)
+    ring.change({}, open=True)
+    assert not door.alive(session)
+
+
+def test_who_came_in_without_a_key_is_out_once_there_are_keys() -> None:
+    configs, ring = [configured()], Keyring({}, open=True)
+    door = Gate(lambda: configs[-1], ring)
+    session = door._begin("default")
+    assert door.alive(session)
+    configs.append(configured(keys={"ann": Key(env="X", scope="admin")}))
+    ring.change({digest("sk"): "ann"}, open=False)
+    assert not door.alive(session)

@@ -54,7 +54,7 @@ _LONGEST_FORCED = 366 * 86400.0
 class Dashboard:
     def __init__(self, driver: Driver, keyring: Keyring, traffic: Traffic) -> None:
         self._driver, self._traffic = driver, traffic
-        self._gate = Gate(driver.config, keyring)
+        self._gate = Gate(lambda: driver.config, keyring)
         self._history, self._speed = History(), Speed()
         self._picture: Picture = {}
         self._stream = Stream(self._painted)
@@ -87,6 +87,7 @@ class Dashboard:
             "/decisions": self._decisions,
             "/why/{name:.+}": self._why,
             "/mode/{name}/plan": self._plan,
+            "/reload": self._plan_reload,
             "/logs/{name:.+}": self._logs,
         }
 
@@ -100,6 +101,7 @@ class Dashboard:
             "/profiles/{name:.+}/sleep": lambda request: self._begin(request, self._driver.sleep),
             "/requests/{name}/cancel": self._cancel,
             "/mode/{name}": self._set_mode,
+            "/reload": self._reload,
         }
 
     # Who may
@@ -194,6 +196,12 @@ class Dashboard:
     async def _plan(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(self._driver.plan_mode(request.match_info["name"]))
 
+    async def _plan_reload(self, request: web.Request) -> web.StreamResponse:
+        """For those alone who may act on it: an error quotes the files."""
+        if not self._gate.may_act(self._gate.look(request)):
+            raise Forbidden('this key may only look: its scope is "read"')
+        return web.json_response(await self._driver.reload(plan=True))
+
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         """Of a profile's engine, or with the name "daemon:" of llmd itself."""
         session = self._gate.look(request)
@@ -257,6 +265,10 @@ class Dashboard:
         if seconds is not None and not 0 < seconds < _LONGEST_FORCED:
             raise BadRequest(f"hours={given!r} is no number of hours", param="hours")
         return await self._driver.set_mode(request.match_info["name"], seconds)
+
+    async def _reload(self, request: web.Request) -> str:
+        answer = await self._driver.reload()
+        return "changed; the journal has what" if answer["changes"] else "nothing differs"
 
     # Beside
 

@@ -19,6 +19,7 @@ from aiohttp import web
 
 from supervisor.config import Config
 from supervisor.config.models import Scope
+from supervisor.config.secrets import digest
 from supervisor.errors import Forbidden, Unauthorized
 from supervisor.web.auth import DEFAULT_SOURCE, Keyring
 
@@ -35,16 +36,21 @@ _PROXIED = ("Forwarded", "X-Forwarded-For", "X-Real-IP")
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """`ends` is monotonic."""
+    """`ends` is monotonic. `key`: the digest of what it was opened with."""
 
     source: str
     ends: float
+    key: str | None = field(repr=False, default=None)
     name: str = field(repr=False, default_factory=lambda: secrets.token_urlsafe(32))
     token: str = field(repr=False, default_factory=lambda: secrets.token_urlsafe(32))
 
 
 class Gate:
-    def __init__(self, config: Config, keyring: Keyring, clock: Callable[[], float] = time.monotonic) -> None:
+    """`config` is asked whenever somebody comes: it may be another one by then."""
+
+    def __init__(
+        self, config: Callable[[], Config], keyring: Keyring, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._config, self._keyring, self._clock = config, keyring, clock
         self._sessions: dict[str, Session] = {}
 
@@ -55,7 +61,7 @@ class Gate:
             raise Forbidden(
                 f'the key of {source} does not open the dashboard: give it scope = "read" or "admin"'
             )
-        return self._begin(source)
+        return self._begin(source, None if self._keyring.open else digest(key))
 
     def sign_out(self, session: Session) -> None:
         self._sessions.pop(session.name, None)
@@ -81,7 +87,9 @@ class Gate:
         return session
 
     def alive(self, session: Session) -> bool:
-        return session.name in self._sessions and self._clock() < session.ends
+        """Its key may have been revoked since, or may no longer look."""
+        good = self._keyring.fits(session.key) and self.scope(session.source) != "api"
+        return good and session.name in self._sessions and self._clock() < session.ends
 
     def may_act(self, session: Session) -> bool:
         return self.scope(session.source) == "admin"
@@ -89,14 +97,15 @@ class Gate:
     def scope(self, source: str) -> Scope:
         if self._keyring.open:
             return "admin"
-        return self._config.keys[source].scope if source in self._config.keys else "api"
+        key = self._config().keys.get(source)
+        return key.scope if key else "api"
 
-    def _begin(self, source: str) -> Session:
+    def _begin(self, source: str, key: str | None = None) -> Session:
         now = self._clock()
         self._sessions = {name: kept for name, kept in self._sessions.items() if now < kept.ends}
         while len(self._sessions) >= MOST:
             del self._sessions[next(iter(self._sessions))]
-        session = Session(source, now + LASTS)
+        session = Session(source, now + LASTS, key)
         self._sessions[session.name] = session
         return session
 

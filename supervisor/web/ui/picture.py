@@ -29,7 +29,7 @@ def paint(
     """`wall`: seconds since 1970, now. `told`: the pieces of `recent` painted before, which never change."""
     totals = {device["index"]: device["total"] for device in status["devices"]}
     engines = {
-        engine["profile"]: _engine(engine, config.profiles[engine["profile"]], speed, totals, wall)
+        engine["profile"]: _engine(engine, config.profiles.get(engine["profile"]), speed, totals, wall)
         for engine in status["engines"]
     }
     whole = {
@@ -84,6 +84,7 @@ def _daemon(config: Config, status: Mapping[str, Any], wall: float) -> dict[str,
         "waiting": status["waiting"],
         "troubles": [trouble for trouble in troubles if trouble],
         "warnings": daemon.get("warnings", []),
+        "config": {key: daemon.get(f"config_{key}") for key in ("loaded", "newer", "error")},
         "stale_after_s": config.memory.max_age,
     }
 
@@ -105,21 +106,22 @@ _AS_IT_IS = (
 
 def _engine(
     engine: Mapping[str, Any],
-    profile: Profile,
+    profile: Profile | None,
     speed: Mapping[str, float],
     totals: Mapping[int | str | None, int],
     wall: float,
 ) -> dict[str, Any]:
+    """`profile`: None where it is no longer configured, and its engine is on its way out."""
     ttl, state = engine["ttl_left_s"], engine["state"]
     return {
         **{key: engine[key] for key in _AS_IT_IS},
         "since": _moment(wall - engine["since_s"]),
         "eta": round(engine["eta_s"], 1) if engine["eta_s"] is not None and state != "ready" else None,
         "ends": None if ttl is None else _moment(wall + ttl),
-        "speed": round(speed.get(profile.name, 0.0), 1),
-        "planned": _planned(profile, totals),
-        "keeps": profile.pin,
-        "sleeps": profile.sleep,
+        "speed": round(speed.get(engine["profile"], 0.0), 1),
+        "planned": _planned(profile, totals) if profile else None,
+        "keeps": profile is not None and profile.pin,
+        "sleeps": profile is not None and profile.sleep,
     }
 
 

@@ -1,6 +1,7 @@
 // The dashboard: what came by the stream goes to the parts of the page that show it.
 import { $, Keyed, el, put } from "./dom.js";
 import { follow, rest, resume, say, state } from "./live.js";
+import * as configuration from "./configuration.js";
 import * as gpus from "./gpus.js";
 import * as journal from "./journal.js";
 import * as logs from "./logs.js";
@@ -20,6 +21,7 @@ function render(changed) {
   profiles.render();
   requests.renderFlights();
   modes.render();
+  configuration.render();
   if (changed.has("recent")) requests.renderRecent();
   if (changed.has("engines") || changed.has("daemon") || changed.has("loans")) journal.render();
   if (changed.has("engines")) logs.render();

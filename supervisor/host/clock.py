@@ -1,0 +1,28 @@
+"""Whether this host's clock is kept right by anybody, as the kernel knows it (adjtimex)."""
+
+from __future__ import annotations
+
+import ctypes
+
+_UNSYNCHRONISED = 0x40
+"""STA_UNSYNC of linux/timex.h: set until a time service says that the clock is right, and when it falls silent."""
+
+_SIZE = 512
+"""Bytes, more than any struct timex."""
+
+
+def is_synchronised() -> bool | None:
+    """None where the kernel does not tell. Changes nothing: no mode is set."""
+    buffer = ctypes.create_string_buffer(_SIZE)
+    try:
+        if ctypes.CDLL(None).adjtimex(buffer) < 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+    return not _status(buffer.raw) & _UNSYNCHRONISED
+
+
+def _status(timex: bytes) -> int:
+    """Behind `modes` (an int, padded to a long) and three longs: offset, freq, maxerror, then esterror."""
+    at = 5 * ctypes.sizeof(ctypes.c_long)
+    return int.from_bytes(timex[at : at + 4], "little")

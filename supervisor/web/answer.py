@@ -1,0 +1,289 @@
+"""One answer on its way from an engine's connection to a client's, spliced: bytes in, the same bytes out.
+
+No coroutine, no queue and no new framing a piece. A broken answer never ends cleanly: most clients take a stream
+that just stops for a success. It gets an error frame, where it is a stream of events, and its connection is cut.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import httptools
+
+from supervisor.errors import EngineFailed, EngineSilent, LlmdError, Withdrawn
+from supervisor.host.upstream import Broken, Connection, Head
+from supervisor.web import dialects, heads
+from supervisor.web.dialects import MARKS
+from supervisor.web.driving import Lease
+from supervisor.web.passing import Passing
+from supervisor.web.patience import CANCELLED, Limits, Watch
+from supervisor.web.protocol import Connection as Client
+from supervisor.web.record import Record
+from supervisor.web.routes import dialect_of
+
+_LONGEST_REFUSAL = 1 << 20
+_LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Unframed:
+    """The slow, plain way: the body taken out of its framing, in chunks of our own or, for HTTP/1.0, bare."""
+
+    def __init__(self, head: Head, chunked: bool) -> None:
+        self.chunked = chunked
+        self._body: list[bytes] = []
+        self._parser = httptools.HttpResponseParser(self)
+        self._parser.feed_data(head.raw)
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+
+    def take_out(self, data: bytes) -> bytes:
+        self._body.clear()
+        if data:
+            self._parser.feed_data(data)
+        return b"".join(self._body)
+
+    def wrap(self, body: bytes, done: bool) -> bytes:
+        if not self.chunked:
+            return body
+        return (_chunk(body) if body else b"") + (_LAST_CHUNK if done else b"")
+
+
+class Owner(Protocol):
+    """Who asked for an answer: told once that it `begun` or `failed`, then that it `ended`."""
+
+    def begun(self) -> None: ...
+    def failed(self, error: Broken | LlmdError) -> None:
+        """Nothing was sent to the client."""
+
+    def ended(self) -> None:
+        """All that there is was written; or the engine refused, and all that it said is in `refusal`."""
+
+
+class Answer:
+    """A receiver for the engine's connection, a source for the client's."""
+
+    def __init__(
+        self,
+        client: Client,
+        lease: Lease,
+        record: Record,
+        owner: Owner,
+        limits: Limits,
+        *,
+        keeps: bool,
+        chunks: bool = True,
+        held: bool = False,
+        first: Callable[[bytes], None] | None = None,
+    ) -> None:
+        """`keeps`: the client's connection serves more requests. `chunks`: it reads chunks, as HTTP/1.1 does.
+        `held`: the head is out already. `first` is told what comes first of an answer that is no refusal."""
+        assert client.transport is not None
+        self.keeps, self._chunks, self._held, self._tell_first = keeps, chunks, held, first
+        self._connection, self._client, self._owner = client, client.transport, owner
+        self._lease, self._record, self._dialect = lease, record, dialect_of(record.path)
+        self._upstream: Connection | None = None
+        self._plain: Unframed | None = None
+        self._pending = b""
+        self.refusal: bytearray | None = None
+        """What the engine refused with: it is told in the shape that the client reads."""
+        self._started = False  # the client has the head
+        self._over = False  # nothing more is taken from the engine
+        self._limits = limits
+        self._watch = Watch(limits, record.started, self._expired)
+        record.cut = self.withdraw
+
+    def attach(self, upstream: Connection) -> None:
+        self._upstream = upstream
+        if self._over:  # it took too long to connect
+            upstream.abort()
+
+    def begin_anew(self) -> None:
+        """For another connection, after nothing came of the first."""
+        self._over = False
+
+    def close(self) -> None:
+        """Whatever became of it: nothing more is read for it, and an engine that still writes is stopped."""
+        self._watch.close()
+        self._connection.source = None
+        if not self._over and self._upstream is not None:
+            self._upstream.abort()
+        self._over = True
+
+    # From the engine
+
+    def begin(self, head: Head) -> None:
+        self.head = head
+        events = head.get(b"content-type").lower().startswith(b"text/event-stream")
+        self.passing = Passing(events, MARKS[self._dialect])
+        if head.status >= 300:
+            self.refusal = bytearray()
+        if not self._chunks or self._held or head.until_close or self.refusal is not None or self._tell_first:
+            self._plain = Unframed(head, self._chunks)
+
+    def take(self, data: bytes, done: bool) -> None:
+        if self._over:
+            return
+        if self._plain is not None:
+            data = self._plain.take_out(data)
+            if not data and not done:
+                return
+            if self.refusal is not None:
+                self._collect(self.refusal, data, done)
+                return
+        end = self.passing.see(data)
+        if self._started:
+            self._watch.since = time.monotonic()
+        elif not self._begin(data, done):
+            return
+        if end >= 0:
+            self._send(data[:end], False)
+            self._break_off(self._failed("broke off with an error"))
+        elif done:
+            self._end(data)
+        elif self._plain is None and not self._pending:
+            self._client.write(data)
+        else:
+            self._send(data, False)
+
+    def fail(self, error: Broken) -> None:
+        self._fail(error, self._failed(str(error)))
+
+    # From the client's connection, and from people
+
+    def pause(self) -> None:
+        """The client takes no more for now."""
+        self._watch.rest()
+        if self._upstream is not None and not self._over:
+            self._upstream.hold()
+
+    def resume(self) -> None:
+        self._watch.go_on()
+        if self._upstream is not None and not self._over:
+            self._upstream.go_on()
+
+    def withdraw(self) -> None:
+        error = Withdrawn(CANCELLED)
+        self._fail(error, error)
+
+    # What follows
+
+    def _begin(self, data: bytes, done: bool) -> bool:
+        """The first byte is here: tell the client, or nobody but llmd."""
+        if done and data in (b"", _LAST_CHUNK) and self._is_short():
+            self._refuse(self._failed("ended its answer before it began"))
+            return False
+        if self._tell_first is not None:
+            self._tell_first(data)
+        self._record.first, self._record.status = time.monotonic(), self.head.status
+        self._record.streamed, self._record.made = self.passing.events, self.passing.made
+        self._pending = b"" if self._held else self._head_for_client()
+        self._connection.source = self
+        self._started = True
+        self._owner.begun()
+        if not done:
+            self._watch.began()
+        return True
+
+    def _collect(self, refusal: bytearray, data: bytes, done: bool) -> None:
+        self._watch.go_on()
+        refusal += data[: _LONGEST_REFUSAL - len(refusal)]
+        if done or len(refusal) >= _LONGEST_REFUSAL:
+            if not done:
+                self._stop()
+            self._over = True
+            self._owner.ended()
+
+    def _refuse(self, error: Broken | LlmdError) -> None:
+        self._stop()
+        self._owner.failed(error)
+
+    def _stop(self) -> None:
+        self._over = True
+        if self._upstream is not None:
+            self._upstream.abort()
+
+    def _is_short(self) -> bool:
+        return self.passing.events and not self.passing.ended()
+
+    def _end(self, data: bytes) -> None:
+        if self._is_short():
+            self._send(self._withhold(data), False)
+            self._break_off(self._failed("ended its answer too early"))
+        else:
+            self._over = True
+            self._send(data, True)
+            self._owner.ended()
+
+    def _send(self, data: bytes, done: bool) -> None:
+        pending, self._pending = self._pending, b""
+        out = data if self._plain is None else self._plain.wrap(data, done)
+        if pending or out:
+            self._client.write(pending + out)
+
+    def _withhold(self, data: bytes) -> bytes:
+        """Without what would end the answer."""
+        if self._plain is not None:
+            return data
+        if self.head.chunked:
+            return data.removesuffix(_LAST_CHUNK) if data.endswith(_LAST_CHUNK) else b""
+        return data[:-1]
+
+    def _break_off(self, why: LlmdError) -> None:
+        """Say what happened, where there is a place to say it, and cut."""
+        self._record.status, self._record.error, self._record.code = why.status, why.message, why.code
+        self.keeps = False
+        if self.passing.events and not self.passing.failed:
+            self._client.write(self._framed(dialects.event(why, self._dialect)))
+        self._stop()
+        self._client.close()  # what is written still goes out; the chunk that ends an answer does not
+        self._owner.ended()
+
+    def _framed(self, event: bytes) -> bytes:
+        """An event of ours behind what was sent. In the middle of a chunk there is no place for it."""
+        if self._plain is not None:
+            return self._plain.wrap(b"\n\n" + event, False)
+        return _chunk(event) if self.head.chunked and self.passing.at_boundary() else b""
+
+    def _expired(self, in_all: bool) -> None:
+        what = "fell silent in the middle of its answer"
+        if in_all:
+            what = "took longer than a request may take in all (server.request_timeout)"
+        elif not self._started:
+            what = f"did not begin to answer within {self._limits.first:g} s"
+        error = EngineSilent(f"{who(self._lease)} {what}", log=self._lease.log_tail(), retry_after=5)
+        self._fail(error, error)
+
+    def _fail(self, early: Broken | LlmdError, late: LlmdError) -> None:
+        """`early` where nothing was sent yet, for llmd to act upon; `late` where the client has to be told."""
+        if self._over:
+            return
+        if self._started:
+            self._break_off(late)
+        else:
+            self._refuse(early)
+
+    def _failed(self, what: str) -> EngineFailed:
+        return EngineFailed(f"{who(self._lease)} {what}", log=self._lease.log_tail(), retry_after=5)
+
+    def _head_for_client(self) -> bytes:
+        kept, own = heads.for_client(self.head.headers), self._record.head()
+        return b"".join((heads.status_line(self.head.status), kept, own, self._framing(), b"\r\n"))
+
+    def _framing(self) -> bytes:
+        close = b"" if self.keeps else b"Connection: close\r\n"
+        if self.head.chunked if self._plain is None else self._plain.chunked:
+            return b"Transfer-Encoding: chunked\r\n" + close
+        if self.head.length is not None:
+            return b"Content-Length: %d\r\n" % self.head.length + close
+        return close
+
+
+def who(lease: Lease) -> str:
+    return f"the peer {lease.profile}" if lease.peer else f"the engine of {lease.profile}"
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)

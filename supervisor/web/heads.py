@@ -1,0 +1,72 @@
+"""Which headers go on, from a client to an engine and back, as the bytes that go on the wire. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+_HOP = frozenset(
+    {
+        b"connection",
+        b"content-length",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+_KEYS = frozenset({b"authorization", b"x-api-key", b"cookie"})
+_PRIVILEGES = frozenset({b"x-vllm-priority", b"x-data-parallel-rank"})
+_OURS = frozenset(
+    {b"host", b"expect", b"accept-encoding", b"content-encoding", b"x-request-id", b"x-llmd-hops"}
+)
+_NOT_FOR_ENGINES = _HOP | _KEYS | _PRIVILEGES | _OURS
+"""vLLM grants the privileges to whoever asks; bodies have been decompressed when they come here."""
+_TOLD = frozenset({b"x-request-id", b"request-id", b"x-llmd-profile", b"x-llmd-queue-ms", b"x-llmd-dropped"})
+"""By llmd itself, whatever a peer says of its own."""
+_NOT_FOR_CLIENTS = _HOP | _TOLD | {b"server", b"date", b"set-cookie"}
+_PEOPLE = b"x-openwebui-user"
+_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+
+def for_engine(headers: Headers) -> bytes:
+    """Of a client's headers."""
+    return _lines(_without(headers, _NOT_FOR_ENGINES))
+
+
+def for_peer(headers: Headers) -> bytes:
+    """The same, and nothing of the person who asks."""
+    kept = _without(headers, _NOT_FOR_ENGINES)
+    return _lines(pair for pair in kept if not pair[0].lower().startswith(_PEOPLE))
+
+
+def for_client(headers: Headers) -> bytes:
+    """Of an engine's headers."""
+    return _lines(kept_for_client(headers))
+
+
+def kept_for_client(headers: Headers) -> Headers:
+    return _without(headers, _NOT_FOR_CLIENTS)
+
+
+def status_line(status: int) -> bytes:
+    return b"HTTP/1.1 %d %s\r\n" % (status, _REASONS.get(status, b""))
+
+
+def _lines(headers: Headers) -> bytes:
+    return b"".join([b"%s: %s\r\n" % pair for pair in headers])
+
+
+def _without(headers: Headers, names: frozenset[bytes]) -> Headers:
+    """Nor those that `Connection` names."""
+    kept = [(name, value, name.lower()) for name, value in headers]
+    hop = [value for _, value, lowered in kept if lowered == b"connection"]
+    if hop:
+        names = names | {name.strip().lower() for value in hop for name in value.split(b",")}
+    return [(name, value) for name, value, lowered in kept if lowered not in names]
