@@ -194,7 +194,7 @@ def test_the_cards_of_this_host(host: Path, folder: Path) -> None:
     assert said in unread.stderr
 
 
-def test_a_running_daemon_is_named(tmp_path: Path) -> None:
+def test_a_running_daemon_serves_it_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(MODEL | {"architectures": ["LlamaForCausalLM"]}))
@@ -203,8 +203,8 @@ def test_a_running_daemon_is_named(tmp_path: Path) -> None:
     try:
         done = llmd.start().run("add", str(folder), "--cpu", "--yes", "--name", "new_0", "--model", "new")
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.splitlines()[-1].startswith(f"{llmd.home}/profiles/new_0.toml is written; ")
-        assert "reload" in done.stdout.splitlines()[-1]
-        assert llmd.run("check").returncode == 0
+        assert f"{llmd.home}/profiles/new_0.toml is written; the daemon has read it:\n" in done.stdout
+        assert "new_0" in done.stdout.splitlines()[-1]
+        assert llmd.engine("new_0")["state"] == "cold"
     finally:
         llmd.close()

@@ -197,7 +197,7 @@ def test_a_mistake_changes_nothing_and_is_said_with_its_line(llmd: Llmd):
     until(lambda: bool(entries(llmd, "reload_failed")), 10, llmd.text)
     assert entries(llmd, "reload_failed")[0]["message"] == f"the configuration that runs is kept: {said}"
     assert llmd.status()["daemon"]["config_error"] == said
-    assert llmd.status()["daemon"]["config_newer"] is True
+    until(lambda: llmd.status()["daemon"]["config_newer"], 10, llmd.text)
 
     assert (post(url, "calm"), llmd.engine("calm_0")["pid"]) == (200, pid)
     broken.write_text(good)

@@ -1,20 +1,18 @@
-"""What becomes of a changed configuration: whether a daemon runs that has to read it again."""
+"""What becomes of a changed configuration: whether a daemon runs, and what it made of it."""
 
 from __future__ import annotations
 
+from supervisor.cli import changes
 from supervisor.cli.base import Place, call
 from supervisor.errors import NoDaemon, OperatorError
 
 
 def tell_daemon(place: Place) -> str:
-    """What the daemon makes of files that were just written, in words.
-
-    The one place to ask the daemon itself, once its admin socket takes a request to reload.
-    """
+    """Have a daemon that runs read the files that were just written: what it makes of them, in words."""
     try:
-        call(place, lambda client: client.status())
+        answer = call(place, lambda client: client.reload())
     except NoDaemon:
         return "no daemon is running; it is read when one starts"
     except OperatorError as error:
-        return f"{error.message}; run `llmd reload`"
-    return "run `llmd reload`, so that the daemon reads it"
+        return f"the daemon did not take it: {error.message}"
+    return "\n".join(["the daemon has read it:", *changes.told(answer)])
