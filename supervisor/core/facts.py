@@ -10,12 +10,14 @@ from supervisor.core import (
     calendar,
     coming,
     events,
+    landing,
     learning,
     leaving,
     lending,
     neighbours,
     orders,
     peering,
+    quarantine,
     reconfiguring,
 )
 from supervisor.core.events import Event
@@ -78,12 +80,17 @@ def _(event: events.DevicesRead, fleet: Fleet) -> None:
     lending.measure(fleet, event.measured)
     fleet.ledger.take(event.survey, event.ours, fleet.claims())
     fleet.stuck.clear()
+    quarantine.look_after(fleet)
     neighbours.notice(fleet)
     ailing.look(fleet)
     for engine in fleet.engines.values():
         learning.looked_at(fleet, engine)
-        if engine.state is State.RESERVED:
+        if stray := landing.strayed(fleet, engine):
+            leaving.fail(fleet, engine, stray)
+        elif engine.state is State.RESERVED:
             coming.spawn_if_still_fits(fleet, engine)
+        elif engine.state is State.WAKING:
+            coming.wake_if_still_fits(fleet, engine)
         elif engine.state is State.SETTLING:
             leaving.settle(fleet, engine)
         elif engine.state is State.SLEEPING and not engine.settled:
@@ -217,6 +224,7 @@ def _(event: events.StartAsked, fleet: Fleet) -> None:
         why = f"{engine.name} is pinned by its profile: take `pin = true` out of it"
         fleet.order(orders.Answer(event.ticket, why, DaemonRefused(why)))
         return
+    quarantine.vouch(fleet, engine)
     if event.pin is not None:
         coming.pin(fleet, engine, event.pin)
     if engine.state is State.READY:

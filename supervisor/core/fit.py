@@ -20,7 +20,9 @@ _STEPS = 10_000
 
 
 def need(profile: Profile, reading: Reading) -> int:
-    """Bytes that an engine of `profile` takes on the device of `reading`."""
+    """Bytes that an engine of `profile` takes on the device of `reading`; none of a GPU that has no memory of its own."""
+    if reading.unified:
+        return 0
     asked = _size(profile)
     return math.ceil(reading.total * utilization(profile, reading)) if asked is None else asked
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from supervisor.config import Config, Profile
 from supervisor.core import orders
 from supervisor.core.abroad import Offer
-from supervisor.core.devices import Reading
+from supervisor.core.devices import HOST, Reading
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fairness import Fairness
 from supervisor.core.homes import Homes
@@ -106,6 +106,8 @@ class Fleet:
     loans: dict[str, Loan] = field(default_factory=dict)
     peers: dict[str, Peer] = field(init=False)
     homes: Homes = field(init=False)
+    unreadable: set[str] = field(default_factory=set)
+    """Devices that were in trouble when they were last read."""
     foreign_told: dict[str, int] = field(default_factory=dict)
     """Device -> the foreign bytes there that were last told of."""
     xids: dict[tuple[str, int], Sighting] = field(default_factory=dict)
@@ -218,6 +220,17 @@ class Fleet:
         reading = self.ledger.reading(device)
         assert reading is not None, f"{device} was never read"
         return reading
+
+    def cards_of(self, engine: Engine) -> list[str]:
+        """Its devices that have memory of their own."""
+        return [d for d in engine.devices if d != HOST and not self.ledger.shares_host(d)]
+
+    def rest_of(self, reading: Reading, engine: Engine) -> int:
+        """Bytes in use on a device but by our other engines and by neighbours with a name: those of `engine`, and
+        what nobody accounts for."""
+        others = (e for e in self.engines.values() if e is not engine and not e.returns_before(engine))
+        held = sum(other.held_on(reading.device) for other in others)
+        return reading.used - held - sum(h.used or 0 for h in self.ledger.strangers(reading))
 
     def is_batch(self, source: str) -> bool:
         key = self.config.keys.get(source)

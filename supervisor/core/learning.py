@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from supervisor.core import context, orders
 from supervisor.core.command import names_of
-from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fleet import Fleet
 from supervisor.core.learned import Learned, drift, notable, taught
@@ -115,5 +114,5 @@ def estimate(fleet: Fleet, ask: Ask) -> Ask:
 
 def usual_residue(fleet: Fleet, engine: Engine) -> dict[str, int]:
     """Bytes that it would leave on each GPU asleep: as measured, else as configured."""
-    cards = (device for device in engine.devices if device != HOST)
-    return {card: engine.expected.residue.get(card, fleet.config.memory.residue) for card in cards}
+    usual = fleet.config.memory.residue
+    return {card: engine.expected.residue.get(card, usual) for card in fleet.cards_of(engine)}

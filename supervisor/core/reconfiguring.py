@@ -91,8 +91,8 @@ def _retune(fleet: Fleet, engine: Engine, new: Profile) -> None:
     engine.profile = new
     if engine.state is State.READY and not engine.leases:
         engine.deadline = coming.bedtime(fleet, engine)
-    elif engine.state is State.SLEEPING and engine.settled:
-        engine.deadline = leaving.wakes_or_stops(fleet, engine)
+    elif engine.state is State.SLEEPING and engine.settled and not engine.is_to_stop:
+        engine.deadline = coming.bedtime_asleep(fleet, engine)
 
 
 def renew(fleet: Fleet) -> None:

@@ -91,7 +91,11 @@ def _profile(fleet: Fleet, engine: Engine) -> Json:
         "slots": engine.slots,
         "queued": fleet.queues.for_profile(engine.name),
         "idle": engine.idle_seconds(fleet.now),
-        "needs": [_need(fleet, engine, device) for device in _touched(fleet, engine)],
+        "needs": [
+            _need(fleet, engine, device)
+            for device in _touched(fleet, engine)
+            if not fleet.ledger.shares_host(device)
+        ],
         "stands_in_the_way": _obstacle(fleet, engine),
         "makes_room": list(chance.way.victims) if chance else [],
         "by_sleeping": chance.way.asleep if chance else False,

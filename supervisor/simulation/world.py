@@ -26,6 +26,8 @@ from supervisor.core.routing import Ask
 from supervisor.simulation.trace import Request
 
 READ_EVERY = 5.0
+OURS = 1
+"""A PID that stands for all processes of ours."""
 STOP_SECONDS = 3.0
 """From SIGTERM to the memory's return, measured with small models; a kill takes a tenth of it."""
 SLEEP_SECONDS = 6.0
@@ -180,7 +182,7 @@ class World:
 
     def _read(self) -> None:
         held = {name: dict(found) for name, found in self._held.items()}
-        self.tell(events.DevicesRead(self._survey(), held))
+        self.tell(events.DevicesRead(self._survey(), held, frozenset({OURS})))
 
     def _survey(self) -> Survey:
         cards = [self._card(index, card) for index, card in enumerate(self.cards) if card.total]
@@ -196,7 +198,7 @@ class World:
         holders = (Holder(4242, foreign, "neighbour", "someone"),) if foreign else ()
         return Reading(
             device, card.total, used, card.total - used, self.now, "imaginary", index,
-            holders=(*holders, Holder(1, ours)),
+            holders=(*holders, Holder(OURS, ours)),
         )  # fmt: skip
 
     # Orders

@@ -268,7 +268,7 @@ def test_a_device_that_may_come_back_is_waited_for_until_the_mode_must_have_begu
     if trouble == "sick":
         world.trouble[0] = "GPU is lost"
     elif trouble == "quarantined":
-        world.fleet.ledger.quarantined["GPU-0"] = "memory of llama_0 did not come back"
+        world.fleet.ledger.quarantine("GPU-0", "llama_0", "memory of llama_0 did not come back")
     elif trouble == "unread":
         world.survey = lambda: Survey((), world.now, "driver not loaded")  # type: ignore[method-assign]
     world.now += 20
