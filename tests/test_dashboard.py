@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from supervisor.core.devices import GIB
 from tests.daemon import KEY, QUICK, Llmd, until
 from tests.standin.nvml import FakeGpus, build
+from tests.standin.peer import Other, serving
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(
@@ -48,7 +49,13 @@ def gpus(tmp_path_factory: pytest.TempPathFactory) -> FakeGpus:
 
 
 @pytest.fixture(scope="module")
-def llmd(gpus: FakeGpus, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Llmd]:
+def dgx() -> Iterator[Other]:
+    with serving("llama-70b") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def llmd(gpus: FakeGpus, dgx: Other, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Llmd]:
     profiles = {
         "llama_0": CARD | {"model": "llama", "gpus": [0], "vram": "12 GiB", "sleep": True, "env": TALKS},
         "llama_1": CARD | {"model": "llama", "gpus": [1], "vram": "12 GiB", "env": SLOW},
@@ -69,7 +76,8 @@ def llmd(gpus: FakeGpus, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
         "LLMD_LOOKER_KEY": LOOKER,
     }
     limits = QUICK | {"engine": QUICK["engine"] | {"settle_timeout": 3}}
-    made = Llmd(profiles, env=env, keys=keys, modes=modes, **limits)
+    peers = {"dgx": {"url": dgx.url, "interval": 0.2}}
+    made = Llmd(profiles, env=env, keys=keys, modes=modes, peers=peers, **limits)
     try:
         yield made.start()
     finally:
@@ -187,6 +195,12 @@ def test_a_model_is_started_its_percentage_moves_and_it_is_stopped(page: Page, l
     expect(row(page, "llama_1").locator(".doing")).to_contain_text("idle, stops in 30 min")
     expect(page.locator(".gpu").nth(1).locator(".legend")).to_contain_text("llama_112.0 GiB")
     expect(page.locator("#decisions")).to_contain_text("llama_1")
+    row(page, "llama_1").get_by_role("button", name="Pin llama_1").click()
+    expect(state(page, "llama_1")).to_have_text("ready, pinned")
+    expect(row(page, "llama_1").locator(".doing")).not_to_contain_text("stops in")
+    assert llmd.engine("llama_1")["pinned"]
+    row(page, "llama_1").get_by_role("button", name="Unpin llama_1").click()
+    expect(row(page, "llama_1").locator(".doing")).to_contain_text("idle, stops in 30 min")
     row(page, "llama_1").get_by_role("button", name="Stop llama_1").click()
     expect(state(page, "llama_1")).to_have_text("cold")
     assert llmd.engine("llama_1")["state"] == "cold"
@@ -267,12 +281,18 @@ def test_logs_are_live_filtered_and_held_back(page: Page, llmd: Llmd) -> None:
     expect(log.locator("div:visible")).to_have_count(lines + 1)
 
 
-def test_night_is_planned_forced_and_given_back(page: Page, llmd: Llmd) -> None:
+def test_night_is_planned_dropped_forced_and_given_back(page: Page, llmd: Llmd) -> None:
     sign_in(page, llmd)
     expect(page.locator("#now-mode")).to_have_text("day, by the calendar")
     expect(page.locator("#next-mode")).to_contain_text("Next: night at")
+    expect(page.locator("#plan")).to_contain_text("What a change to night would do now")  # it is the next one
+    expect(page.get_by_role("button", name="Change to night")).to_have_count(0)
     page.get_by_role("button", name="Plan night").click()
     expect(page.locator("#plan")).to_contain_text("serve qwen_72b_dual")
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    expect(page.get_by_role("button", name="Change to night")).to_have_count(0)
+    assert llmd.status()["daemon"]["mode"]["name"] == "day"
+    page.get_by_role("button", name="Plan night").click()
     page.get_by_role("button", name="Change to night").click()
     expect(page.locator("#now-mode")).to_have_text("night, forced by a person")
     expect(page.locator("#mode")).to_have_text("night, forced")
@@ -316,6 +336,20 @@ def test_a_card_whose_memory_does_not_come_back_is_seen_to_be_quarantined(
     shoot(page, "quarantine")
     expect(page.locator(".gpu").nth(1)).not_to_contain_text("Quarantined")
     gpus.card(1, linger=0)
+
+
+def test_a_peer_has_a_card_with_its_models_and_is_seen_to_go(page: Page, llmd: Llmd, dgx: Other) -> None:
+    sign_in(page, llmd)
+    card = page.locator("[data-peer=dgx]")
+    for said in ("up", f"127.0.0.1:{dgx.server_port}", "0 / 8 in flight", "llama-70b131,072 tokens"):
+        expect(card).to_contain_text(said)
+    dgx.ill = True
+    expect(card.locator(".pill")).to_have_text("down")
+    expect(card.locator(".note")).to_contain_text("500")
+    shoot(page, "peer-down")
+    dgx.ill = False
+    expect(card.locator(".pill")).to_have_text("up")
+    expect(card.locator(".note")).to_be_hidden()
 
 
 def test_who_may_only_look_has_no_buttons(page: Page, llmd: Llmd) -> None:

@@ -51,6 +51,9 @@ CARD: dict[str, Any] = {
 }  # fmt: skip
 
 
+PEER: dict[str, Any] = {"peer": "dgx", "url": "https://dgx:8000", "up": False, "trouble": "it has not answered yet"}
+
+
 class Driver(FakeDriver):
     """Its status has what the dashboard shows; `padding` makes every picture a new and long one."""
 
@@ -60,7 +63,7 @@ class Driver(FakeDriver):
     def status(self) -> dict[str, Any]:
         self.looks += 1
         engine = ENGINE | {"failure": f"{self.looks}" + "x" * self.padding if self.padding else None}
-        whole = {"gpu_trouble": None, "disk_trouble": [], "strays": [], "loans": [], "waiting": 0}
+        whole = {"gpu_trouble": None, "disk_trouble": [], "strays": [], "loans": [], "peers": [PEER], "waiting": 0}
         return {**whole, "daemon": {"uptime_s": 9.0}, "devices": [CARD], "engines": [engine | self.more]}
 
     @property
@@ -373,8 +376,9 @@ async def test_a_whole_picture_then_what_changed(place: Any, client: aiohttp.Cli
         name, whole = await events.next()
         assert (name, sorted(whole)) == (
             "snapshot",
-            ["daemon", "devices", "engines", "flights", "loans", "recent"],
+            ["daemon", "devices", "engines", "flights", "loans", "peers", "recent"],
         )
+        assert whole["peers"] == {"dgx": PEER}
         assert whole["devices"]["GPU-1"]["quarantined"] == CARD["quarantined"]
         assert whole["engines"]["llama_0"]["planned"] == 92
         await driver.start("llama_0")

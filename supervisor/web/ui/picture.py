@@ -37,6 +37,7 @@ def paint(
         "devices": {device["device"]: _device(device, wall) for device in status["devices"]},
         "engines": engines,
         "loans": {loan["name"]: _loan(loan, wall) for loan in status["loans"]},
+        "peers": {peer["peer"]: peer for peer in status["peers"]},
         "flights": flights,
     }
     picture = {section: {key: _json(item) for key, item in items.items()} for section, items in whole.items()}

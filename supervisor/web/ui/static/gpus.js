@@ -6,6 +6,7 @@ import { colour } from "./colours.js";
 const SVG = "http://www.w3.org/2000/svg";
 /** What they have not given back is no memory of somebody else. */
 const LEAVING = new Set(["stopping", "settling"]);
+const POINTS = 360;
 let span = "hour";
 let history = { steps: {}, devices: {} };
 const cards = new Keyed($("cards"), card);
@@ -160,19 +161,26 @@ function lines() {
   words.append(when);
   function draw(points) {
     drawn.forEach((path, of) => path.setAttribute("d", trace(points, of)));
-    put(when, span === "hour" ? "last hour" : "last 24 hours");
+    put(when, reach(points.length));
     node.setAttribute("aria-label", `memory and utilisation, ${when.textContent}`);
   }
   return { node: el("div", { className: "chart" }, node, words), draw };
 }
 
+/** A young daemon has less to tell than its line has room for: then that little takes the whole width. */
+function reach(points) {
+  if (points >= POINTS) return span === "hour" ? "last hour" : "last 24 hours";
+  return points < 2 ? "nothing yet" : `last ${coarse(points * history.steps[span])}`;
+}
+
 /** The newest at the right; a gap where nothing was read. */
 function trace(points, of) {
+  const step = POINTS / Math.max(1, points.length - 1);
   let path = "", pen = "M";
   points.forEach((point, index) => {
     if (point[of] == null) pen = "M";
     else {
-      path += `${pen}${360 - points.length + index + 1} ${(38.5 - 37 * point[of]).toFixed(1)}`;
+      path += `${pen}${(index * step).toFixed(1)} ${(38.5 - 37 * point[of]).toFixed(1)}`;
       pen = "L";
     }
   });
