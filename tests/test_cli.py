@@ -26,8 +26,9 @@ STATUS = {
             "index": 0,
             "name": "Card",
             "total": 24 * GIB,
-            "used": 20 * GIB,
-            "free": 4 * GIB,
+            "used": 14 * GIB,
+            "free": 10 * GIB,
+            "others": 4 * GIB,
             "ours": {"llama_0": 16 * GIB},
             "foreign": [{"pid": 99, "name": "python", "user": "ann", "used": None}],
         }
@@ -119,7 +120,13 @@ async def test_status_fits_80_columns_without_colours(socket: Path) -> None:
     assert result.exit_code == 0
     assert "\x1b" not in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
-    for words in ("llama_0 16.00 GiB", "others 4.00 GiB: python 99", "starting 40 %", "stray: pid 5"):
+    for words in (
+        "llama_0 16.00 GiB",
+        "4.00 GiB free",
+        "others 4.00 GiB: python 99",
+        "starting 40 %",
+        "stray: pid 5",
+    ):
         assert words in result.stdout
 
 

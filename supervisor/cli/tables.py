@@ -112,11 +112,11 @@ def device(device: Json) -> Group:
     if trouble := (device.get("trouble") or device.get("quarantined")):
         lines.append(Text(f"  {trouble if isinstance(trouble, str) else 'not trusted'}", "red"))
     lines += [Text(f"  {xid_line(found)}", "yellow") for found in device.get("xids") or ()]
-    total, used = device.get("total") or 0, device.get("used") or 0
-    if total:
+    if total := device.get("total") or 0:
         ours = {name: size or 0 for name, size in (device.get("ours") or {}).items()}
-        foreign = max(0, used - sum(ours.values()))
-        lines.append(Text("  ") + bar(total, ours, foreign) + Text(f"  {gib(device.get('free') or 0)} free"))
+        foreign = device.get("others") or 0
+        free = max(0, min(device.get("free") or 0, total - sum(ours.values()) - foreign))
+        lines.append(Text("  ") + bar(total, ours, foreign) + Text(f"  {gib(free)} free"))
         lines += _holders(ours, foreign, device.get("foreign") or [])
     return Group(*lines)
 

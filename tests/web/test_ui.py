@@ -51,7 +51,12 @@ CARD: dict[str, Any] = {
 }  # fmt: skip
 
 
-PEER: dict[str, Any] = {"peer": "dgx", "url": "https://dgx:8000", "up": False, "trouble": "it has not answered yet"}
+PEER: dict[str, Any] = {
+    "peer": "dgx",
+    "url": "https://dgx:8000",
+    "up": False,
+    "trouble": "it has not answered yet",
+}
 
 
 class Driver(FakeDriver):
@@ -63,7 +68,14 @@ class Driver(FakeDriver):
     def status(self) -> dict[str, Any]:
         self.looks += 1
         engine = ENGINE | {"failure": f"{self.looks}" + "x" * self.padding if self.padding else None}
-        whole = {"gpu_trouble": None, "disk_trouble": [], "strays": [], "loans": [], "peers": [PEER], "waiting": 0}
+        whole = {
+            "gpu_trouble": None,
+            "disk_trouble": [],
+            "strays": [],
+            "loans": [],
+            "peers": [PEER],
+            "waiting": 0,
+        }
         return {**whole, "daemon": {"uptime_s": 9.0}, "devices": [CARD], "engines": [engine | self.more]}
 
     @property
