@@ -38,7 +38,9 @@ PEOPLE = {"webui": "sk-webui", "n8n": "sk-n8n"}
 LOOK = 100.0
 """Seconds of the scene before it is drawn: the lines on the cards have a point each 10 s."""
 
-WIDE, PHONE = {"width": 1440, "height": 1000}, {"width": 390, "height": 844}
+SHOTS = (("dark", 1440, "dark", 1500), ("light", 1440, "light", 4800), ("phone", 390, "light", 2400))
+"""Name, width, theme and the height that is kept: one of them shows all there is."""
+
 NO_FONT = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 """Nothing is fetched from elsewhere: this host's own monospaced font."""
 
@@ -139,7 +141,7 @@ def live(llmd: Llmd, gpus: FakeGpus) -> None:
 
 
 def dashboard(browser: Browser, llmd: Llmd) -> None:
-    context = browser.new_context(viewport=WIDE, color_scheme="light")
+    context = browser.new_context(viewport={"width": 1440, "height": 1000})
     page = context.new_page()
     page.goto(f"{llmd.url}/ui/signin")
     page.get_by_label("API key").fill(ADMIN)
@@ -148,19 +150,23 @@ def dashboard(browser: Browser, llmd: Llmd) -> None:
     page.wait_for_selector("#flights tr")
     page.get_by_role("button", name="Plan night").click()
     page.wait_for_selector("#plan-buttons:visible")
-    for name, size, theme in (("light", WIDE, "light"), ("dark", WIDE, "dark"), ("phone", PHONE, "light")):
-        page.set_viewport_size(size)  # type: ignore[arg-type]
+    for name, size, theme, height in SHOTS:
+        page.set_viewport_size({"width": size, "height": 1000})
         page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
         page.evaluate("document.activeElement.blur(); window.scrollTo({top: 0, behavior: 'instant'})")
         page.wait_for_timeout(1500)
-        page.screenshot(path=HERE / f"dashboard-{name}.png", full_page=True)
+        page.screenshot(
+            path=HERE / f"dashboard-{name}.png",
+            full_page=True,
+            clip={"x": 0, "y": 0, "width": size, "height": height},
+        )
     context.close()
 
 
 def terminal(browser: Browser, llmd: Llmd) -> None:
     env = llmd.env | {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "80"}
     told = subprocess.run(llmd.command("status"), env=env, capture_output=True, text=True, check=True).stdout
-    draw(browser, "status", Text.from_ansi(told.rstrip()), 80)
+    draw(browser, "status", Text.from_ansi(told), 80)
     draw(browser, "top", Screen(llmd.status(), cursor="llama_0"), 80, height=36)
 
 

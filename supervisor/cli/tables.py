@@ -43,7 +43,7 @@ def render(status: Json) -> Iterator[RenderableType]:
         yield models(engines)
     if loans := status.get("loans"):
         yield Text()
-        yield Group(*map(_loan, loans))
+        yield Group(*map(lent, loans))
     if peers := status.get("peers"):
         yield Text()
         yield Group(*map(told_of, peers))
@@ -72,7 +72,8 @@ def told_of(peer: Json) -> Text:
     return text.append(load + (", ".join(peer["models"]) or "none"))
 
 
-def _loan(loan: Json) -> Text:
+def lent(loan: Json) -> Text:
+    """One line of a loan."""
     places = ", ".join(f"GPU {gpu}" for gpu in loan["gpus"])
     left = f"{span(loan['left_s'])} left" if loan["left_s"] is not None else "waits for room"
     return Text(f"lent {gib(loan['size'])} on {places} to {loan['borrower']} ({loan['name']}): {left}")

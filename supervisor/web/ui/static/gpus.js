@@ -155,11 +155,12 @@ function lines() {
     node.append(path);
     return path;
   });
-  const words = el("p", { className: "quiet key" }, el("i", { className: "used" }), "memory",
-    el("i", { className: "busy" }), "busy");
+  const busy = el("span", {}, el("i", { className: "busy" }), "busy");
+  const words = el("p", { className: "quiet key" }, el("span", {}, el("i", { className: "used" }), "memory"), busy);
   const when = el("span", { className: "when" });
   words.append(when);
-  function draw(points) {
+  function draw(points, device) {
+    show(busy, !device.host);
     drawn.forEach((path, of) => path.setAttribute("d", trace(points, of)));
     put(when, reach(points.length));
     node.setAttribute("aria-label", `memory and utilisation, ${when.textContent}`);
