@@ -67,6 +67,7 @@ async def socket() -> AsyncIterator[Path]:
         web.post("/profiles/bad/start", _answers(REFUSAL, 502)),
         web.post("/profiles/llama_0/stop", _stop),
         web.get("/profiles/llama_0/logs", _log),
+        web.post("/gpus/1/release", _answers({"message": "GPU 1 is released"})),
     )
     async with daemon(*routes) as path:
         yield path
@@ -133,6 +134,11 @@ async def test_status_fits_80_columns_without_colours(socket: Path) -> None:
 async def test_status_for_scripts(socket: Path) -> None:
     result = await llmd("--socket", socket, "status", "--json")
     assert json.loads(result.stdout) == STATUS
+
+
+async def test_a_quarantined_gpu_is_released(socket: Path) -> None:
+    result = await llmd("--socket", socket, "release", 1)
+    assert (result.exit_code, result.stdout) == (0, "GPU 1 is released\n")
 
 
 async def test_start_tells_that_it_is_ready(socket: Path) -> None:

@@ -35,6 +35,7 @@ ACTS = (
     "profiles/llama_0/pin",
     "profiles/llama_0/stop",
     "mode/auto",
+    "gpus/GPU-1/release",
     "requests/1/cancel",
     "reload",
 )

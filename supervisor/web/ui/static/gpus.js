@@ -1,6 +1,6 @@
 // A card a GPU: who holds its memory, how busy it is, how that was.
 import { $, Keyed, coarse, el, gib, mark, percent, put, show } from "./dom.js";
-import { now, read, state } from "./live.js";
+import { act, now, read, state } from "./live.js";
 import { colour } from "./colours.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -34,11 +34,13 @@ function card(key) {
   const title = el("h3"), kind = el("span", { className: "kind" });
   const total = el("p", { className: "big" });
   const note = el("p", { className: "note", hidden: true });
+  const release = el("button", { type: "button", textContent: "Release", hidden: true, onclick: () => act(`gpus/${key}/release`),
+    title: "Write off what did not come back: it counts as other people's" });
   const bar = el("div", { className: "bar", role: "img" });
   const legend = el("ul", { className: "legend" });
   const gauges = el("dl", { className: "numbers" });
   const chart = lines();
-  const node = el("article", { className: "card gpu" }, el("div", { className: "name" }, title, kind), total, note, bar, legend, gauges, chart.node);
+  const node = el("article", { className: "card gpu" }, el("div", { className: "name" }, title, kind), total, note, release, bar, legend, gauges, chart.node);
   const parts = new Keyed(bar, segment);
   const named = new Keyed(legend, entry);
   const shown = new Keyed(gauges, gauge);
@@ -47,6 +49,8 @@ function card(key) {
     put(kind, device.host ? "" : device.name.replace(/^NVIDIA /, ""));
     put(total, device.total ? `${gib(device.used)} / ${gib(device.total)} GiB` : "no reading");
     tell(note, node, device);
+    release.ariaLabel = `Release ${title.textContent}`;
+    show(release, device.quarantined && state.me.admin);
     const shares = device.total ? split(key, device) : [];
     parts.sync(shares.filter((share) => share.size > 0).map((share) => [share.key, { ...share, of: device.total }]));
     named.sync(shares.map((share) => [share.key, share]));
