@@ -38,11 +38,12 @@ test: check
 test-fast: env
 	$(PYTEST) -m "not real"
 
-# What waiting costs under each policy, what a decision costs, and what the router costs beside nginx.
+# What waiting costs under each policy, what a decision costs, what the router costs beside nginx, and what people who look on cost.
 bench: env
 	$(BIN)/python -m benchmarks.scheduling
 	$(BIN)/python -m benchmarks.deciding
 	$(BIN)/python benchmarks/router
+	$(BIN)/python -m benchmarks.dashboard
 
 # Fifty times the chaos that `make test` plays; a seed that fails is named with the command that plays it again.
 soak: env
