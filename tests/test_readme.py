@@ -90,7 +90,7 @@ COMMANDS = below(cli.main)
 
 
 def test_what_it_links_to_is_there() -> None:
-    links = re.findall(r"\]\(([^):]+)\)", README)
+    links = re.findall(r"\]\(([^):#]+)\)", README)
     assert "docs/dashboard-dark.png" in links
     assert [link for link in links if not (ROOT / link).exists()] == []
 

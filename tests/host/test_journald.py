@@ -50,6 +50,8 @@ class Journal:
 def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
     made = Journal(tmp_path, monkeypatch)
     yield made
+    journald._sender().close()
+    journald._sender.cache_clear()
     made.socket.close()
     made.file.close()
 

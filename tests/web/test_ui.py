@@ -48,7 +48,7 @@ ENGINE: dict[str, Any] = {
 CARD: dict[str, Any] = {
     "device": "GPU-1", "index": 0, "name": "NVIDIA L4", "total": 100, "used": 40, "free": 60, "foreign": [],
     "trouble": None, "quarantined": "memory of llama_0 did not come back", "age_s": 2.0, "utilization": 0.5,
-    "temperature": 50, "power": 70.0,
+    "temperature": 50, "power": 70.0, "xids": [{"xid": 63, "meaning": "a row is remapped", "count": 2, "ago_s": 9.0}],
 }  # fmt: skip
 
 
@@ -392,6 +392,8 @@ async def test_a_whole_picture_then_what_changed(place: Any, client: aiohttp.Cli
             ["daemon", "devices", "engines", "flights", "loans", "peers", "recent"],
         )
         assert whole["peers"] == {"dgx": PEER}
+        (xid,) = whole["devices"]["GPU-1"]["xids"]
+        assert (xid["xid"], xid["meaning"], xid["count"]) == (63, "a row is remapped", 2)
         assert whole["devices"]["GPU-1"]["quarantined"] == CARD["quarantined"]
         assert whole["engines"]["llama_0"]["planned"] == 92
         await driver.start("llama_0")

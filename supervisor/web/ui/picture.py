@@ -95,8 +95,18 @@ def _device(device: Mapping[str, Any], wall: float) -> dict[str, Any]:
         key: device[key]
         for key in ("index", "name", "total", "used", "free", "foreign", "trouble", "quarantined")
     }
+    xids = [
+        {"xid": x["xid"], "meaning": x["meaning"], "count": x["count"], "at": _moment(wall - x["ago_s"])}
+        for x in device.get("xids", ())
+    ]
     gauges = {key: device[key] for key in ("utilization", "temperature", "power")}
-    return {**shown, **gauges, "host": device["device"] == HOST, "read": _moment(wall - device["age_s"])}
+    return {
+        **shown,
+        **gauges,
+        "xids": xids,
+        "host": device["device"] == HOST,
+        "read": _moment(wall - device["age_s"]),
+    }
 
 
 _AS_IT_IS = (

@@ -40,8 +40,10 @@ function card(key) {
   const legend = el("ul", { className: "legend" });
   const gauges = el("dl", { className: "numbers" });
   const chart = lines();
-  const node = el("article", { className: "card gpu" }, el("div", { className: "name" }, title, kind), total, note, release, bar, legend, gauges, chart.node);
+  const node = el("article", { className: "card gpu" }, el("div", { className: "name" }, title, kind), total, note, release, reported, bar, legend, gauges, chart.node);
   const parts = new Keyed(bar, segment);
+  const reported = el("ul", { className: "reported", ariaLabel: "Errors that the driver reported" });
+  const errors = new Keyed(reported, xid);
   const named = new Keyed(legend, entry);
   const shown = new Keyed(gauges, gauge);
   function update(device) {
@@ -49,6 +51,7 @@ function card(key) {
     put(kind, device.host ? "" : device.name.replace(/^NVIDIA /, ""));
     put(total, device.total ? `${gib(device.used)} / ${gib(device.total)} GiB` : "no reading");
     tell(note, node, device);
+    errors.sync(device.xids.map((found) => [found.xid, found]));
     release.ariaLabel = `Release ${title.textContent}`;
     show(release, device.quarantined && state.me.admin);
     const shares = device.total ? split(key, device) : [];
@@ -132,6 +135,14 @@ function entry() {
     swatch.className = share.kind;
     put(name, share.name);
     put(size, `${gib(share.size)} GiB`);
+  } };
+}
+
+function xid() {
+  const node = el("li");
+  return { node, update(found) {
+    const times = found.count > 1 ? `${found.count} times, last ` : "";
+    put(node, `XID ${found.xid}, ${times}${coarse(now() - found.at)} ago: ${found.meaning}`);
   } };
 }
 
