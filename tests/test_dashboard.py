@@ -183,6 +183,8 @@ def test_signing_in_shows_the_cards_and_whose_memory_is_whose(page: Page, llmd: 
     expect(first).to_contain_text("Trouble: GPU is lost")
     gpus.card(0, memory="ok")
     expect(first).not_to_contain_text("Trouble")
+    gpus.xid(1, 63)
+    expect(second.locator(".reported")).to_contain_text("XID 63")
 
 
 def test_a_model_is_started_its_percentage_moves_and_it_is_stopped(page: Page, llmd: Llmd) -> None:
