@@ -37,12 +37,12 @@ function card(key) {
   const release = el("button", { type: "button", textContent: "Release", hidden: true, onclick: () => act(`gpus/${key}/release`),
     title: "Write off what did not come back: it counts as other people's" });
   const bar = el("div", { className: "bar", role: "img" });
+  const reported = el("ul", { className: "reported", ariaLabel: "Errors that the driver reported" });
   const legend = el("ul", { className: "legend" });
   const gauges = el("dl", { className: "numbers" });
   const chart = lines();
   const node = el("article", { className: "card gpu" }, el("div", { className: "name" }, title, kind), total, note, release, reported, bar, legend, gauges, chart.node);
   const parts = new Keyed(bar, segment);
-  const reported = el("ul", { className: "reported", ariaLabel: "Errors that the driver reported" });
   const errors = new Keyed(reported, xid);
   const named = new Keyed(legend, entry);
   const shown = new Keyed(gauges, gauge);
