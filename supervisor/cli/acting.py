@@ -66,6 +66,17 @@ def stop(place: Place, profile: str, now: bool, as_json: bool) -> None:
 
 
 @click.command()
+@click.argument("gpu")
+@as_json
+@click.pass_obj
+def release(place: Place, gpu: str, as_json: bool) -> None:
+    """Use quarantined GPU again, a number or UUID: what did not come back counts as other people's memory."""
+    with errors(as_json):
+        message = call(place, lambda client: client.release(gpu))
+        print_json({"message": message}) if as_json else click.echo(message)
+
+
+@click.command()
 @click.option("--plan", is_flag=True, help="Tell what would change, and do nothing.")
 @as_json
 @click.pass_obj

@@ -43,7 +43,7 @@ def render(status: Json) -> Iterator[RenderableType]:
         yield models(engines)
     if loans := status.get("loans"):
         yield Text()
-        yield Group(*map(_loan, loans))
+        yield Group(*map(lent, loans))
     if peers := status.get("peers"):
         yield Text()
         yield Group(*map(told_of, peers))
@@ -72,7 +72,8 @@ def told_of(peer: Json) -> Text:
     return text.append(load + (", ".join(peer["models"]) or "none"))
 
 
-def _loan(loan: Json) -> Text:
+def lent(loan: Json) -> Text:
+    """One line of a loan."""
     places = ", ".join(f"GPU {gpu}" for gpu in loan["gpus"])
     left = f"{span(loan['left_s'])} left" if loan["left_s"] is not None else "waits for room"
     return Text(f"lent {gib(loan['size'])} on {places} to {loan['borrower']} ({loan['name']}): {left}")
@@ -112,11 +113,11 @@ def device(device: Json) -> Group:
     if trouble := (device.get("trouble") or device.get("quarantined")):
         lines.append(Text(f"  {trouble if isinstance(trouble, str) else 'not trusted'}", "red"))
     lines += [Text(f"  {xid_line(found)}", "yellow") for found in device.get("xids") or ()]
-    total, used = device.get("total") or 0, device.get("used") or 0
-    if total:
+    if total := device.get("total") or 0:
         ours = {name: size or 0 for name, size in (device.get("ours") or {}).items()}
-        foreign = max(0, used - sum(ours.values()))
-        lines.append(Text("  ") + bar(total, ours, foreign) + Text(f"  {gib(device.get('free') or 0)} free"))
+        foreign = device.get("others") or 0
+        free = max(0, min(device.get("free") or 0, total - sum(ours.values()) - foreign))
+        lines.append(Text("  ") + bar(total, ours, foreign) + Text(f"  {gib(free)} free"))
         lines += _holders(ours, foreign, device.get("foreign") or [])
     return Group(*lines)
 

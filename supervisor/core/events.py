@@ -207,6 +207,14 @@ class SleepAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class ReleaseAsked:
+    """An operator writes off memory that did not come back on a quarantined GPU."""
+
+    ticket: str
+    gpu: int | str
+
+
+@dataclass(frozen=True, slots=True)
 class LoanAsked:
     """Another program wants `size` bytes on each of `gpus` for `ttl` seconds. `name` is its ticket, too."""
 
@@ -297,6 +305,7 @@ Event = (
     | WarmAsked
     | StopAsked
     | SleepAsked
+    | ReleaseAsked
     | LoanAsked
     | LoanEnded
     | TicketDropped

@@ -19,6 +19,7 @@ from supervisor.core import (
     peering,
     quarantine,
     reconfiguring,
+    release,
 )
 from supervisor.core.events import Event
 from supervisor.core.failures import Failure, FailureClass, classify
@@ -260,6 +261,11 @@ def _(event: events.SleepAsked, fleet: Fleet) -> None:
     engine.give_up_wanting()
     leaving.retire(fleet, engine, Reason.OPERATOR, "put to sleep by an operator", asleep=True)
     fleet.order(orders.Answer(event.ticket, f"{engine.name} goes to sleep"))
+
+
+@on.register
+def _(event: events.ReleaseAsked, fleet: Fleet) -> None:
+    release.release(fleet, event)
 
 
 @on.register

@@ -325,14 +325,19 @@ def settle(fleet: Fleet, engine: Engine) -> None:
     gone_at = engine.gone_at
     if gone_at is None or not all(is_back(fleet, engine, device, gone_at) for device in engine.places):
         return
-    quarantine.lift(fleet, engine.places, engine.name, f"the memory of {engine.name} is back")
+    over(fleet, engine, f"the memory of {engine.name} is back")
+
+
+def over(fleet: Fleet, engine: Engine, proof: str) -> None:
+    """An incarnation has come to its end, and holds nothing any more."""
+    quarantine.lift(fleet, engine.places, engine.name, proof)
     incarnation, failure = engine.incarnation or "", engine.failure
     fleet.order(orders.Forget(incarnation))
     engine.clear()
     if failure is None or engine.outdated or failure.kind is FailureClass.GPU_SICK:
         engine.failure = None
         engine.step(Step.SETTLE, fleet.now)
-        fleet.note("engine_stopped", engine, f"{engine.name} stopped, its memory is back")
+        fleet.note("engine_stopped", engine, f"{engine.name} stopped: {proof}")
     else:
         follow_up(fleet, engine, failure)
     answer_stopped(fleet, engine)

@@ -42,6 +42,11 @@ class Claim(NamedTuple):
         return max(self.reserved, self.measured or 0)
 
     @property
+    def blurred(self) -> bool:
+        """Whether what it has now cannot be told from what others have."""
+        return self.going or (self.restless and self.measured is None)
+
+    @property
     def unspent(self) -> int:
         """Promised but not taken yet. Where nothing is measured, all of it counts as taken: the free
         memory that the device shows is then the only truth, and it is tested on its own."""
@@ -130,13 +135,14 @@ class Ledger:
     # Facts in
 
     def take(self, survey: Survey, ours: frozenset[int], claims: Claims) -> None:
-        """Note a survey. A device where memory is on its way back is no witness of foreign memory."""
+        """Note a survey. A device where memory is on its way back, or promised and not measured yet, is no witness
+        of foreign memory."""
         listed = frozenset(holder.pid for reading in survey.readings for holder in reading.holders)
         self._once_ours = (self._once_ours | self.ours) & listed - ours
         self.survey, self.ours = survey, ours
         for reading in survey.readings:
             claimed = claims.get(reading.device, ())
-            if reading.trouble or any(claim.going for claim in claimed):
+            if reading.trouble or any(claim.blurred for claim in claimed):
                 continue
             held = (claim.reserved if claim.measured is None else claim.measured for claim in claimed)
             samples = self._foreign.setdefault(reading.device, deque())

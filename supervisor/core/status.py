@@ -56,6 +56,7 @@ def _device(fleet: Fleet, reading: Reading, now: float) -> dict[str, Any]:
         "free": reading.free,
         "ours": {claim.profile: claim.held for claim in claims},
         "foreign": [asdict(holder) for holder in strangers],
+        "others": min(fleet.ledger.foreign_now(reading.device), reading.used),
         "trouble": reading.trouble,
         "quarantined": fleet.ledger.barred(reading.device),
         "xids": ailing.describe(fleet, reading.device),

@@ -327,6 +327,11 @@ class Driver:
         """Give up the GPU and keep the process. Raises DaemonRefused where it cannot."""
         return await self._ask(profile, lambda ticket: events.SleepAsked(ticket, profile))
 
+    async def release(self, gpu: int | str) -> str:
+        """Write off memory that did not come back on a quarantined GPU. Raises DaemonRefused."""
+        ticket = secrets.token_hex(8)
+        return await self._answer(ticket, events.ReleaseAsked(ticket, gpu))
+
     async def _ask(self, profile: str, event: Callable[[str], Event]) -> str:
         if profile not in self.config.profiles:
             known = ", ".join(self.config.profiles)

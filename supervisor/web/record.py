@@ -14,7 +14,7 @@ from supervisor.host.activity import Request
 from supervisor.host.logbook import log
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-_WHERE_KNOWN = ("error", "code", "person", "chat", "dropped")
+_WHERE_KNOWN = ("guessed", "error", "code", "person", "chat", "dropped")
 
 
 def _unknown() -> None:
@@ -39,6 +39,8 @@ class Record:
     source: str | None = None
     prompt: int | None = None
     completion: int | None = None
+    guess: int | None = None
+    """Tokens of its prompt, as estimated from its letters."""
     first: float | None = None
     queued: float | None = None
     hit: str | None = None
@@ -81,14 +83,24 @@ class Record:
         """The same as it goes on the wire."""
         return "".join([f"{name}: {value}\r\n" for name, value in self.headers().items()]).encode()
 
+    @property
+    def guessed(self) -> bool:
+        """Whether nobody counted its tokens: the engine of a stream does where the client asks for that alone."""
+        return self.streamed and self.first is not None and self.prompt is None and self.completion is None
+
+    def tokens(self) -> tuple[int | None, int | None]:
+        """Of the prompt and of the answer, as the engine counted them; about, where it did not."""
+        return (self.guess, self.made()) if self.guessed else (self.prompt, self.completion)
+
     def outcome(self) -> dict[str, object]:
         """For those who ask why, in milliseconds."""
+        prompt, completion = self.tokens()
         return {
             "status": self.status,
             "error": self.error,
             "profile": self.profile,
-            "prompt": self.prompt,
-            "completion": self.completion,
+            "prompt": prompt,
+            "completion": completion,
             "latency_ms": _ms(self.latency()),
             "ttft_ms": _ms(self.ttft()),
             "queue_ms": _ms(self.queued),
@@ -108,9 +120,10 @@ class Record:
 
     def between_tokens(self) -> float | None:
         """Seconds, the mean of a streamed answer; None where there is no second token."""
-        if self.first is None or not self.streamed or self.status >= 400 or (self.completion or 0) < 2:
+        _, written = self.tokens()
+        if self.first is None or not self.streamed or self.status >= 400 or (written or 0) < 2:
             return None
-        return (self.started + self.latency() - self.first) / ((self.completion or 0) - 1)
+        return (self.started + self.latency() - self.first) / ((written or 0) - 1)
 
     def request(self) -> Request | None:
         """What of it is kept; None of whoever is not known, or asked for no model."""
@@ -125,15 +138,15 @@ class Record:
             self.status,
             self.code,
             self.hit,
-            self.prompt,
-            self.completion,
+            *self.tokens(),
             round(self.latency() * 1000),
             _ms(self.ttft()),
             _ms(self.queued),
         )
 
     def write(self) -> None:
-        known = [count for count in (self.prompt, self.completion) if count is not None]
+        prompt, completion = self.tokens()
+        known = [count for count in (prompt, completion) if count is not None]
         log(
             "request",
             "INFO" if self.status < 500 else "WARNING",
@@ -143,8 +156,8 @@ class Record:
             reason=self.reason,
             source=self.source,
             tokens=sum(known) if known else None,
-            prompt=self.prompt,
-            completion=self.completion,
+            prompt=prompt,
+            completion=completion,
             latency_ms=_ms(self.latency()),
             ttft_ms=_ms(self.ttft()),
             queue_ms=_ms(self.queued),
