@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python tests/orphans.py $(BIN)/python -m pytest -q
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/llmd
 MODELS := $(CACHE)/models
 
-.PHONY: env check demo test test-fast bench soak clean
+.PHONY: env check demo test test-fast bench soak pictures clean
 
 # llmd's own environment: light, locked, never with vLLM or torch in it.
 env: $(VENV)/.done
@@ -38,15 +38,20 @@ test: check
 test-fast: env
 	$(PYTEST) -m "not real"
 
-# What waiting costs under each policy, what a decision costs, and what the router costs beside nginx.
+# What waiting costs under each policy, what a decision costs, what the router costs beside nginx, and what people who look on cost.
 bench: env
 	$(BIN)/python -m benchmarks.scheduling
 	$(BIN)/python -m benchmarks.deciding
 	$(BIN)/python benchmarks/router
+	$(BIN)/python -m benchmarks.dashboard
 
 # Fifty times the chaos that `make test` plays; a seed that fails is named with the command that plays it again.
 soak: env
 	$(BIN)/python -m tests.simulation.replay --soak 10000
+
+# The pictures in docs/, of a daemon on stand-in cards, by Debian's chromium: two minutes.
+pictures: env
+	$(BIN)/python -m docs.pictures
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -117,7 +117,7 @@ def measure(count: int) -> dict[str, Any]:
         "waiting": waiting,
         "grown_mib": round(grown / MIB, 1),
         "hours": round(world.now / 3600, 1),
-        "swaps": world.counts["evict"],
+        "swaps": world.counts["swap"],
     }
 
 

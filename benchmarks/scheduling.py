@@ -9,21 +9,24 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from supervisor.config import Config, Key, Profile
+from supervisor.cli.replay import changes
+from supervisor.config import Config, Key, Mode, Profile
 from supervisor.simulation.peers import POLICIES
 from supervisor.simulation.report import report
 from supervisor.simulation.trace import Request
 from supervisor.simulation.world import GIB, Card, World
 
 HOURS = 3600.0
+BEGINS = datetime(2026, 1, 1, 16, tzinfo=UTC)
 KEYS = {
     "webui": Key(env="A"),
     "alice": Key(env="B"),
@@ -40,6 +43,8 @@ class Case:
     profiles: tuple[Profile, ...]
     cards: tuple[Card, ...]
     trace: list[Request]
+    modes: Mapping[str, Mode] = field(default_factory=dict)
+    """By the clock; a trace begins at BEGINS."""
 
 
 def profile(name: str, *gpus: int, gib: float = 20.0, **fields: Any) -> Profile:
@@ -117,7 +122,13 @@ def day_and_night(rng: random.Random) -> Case:
         *loop(rng, "n8n", "72b", 6.5 * HOURS, 9 * HOURS, every=30),
         *chat(rng, "alice", "llama", 7 * HOURS, 7.5 * HOURS, think=300),
     ]
-    return Case(models, (Card(), Card()), trace)
+    day = tuple(model.name for model in models if model.name != "72b_dual")
+    night = ("72b_dual", "llama_0", "bge_1")
+    modes = {
+        "day": Mode(start=time(6), timezone="UTC", profiles=day),
+        "night": Mode(start=time(22, 30), timezone="UTC", profiles=night, warm=("72b_dual",)),
+    }
+    return Case(models, (Card(), Card()), trace, modes)
 
 
 def noisy_neighbour(rng: random.Random) -> Case:
@@ -144,9 +155,12 @@ TRACES: dict[str, Callable[[random.Random], Case]] = {
 
 def play(case: Case, policy: str, seed: int, *, sleep: bool = False) -> dict[str, Any]:
     profiles = {p.name: p.model_copy(update={"sleep": sleep}) for p in case.profiles}
-    config = Config(path=Path("llmd.toml"), profiles=profiles, keys=KEYS)
+    config = Config(path=Path("llmd.toml"), profiles=profiles, keys=KEYS, modes=case.modes)
     world = World(config, case.cards, POLICIES[policy](), seed=seed)
-    world.run(sorted(case.trace, key=lambda request: request.time))
+    trace = sorted(case.trace, key=lambda request: request.time)
+    for at, change in changes(case.modes, BEGINS, trace[-1].time):
+        world.expect(at, change)
+    world.run(trace)
     return report(world)
 
 
@@ -188,13 +202,15 @@ def show(results: dict[str, Any]) -> None:
             "batch max",
             "refused",
             "swaps",
+            "evictions",
             "loading s",
         ):
             table.add_column(column, justify="right")
         for policy, found in by_policy.items():
             chat, batch = found["interactive"], found["batch"]
             cells = [chat["p50_s"], chat["p95_s"], chat["max_s"], chat["refused"]]
-            cells += [batch["p95_s"], batch["max_s"], batch["refused"], found["swaps"], found["loading_s"]]
+            cells += [batch["p95_s"], batch["max_s"], batch["refused"]]
+            cells += [found["swaps"], found["evictions"], found["loading_s"]]
             table.add_row(policy, *("-" if cell is None else f"{cell:g}" for cell in cells))
         console.print(table)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -87,3 +88,35 @@ def test_the_whole_daemon_loads_nothing_of_an_engine() -> None:
         [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+WALL_CLOCK = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.now\(|\bdate\.today\(")
+CALENDARS = {
+    "cli/doctor/rounds.py",
+    "cli/foreseeing.py",
+    "driver/books.py",
+    "driver/reloading.py",
+    "host/activity.py",
+    "host/chronicle.py",
+    "host/logbook.py",
+    "host/logstream.py",
+    "host/modekeeper.py",
+    "web/admin.py",
+    "web/holding.py",
+    "web/llamacpp.py",
+    "web/router.py",
+    "web/traffic.py",
+    "web/ui/dashboard.py",
+    "web/ui/stream.py",
+}
+"""Who may read the wall clock: calendars, logs, and moments that are told to people. All timers are monotonic, so that
+a clock that jumps by an hour moves none of them."""
+
+
+def test_the_wall_clock_is_for_calendars_and_logs_alone() -> None:
+    readers = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if WALL_CLOCK.search(path.read_text())
+    }
+    assert readers <= CALENDARS

@@ -14,8 +14,8 @@ import pytest
 from aiohttp import web
 from click.testing import CliRunner, Result
 
-from supervisor.cli import main
-from supervisor.cli.tables import span
+from supervisor.cli import main, tables
+from supervisor.core.spans import span
 
 GIB = 1 << 30
 STATUS = {
@@ -26,8 +26,9 @@ STATUS = {
             "index": 0,
             "name": "Card",
             "total": 24 * GIB,
-            "used": 20 * GIB,
-            "free": 4 * GIB,
+            "used": 14 * GIB,
+            "free": 10 * GIB,
+            "others": 4 * GIB,
             "ours": {"llama_0": 16 * GIB},
             "foreign": [{"pid": 99, "name": "python", "user": "ann", "used": None}],
         }
@@ -66,6 +67,7 @@ async def socket() -> AsyncIterator[Path]:
         web.post("/profiles/bad/start", _answers(REFUSAL, 502)),
         web.post("/profiles/llama_0/stop", _stop),
         web.get("/profiles/llama_0/logs", _log),
+        web.post("/gpus/1/release", _answers({"message": "GPU 1 is released"})),
     )
     async with daemon(*routes) as path:
         yield path
@@ -119,13 +121,24 @@ async def test_status_fits_80_columns_without_colours(socket: Path) -> None:
     assert result.exit_code == 0
     assert "\x1b" not in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
-    for words in ("llama_0 16.00 GiB", "others 4.00 GiB: python 99", "starting 40 %", "stray: pid 5"):
+    for words in (
+        "llama_0 16.00 GiB",
+        "4.00 GiB free",
+        "others 4.00 GiB: python 99",
+        "starting 40 %",
+        "stray: pid 5",
+    ):
         assert words in result.stdout
 
 
 async def test_status_for_scripts(socket: Path) -> None:
     result = await llmd("--socket", socket, "status", "--json")
     assert json.loads(result.stdout) == STATUS
+
+
+async def test_a_quarantined_gpu_is_released(socket: Path) -> None:
+    result = await llmd("--socket", socket, "release", 1)
+    assert (result.exit_code, result.stdout) == (0, "GPU 1 is released\n")
 
 
 async def test_start_tells_that_it_is_ready(socket: Path) -> None:
@@ -183,3 +196,14 @@ async def test_check(tmp_path: Path) -> None:
 
 def test_spans() -> None:
     assert [span(None), span(0), span(5400), span(90061)] == ["-", "0s", "1h30m", "1d1h"]
+
+
+def test_an_old_refusal_has_its_age_and_no_name_twice() -> None:
+    engine = {
+        "profile": "llama_0",
+        "available": False,
+        "reason": "llama_0 needs 18.00 GiB",
+        "reason_age_s": 90.0,
+    }
+    (line,) = tables.troubles({"engines": [engine]})
+    assert line.plain == "llama_0, 1m30s ago: needs 18.00 GiB"

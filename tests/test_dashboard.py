@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from supervisor.core.devices import GIB
 from tests.daemon import KEY, QUICK, Llmd, until
 from tests.standin.nvml import FakeGpus, build
+from tests.standin.peer import Other, serving
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(
@@ -30,6 +31,9 @@ expect.set_options(timeout=PATIENCE)
 
 LOOKER, ADMIN = "sk-looker", "sk-admin"
 CARD: dict[str, Any] = {"weights": "tiny", "max_model_len": 4096}
+LONG = "deepseek_r1_distill_qwen_32b_awq_w4a16_long_context_131072_0"
+"""Names are as long as people make them."""
+
 SLOW = {"STANDIN_LOAD_SECONDS": "4", "STANDIN_WEIGHTS": "0.01"}
 TALKS = {"STANDIN_TOKENS_PER_SECOND": "20", "STANDIN_WEIGHTS": "0.01"}
 
@@ -48,12 +52,19 @@ def gpus(tmp_path_factory: pytest.TempPathFactory) -> FakeGpus:
 
 
 @pytest.fixture(scope="module")
-def llmd(gpus: FakeGpus, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Llmd]:
+def dgx() -> Iterator[Other]:
+    with serving("llama-70b", f"somebody/{LONG}-far") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def llmd(gpus: FakeGpus, dgx: Other, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Llmd]:
     profiles = {
         "llama_0": CARD | {"model": "llama", "gpus": [0], "vram": "12 GiB", "sleep": True, "env": TALKS},
         "llama_1": CARD | {"model": "llama", "gpus": [1], "vram": "12 GiB", "env": SLOW},
         "qwen_coder_1": CARD
         | {"model": "qwen-coder", "gpus": [1], "vram": "5 GiB", "env": {"STANDIN_CRASH_AT": "Available KV"}},
+        LONG: CARD | {"model": f"somebody/{LONG}", "gpus": [0], "vram": "1 GiB"},
         "qwen_72b_dual": CARD | {"model": "qwen-72b", "gpus": [0, 1], "vram": "20 GiB"},
     }
     modes = {
@@ -69,7 +80,8 @@ def llmd(gpus: FakeGpus, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
         "LLMD_LOOKER_KEY": LOOKER,
     }
     limits = QUICK | {"engine": QUICK["engine"] | {"settle_timeout": 3}}
-    made = Llmd(profiles, env=env, keys=keys, modes=modes, **limits)
+    peers = {"dgx": {"url": dgx.url, "interval": 0.2}}
+    made = Llmd(profiles, env=env, keys=keys, modes=modes, peers=peers, **limits)
     try:
         yield made.start()
     finally:
@@ -171,6 +183,8 @@ def test_signing_in_shows_the_cards_and_whose_memory_is_whose(page: Page, llmd: 
     expect(first).to_contain_text("Trouble: GPU is lost")
     gpus.card(0, memory="ok")
     expect(first).not_to_contain_text("Trouble")
+    gpus.xid(1, 63)
+    expect(second.locator(".reported")).to_contain_text("XID 63")
 
 
 def test_a_model_is_started_its_percentage_moves_and_it_is_stopped(page: Page, llmd: Llmd) -> None:
@@ -187,6 +201,12 @@ def test_a_model_is_started_its_percentage_moves_and_it_is_stopped(page: Page, l
     expect(row(page, "llama_1").locator(".doing")).to_contain_text("idle, stops in 30 min")
     expect(page.locator(".gpu").nth(1).locator(".legend")).to_contain_text("llama_112.0 GiB")
     expect(page.locator("#decisions")).to_contain_text("llama_1")
+    row(page, "llama_1").get_by_role("button", name="Pin llama_1").click()
+    expect(state(page, "llama_1")).to_have_text("ready, pinned")
+    expect(row(page, "llama_1").locator(".doing")).not_to_contain_text("stops in")
+    assert llmd.engine("llama_1")["pinned"]
+    row(page, "llama_1").get_by_role("button", name="Unpin llama_1").click()
+    expect(row(page, "llama_1").locator(".doing")).to_contain_text("idle, stops in 30 min")
     row(page, "llama_1").get_by_role("button", name="Stop llama_1").click()
     expect(state(page, "llama_1")).to_have_text("cold")
     assert llmd.engine("llama_1")["state"] == "cold"
@@ -267,12 +287,18 @@ def test_logs_are_live_filtered_and_held_back(page: Page, llmd: Llmd) -> None:
     expect(log.locator("div:visible")).to_have_count(lines + 1)
 
 
-def test_night_is_planned_forced_and_given_back(page: Page, llmd: Llmd) -> None:
+def test_night_is_planned_dropped_forced_and_given_back(page: Page, llmd: Llmd) -> None:
     sign_in(page, llmd)
     expect(page.locator("#now-mode")).to_have_text("day, by the calendar")
     expect(page.locator("#next-mode")).to_contain_text("Next: night at")
+    expect(page.locator("#plan")).to_contain_text("What a change to night would do now")  # it is the next one
+    expect(page.get_by_role("button", name="Change to night")).to_have_count(0)
     page.get_by_role("button", name="Plan night").click()
     expect(page.locator("#plan")).to_contain_text("serve qwen_72b_dual")
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    expect(page.get_by_role("button", name="Change to night")).to_have_count(0)
+    assert llmd.status()["daemon"]["mode"]["name"] == "day"
+    page.get_by_role("button", name="Plan night").click()
     page.get_by_role("button", name="Change to night").click()
     expect(page.locator("#now-mode")).to_have_text("night, forced by a person")
     expect(page.locator("#mode")).to_have_text("night, forced")
@@ -304,18 +330,18 @@ def test_what_differs_on_disk_is_shown_and_then_changed(page: Page, llmd: Llmd) 
     expect(row(page, "extra_0")).to_have_count(0)
 
 
-def test_a_card_whose_memory_does_not_come_back_is_seen_to_be_quarantined(
-    page: Page, llmd: Llmd, gpus: FakeGpus
-) -> None:
-    llmd.run("start", "llama_1")
-    gpus.card(1, linger=8)
+def test_a_peer_has_a_card_with_its_models_and_is_seen_to_go(page: Page, llmd: Llmd, dgx: Other) -> None:
     sign_in(page, llmd)
-    row(page, "llama_1").get_by_role("button", name="Stop llama_1").click()
-    expect(page.locator(".gpu").nth(1)).to_contain_text("Quarantined: memory of llama_1 did not come back")
-    expect(page.locator(".gpu").nth(1).locator(".legend")).to_contain_text("llama_1, not back yet12.0 GiB")
-    shoot(page, "quarantine")
-    expect(page.locator(".gpu").nth(1)).not_to_contain_text("Quarantined")
-    gpus.card(1, linger=0)
+    card = page.locator("[data-peer=dgx]")
+    for said in ("up", f"127.0.0.1:{dgx.server_port}", "0 / 8 in flight", "llama-70b131,072 tokens"):
+        expect(card).to_contain_text(said)
+    dgx.ill = True
+    expect(card.locator(".pill")).to_have_text("down")
+    expect(card.locator(".note")).to_contain_text("500")
+    shoot(page, "peer-down")
+    dgx.ill = False
+    expect(card.locator(".pill")).to_have_text("up")
+    expect(card.locator(".note")).to_be_hidden()
 
 
 def test_who_may_only_look_has_no_buttons(page: Page, llmd: Llmd) -> None:
@@ -334,9 +360,13 @@ def test_it_fits_a_telephone_in_light_and_dark(page: Page, llmd: Llmd, gpus: Fak
     assert _brightness(page) < 60
     expect(page.locator("#decisions li")).not_to_have_count(0)
     shoot(page, "dark")
+    expect(row(page, LONG)).to_be_visible()
+    for width in (390, 768, 1100, 1440):
+        page.set_viewport_size({"width": width, "height": 844})
+        assert page.evaluate(TOO_WIDE) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        shoot(page, f"{width}-dark")
     page.set_viewport_size({"width": 390, "height": 844})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    shoot(page, "phone-dark")
     page.get_by_role("button", name="Theme").click()
     assert _brightness(page) > 200
     page.reload()
@@ -344,6 +374,11 @@ def test_it_fits_a_telephone_in_light_and_dark(page: Page, llmd: Llmd, gpus: Fak
     assert _brightness(page) > 200  # it is remembered
     shoot(page, "phone-light")
     gpus.release(os.getpid())
+
+
+TOO_WIDE = """[...document.querySelectorAll("body *")].filter((node) => !node.closest(".wide, nav, .skip")
+  && node.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map((node) => node.outerHTML)"""
+"""What stands out beyond the window's edge, but for tables and links, which scroll for themselves."""
 
 
 def _brightness(page: Page) -> int:
@@ -381,6 +416,24 @@ def see(page: Page, seen: bool) -> None:
         f"Object.defineProperty(document, 'hidden', {{value: {str(not seen).lower()}, configurable: true}})"
     )
     page.evaluate(f"{hide}; document.dispatchEvent(new Event('visibilitychange'))")
+
+
+def test_a_card_whose_memory_does_not_come_back_is_quarantined_until_it_is_released(
+    page: Page, llmd: Llmd, gpus: FakeGpus
+) -> None:
+    """Then that memory counts as foreign for a minute or longer: whoever wants the card comes before this test."""
+    llmd.run("start", "llama_1")
+    gpus.card(1, linger=30)
+    sign_in(page, llmd)
+    row(page, "llama_1").get_by_role("button", name="Stop llama_1").click()
+    expect(page.locator(".gpu").nth(1)).to_contain_text("Quarantined: memory of llama_1 did not come back")
+    expect(page.locator(".gpu").nth(1).locator(".legend")).to_contain_text("llama_1, not back yet12.0 GiB")
+    shoot(page, "quarantine")
+    page.get_by_role("button", name="Release GPU 1").click()
+    expect(page.locator("#toasts")).to_contain_text("counts as foreign")
+    expect(page.locator(".gpu").nth(1)).not_to_contain_text("Quarantined")
+    assert llmd.engine("llama_1")["state"] == "cold"
+    gpus.card(1, linger=0)
 
 
 def test_a_daemon_that_comes_back_is_found_again(page: Page, llmd: Llmd, gpus: FakeGpus) -> None:

@@ -56,8 +56,20 @@ def test_a_loan_lasts_as_long_as_its_command_and_passes_on_its_exit_code(llmd: L
     done = llmd.run(*words)
     assert done.returncode == 7
     assert done.stdout == "on 0\n"
-    assert "lent to sh" in done.stderr
+    assert "lent to sh for 7d\n" in done.stderr
     until(lambda: loans(llmd) == [], 5, llmd.text)
+
+
+def test_a_loan_is_ended_by_its_borrowers_name_as_long_as_that_is_one(llmd: Llmd):
+    words = ["lease", "2GiB", "--as", "comfy ui", "--json"]
+    names = [json.loads(llmd.run(*words).stdout)["name"] for _ in range(2)]
+    both = llmd.run("lease", "--end", "comfy ui")
+    assert both.stderr == f"several loans are to 'comfy ui'; name one of {', '.join(names)}\n"
+    assert llmd.run("lease", "--end", names[0]).returncode == 0
+    until(lambda: len(loans(llmd)) == 1, 5, llmd.text)
+    assert f"no loan 'x'; there are: {names[1]} (comfy ui)" in llmd.run("lease", "--end", "x").stderr
+    assert f"to comfy ui ({names[1]})" in llmd.run("status").stdout
+    assert llmd.run("lease", "--end", "comfy ui").stdout == f"the loan {names[1]} is over\n"
 
 
 def test_ctrl_c_is_the_commands_to_answer_and_ends_the_loan(llmd: Llmd):
@@ -96,6 +108,9 @@ def test_foreign_memory_that_came_just_now_refuses_a_loan(llmd: Llmd, gpus: Fake
     [
         (["lease"], 2, "say how much, such as 12GiB"),
         (["lease", "lots"], 2, "'lots' is not a size"),
+        (["lease", "12"], 2, "12 bytes is less than 1 MiB; write 12GiB"),
+        (["lease", "0"], 2, "write 12GiB"),
+        (["lease", "2GiB", "--ttl", "0"], 2, "no time is too short; write 20m"),
         (["lease", "99GiB"], 1, "has 24.00 GiB in all"),
         (["lease", "2GiB", "--gpu", "5"], 1, "wants GPU 5"),
         (["lease", "--end", "nothing"], 1, "no loan 'nothing'; there are: none"),

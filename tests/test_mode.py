@@ -45,6 +45,8 @@ def test_a_person_looks_plans_forces_and_gives_back(llmd: Llmd):
     assert llmd.engine("small_0")["state"] == "cold"
     assert json.loads(llmd.run("mode", "--json").stdout)["mode"]["forced"] is True
 
+    assert llmd.run("mode", "auto", "--plan").stdout.startswith("mode day would serve small_0\n")
+
     llmd.stop()
     llmd.start()
     assert llmd.status()["daemon"]["mode"]["name"] == "night"  # the word outlives the daemon
@@ -59,6 +61,8 @@ def test_a_person_looks_plans_forces_and_gives_back(llmd: Llmd):
         (["mode", "dusk"], 1, "no mode 'dusk'; there are: day, night"),
         (["mode", "dusk", "--plan"], 1, "no mode 'dusk'"),
         (["mode", "--for", "2h"], 2, "name the mode"),
+        (["mode", "--for", "0"], 2, "name the mode"),
+        (["mode", "night", "--for", "0"], 2, "no time is too short; write 2h"),
         (["mode", "night", "--for", "soon"], 2, "'soon' is not a duration"),
         (["mode", "auto", "--for", "2h"], 2, "--for goes with"),
     ],

@@ -162,6 +162,8 @@ CODES = [
     (0, ("stop", "tiny_0", "--now")),
     (0, ("logs", "tiny_0")),
     (0, ("check",)),
+    (0, ("reload",)),
+    (0, ("reload", "--plan")),
     (0, ("logs", "--since", "1h", "--grep", "serving", "--json")),
     (0, ("activity",)),
     (0, ("activity", "--totals", "--csv")),
@@ -177,6 +179,7 @@ CODES = [
     (1, ("--config", "BAD", "status")),
     (1, ("start", "gone")),
     (1, ("stop", "gone")),
+    (1, ("--config", "BAD", "reload")),
     (1, ("logs", "gone")),
     (1, ("why", "gone")),
     (1, ("top",)),  # no terminal here

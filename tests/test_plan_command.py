@@ -144,7 +144,10 @@ def test_weights_that_cannot_be_believed(host: Path) -> None:
 def test_a_profile_that_does_not_exist(host: Path) -> None:
     profile(host, "a", host / "none", "gpus = [0]")
     result = plan(host, "--gpus", "24GiB", "b")
-    assert (result.exit_code, result.stderr) == (1, "there is no profile b; write some of a_0\n")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "no model or profile is called 'b'; there are: a, a_0\n",
+    )
 
 
 @pytest.mark.parametrize("cards", ["", "3xx", "0:24GiB,0:48GiB", "24", "0GiB", "900x1GiB", "a:24GiB"])
@@ -192,5 +195,23 @@ def test_the_cards_of_this_host(host: Path) -> None:
 
 def test_help_says_what_the_columns_are() -> None:
     said = " ".join(llmd("plan", "--help").stdout.split())
-    for heading in ("NEEDS", "WEIGHTS", "WORK", "KV/1K", "KV TOKENS", "FULL"):
+    for heading in ("NEEDS", "WEIGHTS", "WORK", "KV/1K", "KV TOKENS", "FULL", "ALONE", '"as stated"'):
         assert heading in said
+
+
+def test_a_models_name_stands_for_its_profiles(host: Path) -> None:
+    weights = llama(host)
+    profile(host, "a", weights, "gpus = [0]", "max_model_len = 8192")
+    profile(host, "b", weights, "gpus = [0]", "max_model_len = 8192")
+    told = json.loads(plan(host, "--gpus", "24GiB", "--json", "a").stdout)
+    assert [each["profile"] for each in told["profiles"]] == ["a_0"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "needs"), [("gpu_memory_utilization = 0.9", "21.6,43.2"), ('vram = "18 GiB"', "18.0,36.0")]
+)
+def test_on_cards_of_different_size_each_need_is_told(host: Path, setting: str, needs: str) -> None:
+    """vLLM takes one share of every card."""
+    profile(host, "a", llama(host), "gpus = [0, 1]", "max_model_len = 8192", setting)
+    lines = plan(host, "--gpus", "24GiB,48GiB").stdout.splitlines()
+    assert next(line.split() for line in lines if line.startswith("a_0 "))[:3] == ["a_0", "0,1", needs]

@@ -67,10 +67,12 @@ def llmd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Llmd]:
     gpus = FakeGpus(directory / "nvml", count=1, total=24 * GIB)
     gpus.card(0, utilization=40, temperature=55, power=210_000)
     card = {"weights": "tiny", "gpus": [0], "vram": "18 GiB", "max_model_len": 512}
+    peers = {"dgx": {"url": f"http://127.0.0.1:{free_port()}/v1"}}  # nobody is there
     llmd = Llmd(
         {"llama_0": card | {"model": "llama"}, "coder_0": card | {"model": "coder"}},
         env=gpus.env(build(directory)),
         server={"engine_metrics": True},
+        peers=peers,
         **QUICK,
     )
     try:
@@ -133,6 +135,14 @@ def test_starts_swaps_and_stops_are_counted(llmd: Llmd) -> None:
     assert sample(text, "llmd_engine_stops_total", profile="llama_0", reason="room") == 1
     evicted = [sample(text, "llmd_evictions_total", profile="llama_0", kind=k) for k in ("idle", "swap")]
     assert sum(evicted) == 1
+    took = [sample(text, "llmd_eviction_seconds_total", profile="llama_0", kind=k) for k in ("idle", "swap")]
+    assert sum(took) == sample(text, "llmd_engine_stop_seconds_total", profile="llama_0", reason="room")
+
+
+def test_a_peer_is_told_of(llmd: Llmd) -> None:
+    text = exposed(llmd)
+    assert sample(text, "llmd_peer_up", peer="dgx") == 0
+    assert sample(text, "llmd_peer_slots", peer="dgx") == 8
 
 
 def test_memory_by_owner_is_the_whole_card(llmd: Llmd) -> None:

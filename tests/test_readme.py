@@ -14,7 +14,8 @@ from supervisor import cli
 from supervisor.config import Key, Mode, Peer, load
 from supervisor.config.models import Document, ProfileFile
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 NEEDED: dict[type[BaseModel], str] = {
     Key: 'env = "X"',
@@ -86,6 +87,12 @@ def below(group: click.Group, prefix: str = "") -> dict[str, click.Command]:
 
 
 COMMANDS = below(cli.main)
+
+
+def test_what_it_links_to_is_there() -> None:
+    links = re.findall(r"\]\(([^):#]+)\)", README)
+    assert "docs/dashboard-dark.png" in links
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def shown_commands() -> dict[str, list[str]]:

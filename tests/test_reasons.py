@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
+from datetime import time
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ import openai
 import pytest
 from rich.console import Console
 
-from supervisor.cli import reasons
+from supervisor.cli import reasons, tables
+from supervisor.config import Mode
 from supervisor.core import events
 from supervisor.core.devices import GIB, Holder
+from supervisor.core.orders import Note
+from supervisor.core.status import describe
 from supervisor.core.why import explain
 from tests.core.world import World
 from tests.core.world import config as core_config
@@ -89,6 +93,38 @@ def test_the_screen_of_one_that_failed_has_its_log_in_80_columns() -> None:
     told = screen(world)
     assert "it failed last (transient): the engine exited with status 1 while loading" in flat(told)
     assert "| RuntimeError: [red]no[/red]" in told
+
+
+def test_a_model_of_several_profiles_is_judged_as_one() -> None:
+    world = World(core_config(LLAMA, core_profile("llama_1", 1)))
+    world.up("llama_1")
+    world.foreign[0] = (Holder(4242, 6 * GIB, "blender", "alice"),)
+    world.read()
+    told = flat(screen(world, "llama"))
+    assert "a request for llama_0 would not be served: nothing that is foreseen would help" in told
+    assert "a request for llama would be served at once, by llama_1" in told
+
+
+def test_a_model_that_the_mode_does_not_have_is_not_promised() -> None:
+    day, night = Mode(start=time(6)), Mode(start=time(2), profiles=("big_0",))
+    world = World(core_config(LLAMA, core_profile("big_0", 0), modes={"day": day, "night": night}))
+    world.send(events.ModeChanged("day", "night", "02:00", next_in=22020.0))
+    told = flat(screen(world, "big"))
+    assert "a request now would be refused; one in about 6h8m could be served" in told
+
+
+def test_a_loan_that_nobody_claimed_is_said_to_be_among_the_programs() -> None:
+    world = World(core_config(LLAMA))
+    world.send(events.LoanAsked("loan", "comfy", (0,), 2 * GIB, 600))
+    world.foreign[0] = (Holder(4242, 4 * GIB, "python", "alice"),)
+    world.read()
+    told = flat(screen(world))
+    assert "2.00 GiB loan to comfy (its user is told among the programs, if it is used)" in told
+    (note,) = [order for order in world.log if isinstance(order, Note) and order.event == "foreign_grew"]
+    assert "from 0.00 GiB to 2.00 GiB, beside 2.00 GiB lent to comfy: PID 4242 python" in note.message
+    status = describe(world.fleet, {}, (), Path, world.now)
+    shown = flat(printed(lambda console: tables.show(status, console)))
+    assert "others 2.00 GiB beside what is lent: python 4242 (alice) 4.00 GiB" in shown
 
 
 def test_the_history_is_a_table_in_80_columns() -> None:

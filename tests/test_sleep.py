@@ -75,6 +75,11 @@ def asleep(llmd: Llmd, profile: str) -> bool:
     return engine["state"] == "sleeping" and bool(engine["residue"])
 
 
+def came_up(llmd: Llmd, profile: str) -> tuple[int, str]:
+    engine = llmd.engine(profile)
+    return engine["starts"], engine["state"]
+
+
 def asked(llmd: Llmd, profile: str) -> dict[str, Any]:
     """What the stand-in counted."""
     incarnation = llmd.engine(profile)["incarnation"]
@@ -93,17 +98,17 @@ def test_a_request_for_another_model_puts_one_to_sleep_and_one_for_it_wakes_it(i
     llmd = install()
     healthy = say(llmd, "alpha")
     first = llmd.engine("alpha_0")
-    assert used(llmd) >= 17 * GIB
+    until(lambda: used(llmd) >= 17 * GIB, 10, llmd.text)
     assert say(llmd, "beta")
-    assert asleep(llmd, "alpha_0"), llmd.text()
+    until(lambda: asleep(llmd, "alpha_0"), 10, llmd.text)
     sleeping = llmd.engine("alpha_0")
     assert (sleeping["asleep"], sleeping["pid"]) == (1, first["pid"])
     assert list(sleeping["residue"].values()) == [RESIDUE]
-    assert 17 * GIB + RESIDUE <= used(llmd) <= 19 * GIB + RESIDUE
+    until(lambda: 17 * GIB + RESIDUE <= used(llmd) <= 19 * GIB + RESIDUE, 10, llmd.text)
     assert say(llmd, "alpha") == healthy
     woken = llmd.engine("alpha_0")
     assert (woken["pid"], woken["starts"], woken["state"]) == (first["pid"], 1, "ready")
-    assert asleep(llmd, "beta_0")
+    until(lambda: asleep(llmd, "beta_0"), 10, llmd.text)
     counted = asked(llmd, "alpha_0")
     assert (counted["sleeps"], counted["wakes"], counted["reloads"]) == (1, 1, 0)
 
@@ -232,7 +237,7 @@ def test_an_engine_that_ran_out_of_memory_serving_comes_back_for_half_as_many(in
     with pytest.raises(openai.InternalServerError) as failed:
         say(llmd, "alpha", tokens=20)
     assert failed.value.status_code in (500, 502)
-    until(lambda: llmd.engine("alpha_0")["state"] == "ready", 10, llmd.text)
+    until(lambda: came_up(llmd, "alpha_0") == (2, "ready"), 20, llmd.text)
     eased = llmd.engine("alpha_0")
     assert (eased["slots"], eased["rung"], eased["starts"]) == (2, 2, 2), llmd.text()
     words = psutil.Process(eased["pid"]).cmdline()

@@ -12,6 +12,9 @@ from supervisor.cli import completing
 from supervisor.cli.arguments import Duration, Size
 from supervisor.cli.base import Place, as_json, call, errors, print_json
 
+LEAST_LOAN = 1 << 20
+"""Bytes. Whoever writes less has left out the unit."""
+
 
 @click.command()
 @click.option("--keep-engines", is_flag=True, help="Leave engines running at the end, for the next daemon.")
@@ -63,6 +66,17 @@ def stop(place: Place, profile: str, now: bool, as_json: bool) -> None:
 
 
 @click.command()
+@click.argument("gpu")
+@as_json
+@click.pass_obj
+def release(place: Place, gpu: str, as_json: bool) -> None:
+    """Use quarantined GPU again, a number or UUID: what did not come back counts as other people's memory."""
+    with errors(as_json):
+        message = call(place, lambda client: client.release(gpu))
+        print_json({"message": message}) if as_json else click.echo(message)
+
+
+@click.command()
 @click.option("--plan", is_flag=True, help="Tell what would change, and do nothing.")
 @as_json
 @click.pass_obj
@@ -93,11 +107,13 @@ def reload(place: Place, plan: bool, as_json: bool) -> None:
 @as_json
 @click.pass_obj
 def mode(place: Place, name: str | None, seconds: float | None, plan: bool, as_json: bool) -> None:
-    """Show the mode, or change to mode NAME; NAME `auto` goes back to the calendar."""
+    """Show the mode, or change to mode NAME; NAME `auto` goes back to the calendar, --plan tells to which."""
     from supervisor.cli import modes
 
-    if name is None and (plan or seconds):
+    if name is None and (plan or seconds is not None):
         raise click.UsageError("name the mode: llmd mode NAME")
+    if seconds == 0:
+        raise click.BadParameter("no time is too short; write 2h", param_hint="--for")
     if seconds is not None and (plan or name == "auto"):
         raise click.UsageError("--for goes with the name of a mode alone")
     with errors(as_json):
@@ -115,7 +131,7 @@ def mode(place: Place, name: str | None, seconds: float | None, plan: bool, as_j
 @click.option("--gpu", "gpus", type=int, multiple=True, help="On this GPU; again for several. [default: 0]")
 @click.option("--ttl", type=Duration(), help="For so long, such as 20m. [default: 1h; a week with a command]")
 @click.option("--as", "borrower", help="Who borrows, for status. [default: the command, or you]")
-@click.option("--end", help="Give back the loan of this name.")
+@click.option("--end", help="Give back the loan of this name, or to this borrower.")
 @as_json
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
@@ -140,13 +156,17 @@ def lease(
 
     if (size is None) == (end is None):
         raise click.UsageError("say how much, such as 12GiB, or --end and the name of a loan")
+    if size is not None and size < LEAST_LOAN:
+        raise click.BadParameter(f"{size} bytes is less than 1 MiB; write 12GiB", param_hint="SIZE")
+    if ttl == 0:
+        raise click.BadParameter("no time is too short; write 20m", param_hint="--ttl")
     with errors(as_json):
         if end is not None:
             message = call(place, lambda client: client.take_back(end))
             print_json({"message": message}) if as_json else click.echo(message)
             return
         who = borrower or (Path(command[0]).name if command else getpass.getuser())
-        lasts = ttl or (7 * 86400.0 if command else 3600.0)
+        lasts = ttl if ttl is not None else 7 * 86400.0 if command else 3600.0
         wish = {"borrower": who, "gpus": list(gpus or (0,)), "size": size, "ttl": lasts}
         if command:
             say = partial(click.echo, err=True)

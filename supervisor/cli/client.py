@@ -83,6 +83,11 @@ class Client:
         query = "?now=1" if now else ""
         return str((await self._json("POST", f"{_path(profile)}/stop{query}", ENDLESS)).get("message", ""))
 
+    async def release(self, gpu: str) -> str:
+        return str(
+            (await self._json("POST", f"/gpus/{quote(gpu, safe='')}/release", INSTANT)).get("message", "")
+        )
+
     async def set_mode(self, name: str, seconds: float | None) -> str:
         query = "" if seconds is None else f"?seconds={seconds:g}"
         return str(

@@ -61,7 +61,7 @@ def entry(problem: Problem) -> dict[str, Any]:
 
 
 @click.command("plan")
-@click.argument("profiles", nargs=-1, metavar="[PROFILE]...", shell_complete=completing.profiles)
+@click.argument("profiles", nargs=-1, metavar="[PROFILE|MODEL]...", shell_complete=completing.models)
 @click.option("--gpus", metavar="CARDS", help="Plan for 2x24GiB, or 0:24GiB,1:48GiB, not for this host's.")
 @as_json
 @click.pass_obj
@@ -69,9 +69,12 @@ def plan_(place: Place, profiles: tuple[str, ...], gpus: str | None, as_json: bo
     """Tell which profiles fit, alone and together, and what would make a misfit fit.
 
     Reads the weights' headers and config.json where they are on this host, never the network, and needs no
-    daemon. NEEDS is what a profile asks of each card, in GiB, WEIGHTS and WORK what it takes of that before the
-    KV cache; work is an estimate (~) until a start has logged it. KV/1K is MiB for 1024 tokens, KV TOKENS how
-    many fit, FULL how many requests of max_model_len. Exits with 1 where a profile can never fit.
+    daemon. NEEDS is what a profile asks of each card, in GiB (in the order of ON where they differ), WEIGHTS and
+    WORK what it takes of that before the KV cache; work is an estimate (~) until a start has logged it. KV/1K is
+    MiB for 1024 tokens, KV TOKENS how many fit, FULL how many requests of max_model_len. ALONE is what becomes of
+    it with the cards to itself: fits; misfit, never; "as stated", the cards can give what it asks for, and as its
+    weights are not here nobody knows whether that is enough; unknown, a card cannot be read. Exits with 1 where a
+    profile can never fit.
     """
     from supervisor.cli import plan
 
@@ -85,9 +88,15 @@ def plan_(place: Place, profiles: tuple[str, ...], gpus: str | None, as_json: bo
 
 @click.command()
 @click.argument("trace", type=click.Path(path_type=Path))
-@click.option("--gpus", default="2x24GiB", show_default=True, help="The imaginary GPUs, such as 24GiB,48GiB.")
 @click.option(
-    "--policy", "policies", multiple=True, metavar="NAME", help="llmd, or another; can be repeated."
+    "--gpus", default="2x24GiB", show_default=True, help="The imaginary GPUs, such as 24GiB,48GiB or 1:48GiB."
+)
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    metavar="NAME",
+    help="llmd, lru, wait-for-idle, count-lru or keep-alive; can be repeated.  [default: llmd]",
 )
 @click.option(
     "--start",
@@ -103,15 +112,20 @@ def simulate(
     """Replay TRACE on imaginary GPUs and show who would have waited how long.
 
     TRACE has the columns time,key,model,prompt,output (.csv), or an object with these a line (.jsonl): seconds
-    since its beginning, who asks, for which model, prompt tokens and output tokens. The core that serves decides;
-    engines load and answer at assumed speeds. Needs no daemon and no GPU.
+    since its beginning or since 1970, who asks, for which model, prompt tokens and output tokens; 30 days at most.
+    The core that serves decides; engines load and answer at assumed speeds. Needs no daemon and no GPU. SWAPS are
+    engines in use that had to go, LOADING the seconds that cards spent on starts.
     """
     from supervisor.cli import replay
 
     with errors(as_json):
-        begins = (start or datetime.now()).astimezone()
         asked = replay.asked(policies)
-        found = replay.play(place.load(), trace, replay.cards(gpus), asked, begins)
+        ready = replay.prepare(place.load(), trace, replay.cards(gpus))
+        for remark in ready.remarks:
+            click.echo(remark, err=True)
+        began = ready.trace.began
+        begins = start or (datetime.now() if began is None else datetime.fromtimestamp(began))
+        found = replay.play(ready, asked, begins.astimezone())
         if as_json:
             print_json(found)
             return

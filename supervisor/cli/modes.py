@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from supervisor.core.spans import span
+
 
 def told(answer: dict[str, Any]) -> str:
     """What `llmd mode` prints for an answer of the daemon: a message, the present mode, or a plan."""
@@ -34,4 +36,14 @@ def _plan(plan: dict[str, Any]) -> Iterator[str]:
         yield f"stop  {stopped}: idle"
     for started in plan["starts"]:
         seconds = f", about {started['seconds']:.0f} s" if started["fits"] and started["seconds"] else ""
-        yield f"start {started['profile']}: {started['verdict']}{seconds}"
+        misfit = "" if started["fits"] else "does not fit: "
+        yield f"start {started['profile']}: {misfit}{started['verdict']}{seconds}"
+    if misfits := [started["profile"] for started in plan["starts"] if not started["fits"]]:
+        yield _back(plan, misfits)
+
+
+def _back(plan: dict[str, Any], misfits: list[str]) -> str:
+    what = f"{', '.join(misfits)} would not come up: mode {plan['mode']} would be given up"
+    back = plan["back_to"]
+    after = f", after {span(plan['within_s'])} at the latest"
+    return what + after + (f", and mode {back} come back" if back and back != plan["mode"] else "")

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
-from pydantic_core import PydanticCustomError
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from supervisor.config import Config, Profile
-from supervisor.config.quantities import size
 from supervisor.core.devices import HOST, MIB, Reading, gib
+from supervisor.core.why import profiles_called
 from supervisor.errors import OperatorError
+from supervisor.planning.cards import sizes
 from supervisor.planning.footprint import Logged, learn
 from supervisor.planning.plan import MOST_SETS, NOT_HERE, Known, Mend, Outlook, Plan, Verdict, plan
 
@@ -28,24 +27,11 @@ LOG_BYTES = 4 << 20
 """How far back an engine's log is read for what its last start found."""
 
 STYLES = {Verdict.FITS: "green", Verdict.NEVER: "red"}
-_MOST_CARDS = 64
 
 
 def describe(text: str) -> tuple[Reading, ...]:
-    """`"2x24GiB"` or `"0:24GiB,1:48GiB"` as readings of empty cards. Raises ValueError with what to write."""
-    sizes: dict[int, int] = {}
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(?:(?P<times>\d{1,3})\s*x|(?P<index>\d{1,3})\s*:)?\s*(?P<size>\S.*)", part)
-        if match is None:
-            raise ValueError(f"{part!r} describes no GPU; write 2x24GiB, or 0:24GiB,1:48GiB")
-        first = len(sizes) if match["index"] is None else int(match["index"])
-        for index in range(first, first + int(match["times"] or 1)):
-            if index in sizes:
-                raise ValueError(f"GPU {index} is described twice")
-            sizes[index] = _size(match["size"])
-    if len(sizes) > _MOST_CARDS or not all(sizes.values()):
-        raise ValueError(f"describe 1 to {_MOST_CARDS} GPUs, each of some size")
-    return tuple(_card(index, total) for index, total in sorted(sizes.items()))
+    """As readings of empty cards. Raises ValueError with what to write."""
+    return tuple(_card(index, total) for index, total in sizes(text).items())
 
 
 def described(text: str | None, flag: str) -> tuple[Reading, ...] | None:
@@ -71,11 +57,9 @@ def gather(config: Config, names: Sequence[str], cards: tuple[Reading, ...] | No
 
 
 def chosen(config: Config, names: Sequence[str]) -> tuple[str, ...]:
-    """The profiles to plan for: `names`, or all. Raises OperatorError for one that does not exist."""
-    strange = next((name for name in names if name not in config.profiles), None)
-    if strange is not None:
-        raise OperatorError(f"there is no profile {strange}; write some of {', '.join(config.profiles)}")
-    return tuple(dict.fromkeys(names)) or tuple(config.profiles)
+    """The profiles to plan for: those called so, or serving a model called so, or all. Raises ModelNotFound."""
+    called = [profile for name in names for profile in profiles_called(name, config)]
+    return tuple(dict.fromkeys(called)) or tuple(config.profiles)
 
 
 def _known(profile: Profile, config: Config) -> Known:
@@ -103,13 +87,6 @@ def _learned(profile: Profile, config: Config) -> Logged | None:
 
 def _card(index: int, total: int) -> Reading:
     return Reading(f"gpu:{index}", total, 0, total, 0.0, name="as described", index=index)
-
-
-def _size(text: str) -> int:
-    try:
-        return size(text)
-    except PydanticCustomError as error:
-        raise ValueError(f"{text!r} is not a size; write 24GiB, or 24 GB") from error
 
 
 # As JSON
@@ -214,7 +191,7 @@ def _row(outlook: Outlook) -> Iterator[Text]:
     profile, counted = outlook.profile, outlook.footprint
     yield Text(profile.name)
     yield Text("cpu" if profile.device == "cpu" else ",".join(map(str, profile.gpus)))
-    yield Text(_short(max(outlook.needs.values(), default=None)))
+    yield Text(",".join(dict.fromkeys(map(_short, outlook.needs.values()))) or "?")
     yield Text(_short(counted.weights if counted else None))
     yield Text(("" if not counted or counted.learned else "~") + _short(counted.work if counted else None))
     yield Text(f"{counted.kv.per_token / 1024:.1f}" if counted and counted.kv else "-")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -11,8 +12,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from supervisor.cli.tables import STYLES, span, told_of, xid_line
+from supervisor.cli.tables import STYLES, told_of, xid_line
 from supervisor.core.devices import gib
+from supervisor.core.spans import span
 
 Json = dict[str, Any]
 
@@ -51,8 +53,11 @@ def render(answer: Json) -> Iterator[RenderableType]:
         if number:
             yield Text()
         yield _title(profile)
-        for line in _profile(profile, names):
+        asked = "a request now" if len(answer["profiles"]) == 1 else f"a request for {profile['profile']}"
+        for line in _profile(profile, names, asked):
             yield Padding(line, (0, 0, 0, 2))
+    if len(answer["profiles"]) > 1:
+        yield Text(_of_all(answer["name"], answer["profiles"]))
     for peer in answer.get("peers", ()):
         yield Text()
         yield told_of(peer)
@@ -72,7 +77,21 @@ def _title(profile: Json) -> Text:
     return text.append(state, f"not bold {STYLES.get(state, 'yellow')}")
 
 
-def _profile(profile: Json, names: dict[str, str]) -> Iterator[RenderableType]:
+def _of_all(name: str, profiles: list[Json]) -> str:
+    """What whoever asks for the model may expect of the best of its profiles."""
+    open_now = [p for p in profiles if p["serves_in"] is not None and not p["refused_now"]]
+    asked = f"a request for {name}"
+    if not open_now:
+        return _outlook(min(profiles, key=_sooner), asked)
+    best = min(open_now, key=_sooner)
+    return f"{_outlook(best, asked)}, by {best['profile']}"
+
+
+def _sooner(profile: Json) -> float:
+    return math.inf if profile["serves_in"] is None else float(profile["serves_in"])
+
+
+def _profile(profile: Json, names: dict[str, str], asked: str) -> Iterator[RenderableType]:
     yield Text(_sentence(profile["why"]))
     if failure := profile["failure"]:
         yield Text(_sentence(f"it failed last ({failure['kind']}): {failure['message']}"), "red")
@@ -84,7 +103,7 @@ def _profile(profile: Json, names: dict[str, str]) -> Iterator[RenderableType]:
         yield Text(_need(need, profile["loaded"]))
     if obstacle := profile["stands_in_the_way"]:
         yield Text(_sentence(f"in the way: {obstacle}"), "yellow")
-    yield Text(_sentence(_outlook(profile)))
+    yield Text(_sentence(_outlook(profile, asked)))
     yield Text(_sentence(_learned(profile["learned"], names)), "dim")
 
 
@@ -106,15 +125,19 @@ def _need(need: Json, loaded: bool) -> str:
     return f"it needs {gib(need['need'])} of {_short(need['name'])}, {gib(need['available'])} is available"
 
 
-def _outlook(profile: Json) -> str:
+def _outlook(profile: Json, asked: str) -> str:
     seconds = profile["serves_in"]
+    if profile["refused_now"]:
+        return f"{asked} would be refused" + (
+            f"; one in about {span(seconds)} could be served" if seconds else ""
+        )
     if seconds is None:
-        return "a request now would not be served: nothing that is foreseen would help"
+        return f"{asked} would not be served: nothing that is foreseen would help"
     if not seconds:
-        return "a request now would be served at once"
+        return f"{asked} would be served at once"
     how = "gone to sleep" if profile["by_sleeping"] else "stopped"
     room = f", once {' and '.join(profile['makes_room'])} has {how}" if profile["makes_room"] else ""
-    return f"a request now would be served in about {span(seconds)}{room}"
+    return f"{asked} would be served in about {span(seconds)}{room}"
 
 
 def _learned(known: Json, names: dict[str, str]) -> str:
@@ -148,7 +171,7 @@ def _holders(device: Json) -> Iterator[Text]:
 
 def _doing(holder: Json) -> str:
     if "state" not in holder:
-        return ""
+        return "" if holder.get("measured") else " (its user is told among the programs, if it is used)"
     idle = f", idle for {span(holder['idle'])}" if holder["idle"] is not None else ""
     busy = f", {holder['in_flight']} in flight" if holder["in_flight"] else ""
     return f" ({holder['state']}{busy}{idle}{', pinned' if holder['pinned'] else ''})"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from supervisor.config import Config, Mode, locate
-from supervisor.config.quantities import size
 from supervisor.core.events import ModeChanged
 from supervisor.core.fit import check_devices
-from supervisor.errors import ConfigError, OperatorError
+from supervisor.core.why import profiles_called
+from supervisor.errors import ConfigError, OperatorError, Problem
 from supervisor.host import timetable
+from supervisor.planning.cards import sizes
 from supervisor.simulation import trace
 from supervisor.simulation.peers import POLICIES
 from supervisor.simulation.report import report
-from supervisor.simulation.trace import Request
+from supervisor.simulation.trace import Trace
 from supervisor.simulation.world import Card, World
 
 OWN = "llmd"
@@ -30,18 +31,54 @@ Json = dict[str, Any]
 
 
 def cards(text: str) -> tuple[Card, ...]:
-    """`"2x24GiB"`, `"24GiB,48GiB"` -> cards. Raises OperatorError where it is neither."""
+    """`"2x24GiB"`, `"24GiB,48GiB"`, `"1:48GiB"` -> cards. Raises OperatorError where it is none of these."""
     try:
-        return tuple(card for part in text.split(",") for card in _alike(part.strip()))
-    except ValueError:
-        raise OperatorError(f"{text!r} names no GPUs; write --gpus 2x24GiB, or 24GiB,48GiB") from None
+        found = sizes(text)
+    except ValueError as error:
+        raise OperatorError(f"--gpus: {error}") from None
+    return tuple(Card(found.get(index, 0)) for index in range(max(found) + 1))
 
 
-def _alike(text: str) -> Iterator[Card]:
-    match = re.fullmatch(r"(?:([1-9]\d?)x)?(\S.*)", text)
-    if match is None:
-        raise ValueError(text)
-    yield from [Card(size(match[2]))] * int(match[1] or 1)
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A trace, what is to serve it, and what a person should know of that."""
+
+    config: Config
+    cards: tuple[Card, ...]
+    trace: Trace
+    remarks: tuple[str, ...] = ()
+
+
+def prepare(config: Config, file: Path, cards: tuple[Card, ...]) -> Replay:
+    """Raises ConfigError where the file is no trace, or asks for a model that these cards cannot serve."""
+    profiles = config.profiles.values()
+    found = trace.read(file, {name for p in profiles for name in (p.model, p.name, *p.lora)})
+    misfits = _misfits(config, cards)
+    for model in {request.model for request in found.requests}:
+        serving = profiles_called(model, config)
+        if misfits.keys() >= set(serving):
+            raise ConfigError(locate([problem for name in serving for problem in misfits[name]]))
+    return Replay(config, cards, found, tuple(_remarks(config, found, misfits)))
+
+
+def _misfits(config: Config, cards: tuple[Card, ...]) -> dict[str, list[Problem]]:
+    """By profile, what keeps it from ever running on these cards."""
+    owners = {file: name for name, file in config.files.items()}
+    found: dict[str, list[Problem]] = {}
+    for problem in check_devices(config, World(config, cards).fleet.ledger.survey):
+        found.setdefault(owners[problem.file], []).append(problem)
+    return found
+
+
+def _remarks(config: Config, found: Trace, misfits: Collection[str]) -> Iterator[str]:
+    if found.began is not None:
+        day = datetime.fromtimestamp(found.began).astimezone()
+        yield f"times are seconds since 1970: the trace begins {day:%Y-%m-%d %H:%M}, and waits count from there"
+    if misfits:
+        yield f"these GPUs cannot run {', '.join(misfits)}: left out, as the trace can do without"
+    strange = {request.key for request in found.requests} - config.keys.keys()
+    if strange and config.keys:
+        yield f"no key is called {', '.join(sorted(strange))}: counted as interactive"
 
 
 def asked(policies: Sequence[str]) -> tuple[str, ...]:
@@ -52,18 +89,14 @@ def asked(policies: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(policies or (OWN,)))
 
 
-def play(config: Config, file: Path, given: Sequence[Card], policies: Sequence[str], start: datetime) -> Json:
-    """The report of every policy, by its name. Raises ConfigError where the trace or a profile does not fit."""
-    requests = trace.read(file, {name for p in config.profiles.values() for name in (p.model, p.name)})
-    return {policy: _play(config, requests, given, policy, start) for policy in policies}
+def play(replay: Replay, policies: Sequence[str], start: datetime) -> Json:
+    """The report of every policy, by its name. `start`: when the first second was, aware."""
+    return {policy: _play(replay, policy, start) for policy in policies}
 
 
-def _play(
-    config: Config, requests: Sequence[Request], given: Sequence[Card], policy: str, start: datetime
-) -> Json:
-    world = World(config if policy == OWN else _sleepless(config), tuple(given), POLICIES[policy]())
-    if problems := check_devices(config, world.fleet.ledger.survey):
-        raise ConfigError(locate(problems))
+def _play(replay: Replay, policy: str, start: datetime) -> Json:
+    config, requests = replay.config, replay.trace.requests
+    world = World(config if policy == OWN else _sleepless(config), replay.cards, POLICIES[policy]())
     for at, change in changes(config.modes, start, requests[-1].time if requests else 0.0):
         world.expect(at, change)
     world.run(requests)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from supervisor.cli.tables import span
+from supervisor.core.spans import span
 
 Json = dict[str, Any]
 

@@ -71,6 +71,7 @@ class Screen:
         yield self._table()
         for device in self.status.get("devices", []):
             yield tables.device(device)
+        yield from map(tables.lent, self.status.get("loans", []))
         yield from map(tables.told_of, self.status.get("peers", []))
         yield from tables.troubles(self.status)
 

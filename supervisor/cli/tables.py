@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from supervisor.core.devices import gib
+from supervisor.core.spans import span
 
 BAR = 48
 """Cells of a device's bar; with its margins the line stays below 80."""
@@ -42,7 +43,7 @@ def render(status: Json) -> Iterator[RenderableType]:
         yield models(engines)
     if loans := status.get("loans"):
         yield Text()
-        yield Group(*map(_loan, loans))
+        yield Group(*map(lent, loans))
     if peers := status.get("peers"):
         yield Text()
         yield Group(*map(told_of, peers))
@@ -71,23 +72,11 @@ def told_of(peer: Json) -> Text:
     return text.append(load + (", ".join(peer["models"]) or "none"))
 
 
-def _loan(loan: Json) -> Text:
+def lent(loan: Json) -> Text:
+    """One line of a loan."""
     places = ", ".join(f"GPU {gpu}" for gpu in loan["gpus"])
     left = f"{span(loan['left_s'])} left" if loan["left_s"] is not None else "waits for room"
     return Text(f"lent {gib(loan['size'])} on {places} to {loan['borrower']} ({loan['name']}): {left}")
-
-
-def span(seconds: float | None) -> str:
-    """`5400` -> `"1h30m"`: the two greatest units, or `-` where there is none."""
-    if seconds is None:
-        return "-"
-    left = max(0, round(seconds))
-    parts = []
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        count, left = divmod(left, size)
-        if count:
-            parts.append(f"{count}{unit}")
-    return "".join(parts[:2]) or "0s"
 
 
 def bar(total: int, ours: dict[str, int], foreign: int) -> Text:
@@ -124,11 +113,11 @@ def device(device: Json) -> Group:
     if trouble := (device.get("trouble") or device.get("quarantined")):
         lines.append(Text(f"  {trouble if isinstance(trouble, str) else 'not trusted'}", "red"))
     lines += [Text(f"  {xid_line(found)}", "yellow") for found in device.get("xids") or ()]
-    total, used = device.get("total") or 0, device.get("used") or 0
-    if total:
+    if total := device.get("total") or 0:
         ours = {name: size or 0 for name, size in (device.get("ours") or {}).items()}
-        foreign = max(0, used - sum(ours.values()))
-        lines.append(Text("  ") + bar(total, ours, foreign) + Text(f"  {gib(device.get('free') or 0)} free"))
+        foreign = device.get("others") or 0
+        free = max(0, min(device.get("free") or 0, total - sum(ours.values()) - foreign))
+        lines.append(Text("  ") + bar(total, ours, foreign) + Text(f"  {gib(free)} free"))
         lines += _holders(ours, foreign, device.get("foreign") or [])
     return Group(*lines)
 
@@ -154,13 +143,28 @@ def _holders(ours: dict[str, int], foreign: int, processes: list[Json]) -> Itera
         cell, style = OURS[number % len(OURS)]
         yield Text("  ").append(cell, style).append(f" {profile} {gib(size)}")
     if foreign:
-        yield Text("  ").append(*FOREIGN).append(f" others {gib(foreign)}").append(_who(processes))
+        yield (
+            Text("  ")
+            .append(*FOREIGN)
+            .append(f" others {gib(foreign)}{_beside(ours)}")
+            .append(_who(processes))
+        )
+
+
+def _beside(ours: dict[str, int]) -> str:
+    """The borrowers are among the processes, what they were lent is not among what is foreign."""
+    return " beside what is lent" if any(name.startswith("loan to ") for name in ours) else ""
 
 
 def _who(processes: list[Json]) -> str:
-    known = [f"{process.get('name')} {process.get('pid')} ({process.get('user')})" for process in processes]
+    known = [_process(process) for process in processes]
     more = f" and {len(known) - 3} more" if len(known) > 3 else ""
     return f": {', '.join(known[:3])}{more}" if known else ""
+
+
+def _process(process: Json) -> str:
+    used = "" if process.get("used") is None else f" {gib(process['used'])}"
+    return f"{process.get('name')} {process.get('pid')} ({process.get('user')}){used}"
 
 
 def models(engines: list[Json]) -> Table:
@@ -199,11 +203,13 @@ def _state(engine: Json) -> Text:
 
 def _failures(engines: list[Json]) -> Iterator[Text]:
     for engine in engines:
+        name, age = engine["profile"], ""
         why = engine.get("failure")
         if not why and (engine.get("state") in STUCK or engine.get("available") is False):
-            why = engine.get("reason")
+            why, since = engine.get("reason"), engine.get("reason_age_s")
+            age = "" if since is None else f", {span(since)} ago"
         if why:
-            yield _line(f"{engine['profile']}: {why}")
+            yield _line(f"{name}{age}: {why.removeprefix(f'{name} ')}")
 
 
 def _strays(status: Json) -> Iterator[Text]:

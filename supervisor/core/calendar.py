@@ -40,6 +40,9 @@ def change(fleet: Fleet, event: ModeChanged) -> None:
     if event.mode is None or event.mode == before.name:
         return
     mode = fleet.config.modes[event.mode]
+    for engine in fleet.engines.values():
+        if engine.state is State.COLD:
+            engine.give_reason(None, fleet.now)  # what kept it from starting was another mode's
     cold = tuple(name for name in mode.warm if fleet.engines[name].state is not State.READY)
     fleet.transition = Transition(before, cold, fleet.now, fleet.now + mode.within)
     _announce(fleet, "mode", f"mode {event.mode} begins", warming=list(mode.warm))
@@ -197,6 +200,8 @@ def plan(fleet: Fleet, name: str) -> dict[str, Any]:
         "drain_s": mode.drain,
         "stops": [e.name for e in going if not e.leases],
         "starts": [_foresee(fleet, fleet.engines[warm], going) for warm in mode.warm],
+        "within_s": mode.within,
+        "back_to": fleet.mode.name,
     }
 
 

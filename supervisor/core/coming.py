@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from supervisor.core import learning, leaving, orders
-from supervisor.core.devices import HOST, Survey
-from supervisor.core.engine import Engine
+from supervisor.core.devices import Survey
+from supervisor.core.engine import Before, Engine
 from supervisor.core.fit import need, utilization
 from supervisor.core.fleet import Fleet, taken
 from supervisor.core.lifecycle import STARTABLE, State, Step
@@ -34,11 +34,24 @@ def bring_up(fleet: Fleet, engine: Engine) -> None:
 
 
 def wake(fleet: Fleet, engine: Engine) -> None:
-    """Admitted like a start: all of its memory is promised to it again."""
+    """Admitted like a start: all of its memory is promised to it again, and a reading taken then must agree."""
     engine.step(Step.WAKE, fleet.now)
-    cards = [device for device in engine.devices if device != HOST]
-    engine.reserved = {device: need(engine.profile, fleet.reading(device)) for device in cards}
-    engine.loading_since, engine.settled, engine.retired = fleet.now, False, False
+    engine.lain = engine.reserved
+    engine.reserved = {device: need(engine.profile, fleet.reading(device)) for device in engine.devices}
+    engine.settled = engine.retired = False
+    fleet.order(orders.Survey())
+
+
+def wake_if_still_fits(fleet: Fleet, engine: Engine) -> None:
+    if not engine.lain or was_read_before(fleet, engine):
+        return
+    claims = fleet.claims(without=engine.name)
+    if not fleet.ledger.judge(engine.profile, claims, fleet.now, own=engine.residue).admitted:
+        engine.step(Step.RELEASE, fleet.now)
+        engine.reserved, engine.lain, engine.settled = engine.lain, {}, True
+        engine.deadline = bedtime_asleep(fleet, engine)
+        return
+    engine.lain, engine.loading_since = {}, fleet.now
     engine.deadline = fleet.now + fleet.config.engine.wake_timeout + WAKE_SLACK
     fleet.order(orders.Wake(engine.incarnation or "", engine.asleep))
     fleet.note("engine_waking", engine, f"{engine.name} wakes from level {engine.asleep}")
@@ -70,13 +83,19 @@ def start(fleet: Fleet, engine: Engine) -> None:
     devices = fleet.ledger.devices_of(engine.profile)
     assert devices is not None
     engine.step(Step.RESERVE, fleet.now)
+    engine.give_reason(None, fleet.now)  # a newer decision: what kept it from starting is over
     engine.incarnation, engine.devices = fleet.name_incarnation(), devices
     engine.reserved = {device: need(engine.profile, fleet.reading(device)) for device in devices}
     fleet.order(orders.Survey())
 
 
+def was_read_before(fleet: Fleet, engine: Engine) -> bool:
+    """The last reading of one of its devices is older than the promise."""
+    return any(fleet.reading(device).at < engine.since for device in engine.devices)
+
+
 def spawn_if_still_fits(fleet: Fleet, engine: Engine) -> None:
-    if any(fleet.reading(device).at < engine.since for device in engine.devices):
+    if was_read_before(fleet, engine):
         return
     verdict = fleet.ledger.judge(engine.profile, fleet.claims(without=engine.name), fleet.now)
     if not verdict.admitted:
@@ -84,15 +103,14 @@ def spawn_if_still_fits(fleet: Fleet, engine: Engine) -> None:
         return
     for device in engine.devices:
         reading = fleet.reading(device)
-        engine.before[device] = (reading.used, 0, reading.unattributed)
+        engine.before[device] = Before(fleet.rest_of(reading, engine), 0)
     cards = [card for ref in engine.profile.gpus if (card := fleet.ledger.gpu(ref))]
-    measure = cards[0] if cards and not cards[0].unified else fleet.reading(engine.devices[0])
     engine.step(Step.SPAWN, fleet.now)
     engine.loading_since, engine.failure = fleet.now, None
     engine.starts += 1
     engine.deadline = fleet.now + fleet.config.engine.start_timeout
     indices = tuple(card.index for card in cards if card.index is not None)
-    share = utilization(engine.profile, measure)
+    share = utilization(engine.profile, fleet.reading(engine.devices[0]))
     fleet.order(
         orders.Spawn(engine.name, engine.incarnation or "", engine.devices, indices, share, engine.slots)
     )
@@ -125,6 +143,12 @@ def bedtime(fleet: Fleet, engine: Engine) -> float | None:
     waits = [profile.idle_ttl, profile.sleep_after if engine.sleeps else None]
     since = fleet.now if engine.idle_since is None else engine.idle_since
     return min((since + wait for wait in waits if wait is not None), default=None)
+
+
+def bedtime_asleep(fleet: Fleet, engine: Engine) -> float | None:
+    """When a sleeping engine is stopped for good: its idle time counts from its last request."""
+    ttl = engine.profile.idle_ttl
+    return None if ttl is None or engine.pinned else (engine.idle_since or fleet.now) + ttl
 
 
 def pin(fleet: Fleet, engine: Engine, pinned: bool) -> None:

@@ -59,8 +59,8 @@ def is_restless(fleet: Fleet) -> bool:
 
 def look_at_deadlines(fleet: Fleet) -> None:
     for engine in fleet.engines.values():
-        if engine.state is State.DRAINING:
-            leaving.go_on_draining(fleet, engine)
+        if engine.state is State.DRAINING or engine.is_to_stop:
+            leaving.go_on_leaving(fleet, engine)
         elif engine.deadline is not None and engine.deadline <= fleet.now:
             deadline_of(fleet, engine)
     lending.expire(fleet)
@@ -88,6 +88,6 @@ def deadline_of(fleet: Fleet, engine: Engine) -> None:
     elif engine.state is State.STOPPING:
         leaving.climb(fleet, engine)
     elif engine.state is State.SETTLING:
-        leaving.quarantine(fleet, engine)
+        leaving.stay_away(fleet, engine)
     elif engine.state is State.BACKOFF and not engine.wanted:
         engine.step(Step.RELEASE, fleet.now)

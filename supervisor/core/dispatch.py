@@ -264,7 +264,7 @@ def pursue(fleet: Fleet, engine: Engine) -> None:
         engine.give_up_wanting()
         if engine.state is State.BACKOFF:
             engine.step(Step.RELEASE, fleet.now)
-        engine.last_reason = way.message
+        engine.give_reason(way.message, fleet.now)
         for ticket in taken(engine.start_tickets):
             fleet.order(orders.Answer(ticket, way.message, DaemonRefused(way.message)))
         fleet.note("start_refused", engine, way.message, level="WARNING")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import bisect
 import math
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
@@ -48,6 +49,15 @@ class Granted(msgspec.Struct, frozen=True):
     letters: int | None = None
 
 
+class Before(NamedTuple):
+    """A device when the stop began, or before the start, in bytes."""
+
+    rest: int
+    """In use there, but by our other engines and by neighbours with a name."""
+    measured: int
+    """What of that was its own."""
+
+
 @dataclass(slots=True)
 class Engine:
     """`wanted` and `state` are two fields: what should be, and what is."""
@@ -72,8 +82,8 @@ class Engine:
     reserved: dict[str, int] = field(default_factory=dict)
     measured: dict[str, int] = field(default_factory=dict)
     """Bytes that its tree holds by device, from the last survey."""
-    before: dict[str, tuple[int, int, int]] = field(default_factory=dict)
-    """Device -> (used, measured, unattributed) when the stop began: what settling is proven against."""
+    before: dict[str, Before] = field(default_factory=dict)
+    """Device -> what settling is proven against."""
 
     leases: dict[str, int] = field(default_factory=dict)
     """Lease -> KV cache tokens that it may come to need."""
@@ -98,6 +108,8 @@ class Engine:
     """When it answered that it sleeps: what it holds is told by readings taken from then on."""
     settled: bool = False
     """Its memory was seen to have come back after it fell asleep."""
+    lain: dict[str, int] = field(default_factory=dict)
+    """What was promised to it by device while it slept, from the decision to wake it until it is told to."""
     start_tickets: list[str] = field(default_factory=list)
     stop_tickets: list[str] = field(default_factory=list)
 
@@ -121,7 +133,9 @@ class Engine:
     """Why this incarnation ended; decides what follows settling."""
     last_failure: Failure | None = None
     last_reason: str | None = None
-    """The restart policy's words."""
+    """The restart policy's words, or why it could not be started."""
+    reasoned_at: float | None = None
+    """When that was."""
     left_because: str | None = None
     """Why it was last taken down."""
     failures: list[float] = field(default_factory=list)
@@ -132,8 +146,16 @@ class Engine:
     """What was learned under the version of vLLM before the present one."""
     kept: Learned = field(default_factory=Learned)
     """What of it was last ordered to be remembered."""
-    drifted: bool = False
-    """It was said that the present version is far off the one before."""
+    versions: dict[str, Learned] = field(default_factory=dict)
+    """What was learned under other versions, for whoever goes back to one."""
+    drifts: set[str] = field(default_factory=set)
+    """In what it was said that the present version is far off the one before."""
+
+    def recall(self, known: Sequence[Learned]) -> None:
+        """Take up what was learned earlier, by version, the newest first."""
+        if known:
+            self.learned = self.kept = known[0]
+            self.versions = {record.version: record for record in known if record.version}
 
     @property
     def name(self) -> str:
@@ -145,9 +167,19 @@ class Engine:
         return self.profile.pin or self.pinned_by_hand
 
     @property
+    def places(self) -> set[str]:
+        """Devices whose memory it must return: its own, and any other that it was seen on."""
+        return {*self.devices, *self.before}
+
+    @property
     def expected(self) -> Learned:
         """What to expect of it: as measured with its version, else with the one before."""
         return self.learned if self.formerly is None else self.learned.or_else(self.formerly)
+
+    @property
+    def is_to_stop(self) -> bool:
+        """It sleeps, and its stop is decided: it is not woken any more."""
+        return self.state is State.SLEEPING and self.settled and self.retired and not self.going_to_sleep
 
     @property
     def weights(self) -> int | None:
@@ -157,10 +189,9 @@ class Engine:
     @property
     def residue(self) -> dict[str, int]:
         """Bytes that it holds by device while asleep."""
+        kept = self.lain or self.reserved
         return (
-            {device: self.measured.get(device, size) for device, size in self.reserved.items()}
-            if self.asleep
-            else {}
+            {device: self.measured.get(device, size) for device, size in kept.items()} if self.asleep else {}
         )
 
     @property
@@ -273,6 +304,10 @@ class Engine:
     def give_up_wanting(self) -> None:
         self.wanted, self.patient_until = False, -math.inf
 
+    def give_reason(self, reason: str | None, now: float) -> None:
+        """Keep the words with their moment: the numbers in them soon stop being true."""
+        self.last_reason, self.reasoned_at = reason, None if reason is None else now
+
     def step(self, step: Step, now: float) -> None:
         self.state = advance(self.state, step)
         self.since = now
@@ -281,6 +316,21 @@ class Engine:
     def holds(self, on: Collection[str] | None = None) -> bool:
         """Whether memory is promised to it: anywhere, or on one of these devices."""
         return self.state in HOLDING and (on is None or not self.reserved.keys().isdisjoint(on))
+
+    def held_on(self, device: str) -> int:
+        """Bytes that it held there at the last reading; once its tree is gone, what it has not been seen to return."""
+        if self.gone_at is not None:
+            return self.before[device].measured if device in self.before else 0
+        if not self.measured:  # it had no process then
+            return 0
+        return self.measured.get(device, self.reserved.get(device, 0))
+
+    def returns_before(self, other: Engine) -> bool:
+        """Both their trees are gone, and what comes back is taken for its own first: nobody can tell them apart, but
+        who has been given up is the likelier to keep it."""
+        if self.gone_at is None or other.gone_at is None:
+            return False
+        return (self.deadline is None, self.gone_at) < (other.deadline is None, other.gone_at)
 
     def claims(self) -> dict[str, Claim]:
         """What it holds on each device; nothing unless its state holds memory."""
@@ -301,6 +351,7 @@ class Engine:
         self.reserved.clear()
         self.measured.clear()
         self.before.clear()
+        self.lain.clear()
         self.progress = self.loading_since = self.idle_since = None
         self.terminated, self.gone_at, self.survivors = 0, None, ()
         self.was_loading = self.retired = self.going_to_sleep = self.settled = self.proven = False

@@ -6,7 +6,7 @@ that is no longer the profile's current one are ignored by the core.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -207,6 +207,14 @@ class SleepAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class ReleaseAsked:
+    """An operator writes off memory that did not come back on a quarantined GPU."""
+
+    ticket: str
+    gpu: int | str
+
+
+@dataclass(frozen=True, slots=True)
 class LoanAsked:
     """Another program wants `size` bytes on each of `gpus` for `ttl` seconds. `name` is its ticket, too."""
 
@@ -261,12 +269,12 @@ class ModeChanged:
 @dataclass(frozen=True, slots=True)
 class Reconfigured:
     """`config` holds from now on. `changes`: the difference in words. `mode`: what the calendar says under it, None
-    where it says the same. `learned`: profile -> what is known of engines with its arguments."""
+    where it says the same. `learned`: profile -> what is known of engines with its arguments, by version, the newest first."""
 
     config: Config
     changes: tuple[str, ...] = ()
     mode: ModeChanged | None = None
-    learned: Mapping[str, Learned] = field(default_factory=dict)
+    learned: Mapping[str, Sequence[Learned]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +305,7 @@ Event = (
     | WarmAsked
     | StopAsked
     | SleepAsked
+    | ReleaseAsked
     | LoanAsked
     | LoanEnded
     | TicketDropped

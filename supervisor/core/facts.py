@@ -10,13 +10,16 @@ from supervisor.core import (
     calendar,
     coming,
     events,
+    landing,
     learning,
     leaving,
     lending,
     neighbours,
     orders,
     peering,
+    quarantine,
     reconfiguring,
+    release,
 )
 from supervisor.core.events import Event
 from supervisor.core.failures import Failure, FailureClass, classify
@@ -78,12 +81,17 @@ def _(event: events.DevicesRead, fleet: Fleet) -> None:
     lending.measure(fleet, event.measured)
     fleet.ledger.take(event.survey, event.ours, fleet.claims())
     fleet.stuck.clear()
+    quarantine.look_after(fleet)
     neighbours.notice(fleet)
     ailing.look(fleet)
     for engine in fleet.engines.values():
         learning.looked_at(fleet, engine)
-        if engine.state is State.RESERVED:
+        if stray := landing.strayed(fleet, engine):
+            leaving.fail(fleet, engine, stray)
+        elif engine.state is State.RESERVED:
             coming.spawn_if_still_fits(fleet, engine)
+        elif engine.state is State.WAKING:
+            coming.wake_if_still_fits(fleet, engine)
         elif engine.state is State.SETTLING:
             leaving.settle(fleet, engine)
         elif engine.state is State.SLEEPING and not engine.settled:
@@ -217,6 +225,7 @@ def _(event: events.StartAsked, fleet: Fleet) -> None:
         why = f"{engine.name} is pinned by its profile: take `pin = true` out of it"
         fleet.order(orders.Answer(event.ticket, why, DaemonRefused(why)))
         return
+    quarantine.vouch(fleet, engine)
     if event.pin is not None:
         coming.pin(fleet, engine, event.pin)
     if engine.state is State.READY:
@@ -252,6 +261,11 @@ def _(event: events.SleepAsked, fleet: Fleet) -> None:
     engine.give_up_wanting()
     leaving.retire(fleet, engine, Reason.OPERATOR, "put to sleep by an operator", asleep=True)
     fleet.order(orders.Answer(event.ticket, f"{engine.name} goes to sleep"))
+
+
+@on.register
+def _(event: events.ReleaseAsked, fleet: Fleet) -> None:
+    release.release(fleet, event)
 
 
 @on.register

@@ -37,7 +37,7 @@ class Failure:
 _SIGNS: tuple[tuple[FailureClass, re.Pattern[str]], ...] = tuple(
     (kind, re.compile(pattern))
     for kind, pattern in (
-        (FailureClass.GPU_SICK, r"Xid|GPU is lost|uncorrectable ECC|cudaErrorECC|device-side assert"),
+        (FailureClass.GPU_SICK, r"\bXid\b|GPU is lost|uncorrectable (ECC|NVLink)|cudaErrorECC"),
         (FailureClass.CONTENTION, r"Free memory on device .* is less than desired GPU memory utilization"),
         (FailureClass.CONTENTION, r"Available memory on node \d+ \("),
         (FailureClass.ADDRESS_TAKEN, r"Address already in use|EADDRINUSE"),
@@ -54,12 +54,26 @@ _SIGNS: tuple[tuple[FailureClass, re.Pattern[str]], ...] = tuple(
     )
 )
 
-_RAN_OUT = re.compile(
-    r"\((?:EngineCore|Worker)\w* pid=\d+\) ERROR [\d-]+ [\d:]+ \[\w+\.py:\d+\] "
-    r"(?:torch\.(?:cuda\.)?OutOfMemoryError: |RuntimeError: Worker failed with error ')?CUDA out of memory\. "
+_PREFIX = r"\((?:EngineCore|Worker)\w* pid=\d+\) ERROR [\d-]+ [\d:]+ \[\w+\.py:\d+\] "
+"""Of a line that the engine core or its worker logged, from its very beginning: vLLM puts it before each line of
+each process, so that no request can write one."""
+
+_OWN_ACCOUNTS = (
+    (
+        FailureClass.OUT_OF_MEMORY,
+        re.compile(
+            _PREFIX + r"(?:torch\.(?:cuda\.)?OutOfMemoryError: |RuntimeError: Worker failed with error ')?"
+            r"CUDA out of memory\. "
+        ),
+    ),
+    (
+        FailureClass.GPU_SICK,
+        re.compile(
+            _PREFIX + r"(?:torch\.AcceleratorError|RuntimeError): CUDA error: uncorrectable (?:ECC|NVLink) "
+        ),
+    ),
 )
-"""The last line of a traceback that the engine core or its worker logged, from its very beginning: vLLM puts this
-prefix before each line of each process, so that no request can write one."""
+"""The last line of a traceback, by what it died of while serving."""
 
 SHOWN_LINES = 8
 
@@ -69,8 +83,7 @@ def classify(code: int | None, tail: Sequence[str], *, was_ready: bool) -> Failu
 
     `code`: exit status, negative for a signal, None where unknown (an adopted engine). vLLM exits 0 when
     its engine core dies, so 0 is a crash like any other. Text only counts while the engine loads: later
-    the log may hold whatever a request contained, and only the engine core's own account of having run out
-    of memory is believed.
+    the log may hold whatever a request contained, and only the engine core's own account is believed.
     """
     shown = tuple(tail[-SHOWN_LINES:])
     if not was_ready:
@@ -81,9 +94,10 @@ def classify(code: int | None, tail: Sequence[str], *, was_ready: bool) -> Failu
         if code == 2:
             return Failure(FailureClass.IMPOSSIBLE, "vllm refused its command line (exit 2)", shown)
         return Failure(FailureClass.TRANSIENT, f"{_how(code)} while loading", shown)
-    for line in tail:
-        if _RAN_OUT.match(line):
-            return Failure(FailureClass.OUT_OF_MEMORY, _trim(line), shown, serving=True)
+    for kind, account in _OWN_ACCOUNTS:
+        line = next((line for line in tail if account.match(line)), None)
+        if line is not None:
+            return Failure(kind, _trim(line), shown, serving=True)
     return Failure(FailureClass.TRANSIENT, f"{_how(code)} while serving", shown, serving=True)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from supervisor.config import DEFAULT_UTILIZATION, Config, Profile
 from supervisor.core.devices import HOST, Reading, Survey, gib
@@ -20,9 +20,28 @@ _STEPS = 10_000
 
 
 def need(profile: Profile, reading: Reading) -> int:
-    """Bytes that an engine of `profile` takes on the device of `reading`."""
+    """Bytes that an engine of `profile` takes on the device of `reading`; none of a GPU that has no memory of its own."""
+    if reading.unified:
+        return 0
     asked = _size(profile)
     return math.ceil(reading.total * utilization(profile, reading)) if asked is None else asked
+
+
+def needs(profile: Profile, readings: Sequence[Reading]) -> dict[str, int]:
+    """Device -> bytes, for all devices of a profile in its order.
+
+    vLLM is given one fraction for all GPUs, cut from the size on the first: of a larger card it takes more.
+    """
+    if profile.device == "cpu" or _size(profile) is None:
+        return {reading.device: need(profile, reading) for reading in readings}
+    first = readings[0]
+    share = utilization(profile, first)
+    return {
+        reading.device: need(profile, reading)
+        if reading.total == first.total
+        else math.ceil(reading.total * share)
+        for reading in readings
+    }
 
 
 def utilization(profile: Profile, reading: Reading) -> float:
@@ -89,7 +108,7 @@ def _gpus(profile: Profile, config: Config, survey: Survey) -> Iterator[tuple[st
         have = ", ".join(str(r.index) for r in survey.readings if r.device != HOST and r.index is not None)
         yield (
             "gpus",
-            f"this host has no GPU {gpu}",
+            f"there is no GPU {gpu}",
             f"write some of {have}" if have else 'write device = "cpu"',
         )
     known = [reading for reading in readings.values() if reading is not None]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING
 
 from supervisor.config import Config, Profile
 from supervisor.core import orders
 from supervisor.core.abroad import Offer
-from supervisor.core.devices import Reading
+from supervisor.core.devices import HOST, Reading
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fairness import Fairness
 from supervisor.core.homes import Homes
@@ -69,9 +69,9 @@ class Fleet:
     """Makes a name that no incarnation ever had."""
     policy: Policy = field(default_factory=Thrifty)
     rng: random.Random = field(default_factory=lambda: random.Random(0))
-    learned: InitVar[Mapping[str, Learned] | None] = None
+    learned: InitVar[Mapping[str, Sequence[Learned]] | None] = None
     """Profile -> what earlier daemons learned of it."""
-    remembered: Mapping[str, Learned] = field(default_factory=dict)
+    remembered: Mapping[str, Sequence[Learned]] = field(default_factory=dict)
     """The same, for engines that are yet to be recorded."""
     engines: dict[str, Engine] = field(init=False)
     ledger: Ledger = field(init=False)
@@ -106,6 +106,8 @@ class Fleet:
     loans: dict[str, Loan] = field(default_factory=dict)
     peers: dict[str, Peer] = field(init=False)
     homes: Homes = field(init=False)
+    unreadable: set[str] = field(default_factory=set)
+    """Devices that were in trouble when they were last read."""
     foreign_told: dict[str, int] = field(default_factory=dict)
     """Device -> the foreign bytes there that were last told of."""
     xids: dict[tuple[str, int], Sighting] = field(default_factory=dict)
@@ -115,7 +117,7 @@ class Fleet:
     orders: list[Order] = field(default_factory=list)
     """What this event has led to so far."""
 
-    def __post_init__(self, learned: Mapping[str, Learned] | None) -> None:
+    def __post_init__(self, learned: Mapping[str, Sequence[Learned]] | None) -> None:
         self.engines = {name: Engine(profile) for name, profile in self.config.profiles.items()}
         self.beside = beside(self.config.profiles.values())
         self.ledger = Ledger(self.config.memory)
@@ -124,11 +126,11 @@ class Fleet:
         self.fairness = Fairness({source: key.weight for source, key in self.config.keys.items()})
         self.recall(learned or {})
 
-    def recall(self, learned: Mapping[str, Learned]) -> None:
-        """Take up what was learned earlier; before the first event."""
+    def recall(self, learned: Mapping[str, Sequence[Learned]]) -> None:
+        """Take up what was learned earlier, by version, the newest first; before the first event."""
         for name, known in learned.items():
             if engine := self.engines.get(name):
-                engine.learned = engine.kept = known
+                engine.recall(known)
 
     def next_deadline(self) -> float | None:
         """When a Ticked is due, monotonic seconds; None while nothing is awaited."""
@@ -220,6 +222,17 @@ class Fleet:
         reading = self.ledger.reading(device)
         assert reading is not None, f"{device} was never read"
         return reading
+
+    def cards_of(self, engine: Engine) -> list[str]:
+        """Its devices that have memory of their own."""
+        return [d for d in engine.devices if d != HOST and not self.ledger.shares_host(d)]
+
+    def rest_of(self, reading: Reading, engine: Engine) -> int:
+        """Bytes in use on a device but by our other engines and by neighbours with a name: those of `engine`, and
+        what nobody accounts for."""
+        others = (e for e in self.engines.values() if e is not engine and not e.returns_before(engine))
+        held = sum(other.held_on(reading.device) for other in others)
+        return reading.used - held - sum(h.used or 0 for h in self.ledger.strangers(reading))
 
     def is_batch(self, source: str) -> bool:
         key = self.config.keys.get(source)

@@ -36,6 +36,7 @@ _USUAL = (
 NOTABLE = 0.05
 DRIFT = 0.25
 DRIFT_SECONDS = 10.0
+DRIFT_WAKE = 3.0
 DRIFT_BYTES = 512 * MIB
 
 
@@ -179,21 +180,32 @@ def _moved(before: float, after: float) -> bool:
     return abs(after - before) > NOTABLE * before
 
 
-def drift(before: Learned, after: Learned) -> tuple[str, ...]:
-    """Where a version is far off the one before it, both numbers in words. Its record may still be incomplete."""
-    return (*_slower(before, after), *_larger(before, after))
+def drift(before: Learned, after: Learned) -> dict[str, str]:
+    """Figures in which a version is far off the one before it, both numbers in words. Its record may still be
+    incomplete."""
+    return dict((*_slower(before, after), *_larger(before, after)))
 
 
-def _slower(before: Learned, after: Learned) -> Iterator[str]:
-    if before.start and after.start and _far(before.start, after.start, DRIFT_SECONDS):
-        yield f"it starts in {after.start:.0f} s, it took {before.start:.0f} s"
+def _slower(before: Learned, after: Learned) -> Iterator[tuple[str, str]]:
+    for figure, least, verb in (
+        ("start", DRIFT_SECONDS, "starts"),
+        ("wake", DRIFT_WAKE, "wakes"),
+        ("reload", DRIFT_SECONDS, "reloads"),
+    ):
+        old, new = getattr(before, figure), getattr(after, figure)
+        if old and new and _far(old, new, least):
+            yield figure, f"it {verb} in {new:.0f} s, it took {old:.0f} s"
 
 
-def _larger(before: Learned, after: Learned) -> Iterator[str]:
+def _larger(before: Learned, after: Learned) -> Iterator[tuple[str, str]]:
     for device, was in before.peak.items():
         now = after.peak.get(device)
         if now is not None and _far(was, now, DRIFT_BYTES):
-            yield f"it takes {gib(now)} of {device}, it took {gib(was)}"
+            yield f"peak on {device}", f"it takes {gib(now)} of {device}, it took {gib(was)}"
+    for device, was in before.residue.items():
+        now = after.residue.get(device)
+        if now is not None and _far(was, now, DRIFT_BYTES):
+            yield f"residue on {device}", f"it leaves {gib(now)} of {device} asleep, it left {gib(was)}"
 
 
 def _far(before: float, after: float, least: float) -> bool:

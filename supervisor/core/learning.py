@@ -9,7 +9,6 @@ import msgspec
 
 from supervisor.core import context, orders
 from supervisor.core.command import names_of
-from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fleet import Fleet
 from supervisor.core.learned import Learned, drift, notable, taught
@@ -37,6 +36,7 @@ def came_up(fleet: Fleet, engine: Engine, seconds: float | None) -> None:
 
 def fell_asleep(fleet: Fleet, engine: Engine, residue: Mapping[str, int]) -> None:
     learn(fleet, engine, engine.learned.slept(residue))
+    warn_of_drift(fleet, engine)
 
 
 def eased(fleet: Fleet, engine: Engine, rung: int) -> None:
@@ -52,13 +52,22 @@ def weighed(fleet: Fleet, engine: Engine, weights: int) -> None:
 
 
 def told_version(fleet: Fleet, engine: Engine, version: str) -> None:
-    """A version that was not seen before begins a record of its own; the one before is what it is held against."""
+    """Another version has a record of its own, begun anew or from when it last ran; the one before is what it is
+    held against."""
     known = engine.learned
     if known.version is None:
         learn(fleet, engine, replace(known, version=version))
     elif known.version != version:
-        engine.formerly, engine.drifted = known, False
-        learn(fleet, engine, known.of_version(version))
+        engine.versions[known.version] = engine.formerly = known
+        engine.drifts.clear()
+        before = engine.versions.get(version)
+        learn(
+            fleet,
+            engine,
+            known.of_version(version)
+            if before is None
+            else replace(before, tokens=known.tokens, rung=known.rung),
+        )
 
 
 def looked_at(fleet: Fleet, engine: Engine) -> None:
@@ -70,12 +79,14 @@ def looked_at(fleet: Fleet, engine: Engine) -> None:
 
 
 def warn_of_drift(fleet: Fleet, engine: Engine) -> None:
-    """Once for each change of version."""
+    """Once for each figure and change of version."""
     before, after = engine.formerly, engine.learned
-    if before is None or engine.drifted or not (words := drift(before, after)):
+    found = {} if before is None else drift(before, after)
+    if before is None or found.keys() <= engine.drifts:
         return
-    engine.drifted = True
-    message = f"{engine.name} differs under vLLM {after.version} from {before.version}: {'; '.join(words)}"
+    words = "; ".join(said for figure, said in found.items() if figure not in engine.drifts)
+    engine.drifts |= found.keys()
+    message = f"{engine.name} differs under vLLM {after.version} from {before.version}: {words}"
     fleet.note(
         "drift", engine, message, level="WARNING", before=before.figures(), after=after.figures()
     )  # fmt: skip
@@ -105,5 +116,5 @@ def estimate(fleet: Fleet, ask: Ask) -> Ask:
 
 def usual_residue(fleet: Fleet, engine: Engine) -> dict[str, int]:
     """Bytes that it would leave on each GPU asleep: as measured, else as configured."""
-    cards = (device for device in engine.devices if device != HOST)
-    return {card: engine.expected.residue.get(card, fleet.config.memory.residue) for card in cards}
+    usual = fleet.config.memory.residue
+    return {card: engine.expected.residue.get(card, usual) for card in fleet.cards_of(engine)}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from supervisor.core import learning, orders, restarts
+from supervisor.core import coming, landing, learning, orders, quarantine, restarts
 from supervisor.core.devices import HOST
-from supervisor.core.engine import Engine
+from supervisor.core.engine import Before, Engine
 from supervisor.core.failures import Failure, FailureClass
 from supervisor.core.fit import need
 from supervisor.core.fleet import Fleet, taken
@@ -21,6 +21,7 @@ AWAKE = frozenset({State.READY, State.DRAINING})
 
 SETTLED_SHARE = 0.9
 SETTLED_SLACK = 256 << 20
+"""Bytes that count for nothing: readings of the parts are not of one moment."""
 
 
 def retire(
@@ -38,7 +39,7 @@ def retire(
     Requests in flight have `drain` seconds (None: server.drain) before they are cut; `patient` cuts none.
     """
     at_once = drain == 0
-    engine.retired, engine.going_to_sleep = True, asleep
+    engine.retired, engine.going_to_sleep = True, asleep and engine.state is not State.SLEEPING
     if engine.claims():
         engine.left_because = why
     if engine.state is State.RESERVED:
@@ -56,8 +57,19 @@ def retire(
     elif engine.state in (State.STARTING, State.ADOPTING, State.SLEEPING, State.WAKING):
         told = f"{engine.name} stops while {engine.state}: {why}"
         fleet.note("engine_stopping", engine, told, reason=reason.value, why=why)
+        if engine.is_to_stop:
+            engine.deadline = None
+        else:
+            terminate(fleet, engine)
+    go_on_leaving(fleet, engine)
+
+
+def go_on_leaving(fleet: Fleet, engine: Engine) -> None:
+    """Whoever may go, goes: no start on the same GPU is disturbed for it."""
+    if engine.state is State.DRAINING:
+        go_on_draining(fleet, engine)
+    elif engine.is_to_stop and not would_disturb(fleet, engine):
         terminate(fleet, engine)
-    go_on_draining(fleet, engine)
 
 
 def give_up_abandoned(fleet: Fleet) -> None:
@@ -78,8 +90,6 @@ def withdraw(fleet: Fleet, engine: Engine, why: str) -> None:
 
 def go_on_draining(fleet: Fleet, engine: Engine) -> None:
     """Stop a drained engine, unless memory freed now would abort a start on the same GPU."""
-    if engine.state is not State.DRAINING:
-        return
     overdue = engine.deadline is not None and engine.deadline <= fleet.now
     if engine.leases and not overdue:
         return
@@ -136,8 +146,7 @@ def settle_asleep(fleet: Fleet, engine: Engine) -> None:
     """
     if engine.slept_at is None:
         return
-    cards = [device for device in engine.devices if device != HOST]
-    fallen = {device: engine.measured.get(device) for device in cards}
+    fallen = {device: engine.measured.get(device) for device in fleet.cards_of(engine)}
     for device, now_held in fallen.items():
         reading = fleet.ledger.reading(device)
         if reading is None or reading.trouble or now_held is None or reading.at < engine.slept_at:
@@ -145,18 +154,12 @@ def settle_asleep(fleet: Fleet, engine: Engine) -> None:
         whole = need(engine.profile, reading)
         if now_held > min(whole, engine.expected.peak.get(device, whole)) / 2:
             return
-    engine.settled, engine.deadline = True, wakes_or_stops(fleet, engine)
+    engine.settled, engine.deadline = True, coming.bedtime_asleep(fleet, engine)
     kept = {device: held for device, held in fallen.items() if held is not None}
     engine.reserved |= kept
     residue = sum(kept.values())
     learning.fell_asleep(fleet, engine, kept)
     fleet.note("engine_asleep", engine, f"{engine.name} sleeps at level {engine.asleep}", residue=residue)
-
-
-def wakes_or_stops(fleet: Fleet, engine: Engine) -> float | None:
-    """When a sleeping engine is stopped for good: its idle time counts from its last request."""
-    ttl = engine.profile.idle_ttl
-    return None if ttl is None or engine.pinned else (engine.idle_since or fleet.now) + ttl
 
 
 def sleep_failed(fleet: Fleet, engine: Engine, reason: str) -> None:
@@ -216,19 +219,22 @@ def fail(fleet: Fleet, engine: Engine, failure: Failure) -> None:
 
 def remember_before(fleet: Fleet, engine: Engine) -> None:
     for device, measured in engine.measured.items():
-        if found := fleet.ledger.reading(device):
-            engine.before[device] = (found.used, measured, found.unattributed)
+        if device not in engine.devices and measured < landing.MUCH:
+            continue
+        found = fleet.ledger.reading(device)
+        if found and not found.trouble:
+            engine.before[device] = Before(fleet.rest_of(found, engine), measured)
 
 
 def cause(engine: Engine, told: Failure) -> Failure | None:
     """Why it ended, None where it was stopped in order. `told`: what its exit and log say.
 
-    An engine that ran out of memory may fail its probes before it is gone: then it tells more than they do.
+    An engine that knows what it died of may fail its probes before it is gone: then it tells more than they do.
     """
     killed = engine.failure
     if killed is None:
         return None if engine.state is State.STOPPING else told
-    return told if told.serving and told.kind is FailureClass.OUT_OF_MEMORY else killed
+    return told if told.serving and told.kind is not FailureClass.TRANSIENT else killed
 
 
 def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: bool = False) -> None:
@@ -250,6 +256,9 @@ def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: b
         fleet.note("engine_failed", engine, str(failure), level="ERROR", log=failure.tail)
         if failure.serving and failure.kind is FailureClass.OUT_OF_MEMORY and not engine.asleep:
             ease(fleet, engine)
+        if failure.kind is FailureClass.GPU_SICK:
+            engine.wanted = False  # it would have to be started where nothing starts now
+            quarantine.isolate(fleet, set(engine.devices) - {HOST}, str(failure))
         if failure.kind in restarts.NOT_COUNTED:
             engine.wanted = engine.wanted and is_awaited(fleet, engine)
         elif not (engine.proven or engine.outdated):
@@ -314,43 +323,45 @@ def tell_waiters(fleet: Fleet, engine: Engine, failure: Failure) -> None:
 def settle(fleet: Fleet, engine: Engine) -> None:
     """Over once the tree is empty and every device shows the memory back."""
     gone_at = engine.gone_at
-    if gone_at is None or not all(is_back(fleet, engine, device, gone_at) for device in engine.devices):
+    if gone_at is None or not all(is_back(fleet, engine, device, gone_at) for device in engine.places):
         return
-    for device in engine.devices:
-        fleet.ledger.quarantined.pop(device, None)
+    over(fleet, engine, f"the memory of {engine.name} is back")
+
+
+def over(fleet: Fleet, engine: Engine, proof: str) -> None:
+    """An incarnation has come to its end, and holds nothing any more."""
+    quarantine.lift(fleet, engine.places, engine.name, proof)
     incarnation, failure = engine.incarnation or "", engine.failure
     fleet.order(orders.Forget(incarnation))
     engine.clear()
-    if failure is None or engine.outdated:
+    if failure is None or engine.outdated or failure.kind is FailureClass.GPU_SICK:
+        engine.failure = None
         engine.step(Step.SETTLE, fleet.now)
-        fleet.note("engine_stopped", engine, f"{engine.name} stopped, its memory is back")
+        fleet.note("engine_stopped", engine, f"{engine.name} stopped: {proof}")
     else:
         follow_up(fleet, engine, failure)
     answer_stopped(fleet, engine)
 
 
 def is_back(fleet: Fleet, engine: Engine, device: str, gone_at: float) -> bool:
-    """Whether the device shows the memory back, held against `before`."""
+    """Whether the device shows the memory back: what others took or returned meanwhile proves nothing."""
     if device == HOST:
         return True
     reading = fleet.ledger.reading(device)
     if reading is None or reading.trouble or reading.at < gone_at:
         return False
-    used, measured, orphaned = engine.before.get(device, (reading.total, 0, reading.total))
-    named = fleet.ledger.survey.holders_known
-    return (measured > 0 and reading.used <= used - SETTLED_SHARE * measured) or (
-        reading.unattributed <= orphaned + SETTLED_SLACK if named else reading.used <= used
-    )
+    if reading.unified:  # its memory is the host's, which too many others share to prove anything
+        return True
+    rest, measured = engine.before.get(device, (reading.total, 0))
+    left = max(SETTLED_SLACK, (1 - SETTLED_SHARE) * measured)
+    return fleet.rest_of(reading, engine) <= rest - measured + left
 
 
-def quarantine(fleet: Fleet, engine: Engine) -> None:
+def stay_away(fleet: Fleet, engine: Engine) -> None:
     """The deadline passed and the memory did not come back: never proceed in hope."""
     pids = ", ".join(map(str, engine.survivors)) or "none left, the driver holds it"
     why = f"memory of {engine.name} did not come back (processes: {pids})"
-    for device in engine.devices:
-        fleet.ledger.quarantined[device] = why
-    fleet.stuck.clear()
-    fleet.note("device_quarantined", engine, why, level="ERROR", devices=engine.devices)
+    quarantine.impose(fleet, engine.places - {HOST}, engine.name, why)
 
 
 def follow_up(fleet: Fleet, engine: Engine, failure: Failure) -> None:
@@ -358,7 +369,7 @@ def follow_up(fleet: Fleet, engine: Engine, failure: Failure) -> None:
         engine.failures.append(fleet.now)
     engine.failure = None
     verdict = restarts.decide(fleet.config.restarts, engine.failures, failure, fleet.rng.random())
-    engine.last_reason = verdict.reason
+    engine.give_reason(verdict.reason, fleet.now)
     if verdict.delay is None:
         engine.step(Step.GIVE_UP, fleet.now)
         engine.give_up_wanting()

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import NamedTuple
 
 from supervisor.config import Memory, Profile
@@ -39,6 +40,11 @@ class Claim(NamedTuple):
     @property
     def held(self) -> int:
         return max(self.reserved, self.measured or 0)
+
+    @property
+    def blurred(self) -> bool:
+        """Whether what it has now cannot be told from what others have."""
+        return self.going or (self.restless and self.measured is None)
 
     @property
     def unspent(self) -> int:
@@ -118,8 +124,10 @@ class Ledger:
     memory: Memory
     survey: Survey = field(default_factory=Survey)
     ours: frozenset[int] = frozenset()
-    quarantined: dict[str, str] = field(default_factory=dict)
-    """Device -> why, in words that name the PIDs."""
+    _once_ours: frozenset[int] = frozenset()
+    """PIDs of ours that are over, as long as the driver lists them: their memory is no neighbour's."""
+    _quarantined: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Device -> owner -> why."""
     sick: dict[str, Sickness] = field(default_factory=dict)
     """GPUs out of use until they were reset."""
     _foreign: dict[str, deque[tuple[float, int]]] = field(default_factory=dict)
@@ -127,11 +135,14 @@ class Ledger:
     # Facts in
 
     def take(self, survey: Survey, ours: frozenset[int], claims: Claims) -> None:
-        """Note a survey. A device where memory is on its way back is no witness of foreign memory."""
+        """Note a survey. A device where memory is on its way back, or promised and not measured yet, is no witness
+        of foreign memory."""
+        listed = frozenset(holder.pid for reading in survey.readings for holder in reading.holders)
+        self._once_ours = (self._once_ours | self.ours) & listed - ours
         self.survey, self.ours = survey, ours
         for reading in survey.readings:
             claimed = claims.get(reading.device, ())
-            if reading.trouble or any(claim.going for claim in claimed):
+            if reading.trouble or any(claim.blurred for claim in claimed):
                 continue
             held = (claim.reserved if claim.measured is None else claim.measured for claim in claimed)
             samples = self._foreign.setdefault(reading.device, deque())
@@ -144,7 +155,24 @@ class Ledger:
         for device in devices:
             self._foreign.pop(device, None)
 
+    def quarantine(self, device: str, owner: str, why: str) -> None:
+        """Nothing starts on `device` until `owner` releases it. `why` in words that name the PIDs."""
+        self._quarantined.setdefault(device, {})[owner] = why
+
+    def release(self, device: str, owner: str) -> str | None:
+        """Take `owner`'s reason away, and only that; why it was there, None where it was not."""
+        reasons = self._quarantined.get(device, {})
+        why = reasons.pop(owner, None)
+        if not reasons:
+            self._quarantined.pop(device, None)
+        return why
+
     # Questions
+
+    @property
+    def quarantined(self) -> Mapping[str, str]:
+        """Device -> why nothing may start there."""
+        return MappingProxyType({d: "; ".join(reasons.values()) for d, reasons in self._quarantined.items()})
 
     def barred(self, device: str) -> str | None:
         """Why nothing may start there, whatever it shows; None where it may."""
@@ -169,14 +197,22 @@ class Ledger:
     def devices_of(self, profile: Profile) -> tuple[str, ...] | None:
         """The devices that `profile` is budgeted on, or None when the host lacks one of its GPUs.
 
-        A GPU without memory of its own (unified) is budgeted against host memory.
+        A GPU without memory of its own (unified) is budgeted against host memory, which then comes first; it is there
+        itself, without a size, because only one engine may start on it at a time.
         """
         if profile.device == "cpu":
             return (HOST,)
         found = [self.gpu(ref) for ref in profile.gpus]
         if None in found:
             return None
-        return tuple(dict.fromkeys(HOST if gpu.unified else gpu.device for gpu in found if gpu))
+        cards = [gpu for gpu in found if gpu]
+        host = [HOST] if any(gpu.unified for gpu in cards) else []
+        return tuple(dict.fromkeys([*host, *(gpu.device for gpu in cards)]))
+
+    def shares_host(self, device: str) -> bool:
+        """It is a GPU without memory of its own."""
+        reading = self.reading(device)
+        return reading is not None and reading.unified
 
     def gpu(self, ref: int | str) -> Reading | None:
         """The GPU that a profile names by index, UUID or PCI id."""
@@ -199,7 +235,7 @@ class Ledger:
         devices = self.devices_of(profile)
         if devices is None:
             return Verdict((self._missing(profile),))
-        found = [self._unfit(card) for ref in profile.gpus if (card := self.gpu(ref)) and card.unified]
+        found = []
         for device in devices:
             given = (freed or {}).get(device, 0) + (own or {}).get(device, 0)
             found.append(self._judge_device(profile, device, claims.get(device, ()), now, given))
@@ -235,7 +271,8 @@ class Ledger:
             return Shortage(
                 Obstacle.STALE, device, f"{where} was last read {age:.0f} s ago, NVML does not answer"
             )
-        return self._judge_memory(profile, reading, claimed, given)
+        short = None if reading.unified else self._judge_memory(profile, reading, claimed, given)
+        return short or self._judge_quiet(reading, claimed)
 
     def _unfit(self, reading: Reading) -> Shortage | None:
         where = name_of(reading)
@@ -258,10 +295,14 @@ class Ledger:
         available = self._room(reading, claimed, given)
         if available < needed:
             return self._taken(profile, reading, claimed, needed, available)
-        if reading.device != HOST and (mover := next((c for c in claimed if c.restless), None)):
-            message = f"{mover.profile} is starting or stopping on {where}"
-            return Shortage(Obstacle.RESTLESS, reading.device, message, needed, available)
         return None
+
+    def _judge_quiet(self, reading: Reading, claimed: Sequence[Claim]) -> Shortage | None:
+        mover = next((claim for claim in claimed if claim.restless), None)
+        if mover is None or reading.device == HOST:
+            return None
+        message = f"{mover.profile} is starting or stopping on {name_of(reading)}"
+        return Shortage(Obstacle.RESTLESS, reading.device, message)
 
     def _margin(self, reading: Reading) -> int:
         return self.memory.host_floor if reading.device == HOST else self.memory.margin
@@ -314,7 +355,8 @@ class Ledger:
 
     def strangers(self, reading: Reading) -> tuple[Holder, ...]:
         """Processes that are not ours, the largest first."""
-        foreign = (holder for holder in reading.holders if holder.pid not in self.ours)
+        ours = self.ours | self._once_ours
+        foreign = (holder for holder in reading.holders if holder.pid not in ours)
         return tuple(sorted(foreign, key=lambda holder: -(holder.used or 0)))
 
 

@@ -15,9 +15,11 @@ from supervisor.core import dispatch, orders, placement
 from supervisor.core.devices import HOST, gib
 from supervisor.core.engine import Engine
 from supervisor.core.events import LoanAsked
+from supervisor.core.fit import need
 from supervisor.core.fleet import Fleet
 from supervisor.core.ledger import Claim, name_of
-from supervisor.errors import DaemonRefused
+from supervisor.core.spans import span
+from supervisor.errors import DaemonRefused, ModelNotFound
 
 
 @dataclass(slots=True)
@@ -72,13 +74,25 @@ def pursue(fleet: Fleet) -> None:
 def _grant(fleet: Fleet, loan: Loan) -> None:
     profile = loan.wanted.profile
     size = profile.vram or 0
-    loan.wanted.reserved = dict.fromkeys(fleet.ledger.devices_of(profile) or (), size)
+    devices = fleet.ledger.devices_of(profile) or ()
+    loan.wanted.reserved = {device: need(profile, fleet.reading(device)) for device in devices}
     loan.until = fleet.now + loan.ttl
     fleet.stuck.clear()
     places = ", ".join(name_of(fleet.reading(device)) for device in loan.wanted.reserved)
-    message = f"{gib(size)} on {places} lent to {loan.borrower} for {loan.ttl:.0f} s"
+    message = f"{gib(size)} on {places} lent to {loan.borrower} for {span(loan.ttl)}"
     _note(fleet, "lent", message)
     fleet.order(orders.Answer(loan.name, message))
+
+
+def named(fleet: Fleet, word: str) -> str:
+    """The loan of this name, or the only one to this borrower. Raises ModelNotFound."""
+    theirs = [loan.name for loan in fleet.loans.values() if loan.borrower == word]
+    if word in fleet.loans or len(theirs) == 1:
+        return word if word in fleet.loans else theirs[0]
+    if theirs:
+        raise ModelNotFound(f"several loans are to {word!r}; name one of {', '.join(theirs)}")
+    there = ", ".join(f"{loan.name} ({loan.borrower})" for loan in fleet.loans.values())
+    raise ModelNotFound(f"no loan {word!r}; there are: {there or 'none'}")
 
 
 def end(fleet: Fleet, name: str, why: str) -> None:

@@ -8,7 +8,7 @@ RESERVED    memory is promised, a fresh reading is awaited, nothing runs yet
 STARTING    a process tree exists and loads
 READY       it answers requests
 DRAINING    no new requests; those in flight end. One-way: new requests queue for the next incarnation
-SLEEPING    weights are off the device, the tree lives on; WAKING is the way back
+SLEEPING    weights are off the device, the tree lives on; WAKING is the way back, once a fresh reading agrees
 STOPPING    the stop ladder is running
 SETTLING    the leader is gone; over when the tree is empty and the device shows the memory back
 BACKOFF     it failed and waits before another try
@@ -89,11 +89,12 @@ COMING = frozenset({State.RESERVED, State.STARTING, State.WAKING, State.ADOPTING
 LEAVING = frozenset({State.DRAINING, State.STOPPING, State.SETTLING})
 """On its way out; demand that arrives now is for the next incarnation."""
 
-RESTLESS = frozenset({State.RESERVED, State.STARTING, State.WAKING, State.STOPPING, State.SETTLING})
-"""Its memory is changing: nobody else on the same GPU may start meanwhile (vllm#55827, vllm#56830)."""
+PROFILING = frozenset({State.STARTING, State.WAKING, State.ADOPTING})
+"""vLLM is measuring the GPU, or may be where it is not proven yet that it had done so: memory freed by anyone there
+would abort it (vllm#56830)."""
 
-PROFILING = frozenset({State.STARTING, State.WAKING})
-"""vLLM is measuring the GPU: memory freed by anyone there would abort it (vllm#56830)."""
+RESTLESS = PROFILING | {State.RESERVED, State.STOPPING, State.SETTLING}
+"""Its memory is changing: nobody else on the same GPU may start meanwhile (vllm#55827, vllm#56830)."""
 
 STARTABLE = frozenset({State.COLD, State.BACKOFF})
 
@@ -104,6 +105,7 @@ _TABLE: dict[Step, dict[State, State]] = {
         State.ADOPTING: State.COLD,
         State.BACKOFF: State.COLD,
         State.IMPOSSIBLE: State.COLD,
+        State.WAKING: State.SLEEPING,
     },
     Step.SPAWN: {State.RESERVED: State.STARTING},
     Step.ADOPT: {State.COLD: State.ADOPTING},

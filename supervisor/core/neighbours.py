@@ -41,4 +41,13 @@ def _tell(fleet: Fleet, reading: Reading, before: int, now_held: int) -> None:
         for h in fleet.ledger.strangers(reading)[:3]
     )
     message = f"foreign memory on {name_of(reading)} {word} from {gib(before)} to {gib(now_held)}"
+    message += _beside(fleet, reading)
     fleet.order(orders.Note(f"foreign_{word}", None, message + (f": {who}" if who else ""), "WARNING"))
+
+
+def _beside(fleet: Fleet, reading: Reading) -> str:
+    """What was lent to nobody knows whom is not counted as foreign, though its user is listed: that is said."""
+    loans = [loan for loan in fleet.loans.values() if reading.device in loan.claims()]
+    lent = [loan for loan in loans if loan.claims()[reading.device].measured is None]
+    size = sum(loan.claims()[reading.device].held for loan in lent)
+    return f", beside {gib(size)} lent to {', '.join(loan.borrower for loan in lent)}" if lent else ""

@@ -66,6 +66,8 @@ class Choice:
 
 def way_up(fleet: Fleet, engine: Engine) -> Way | Blocked:
     """Whether, and at whose cost, an engine that is cold or asleep could serve."""
+    if why := _shut(fleet, engine):
+        return Blocked(f"{engine.name} is {engine.state}: {why}", Hope.OTHERS)
     if not can_come(engine):
         return Blocked(f"{engine.name} is {engine.state}", Hope.MOVING)
     if fleet.queues.for_profile(engine.name) and engine.name not in fleet.available:
@@ -79,11 +81,18 @@ def way_up(fleet: Fleet, engine: Engine) -> Way | Blocked:
     short = {shortage.device for shortage in verdict.shortages}
     where = short if fleet.policy.knows_cards else None
     there = [other for other in fleet.engines.values() if other is not engine and other.holds(where)]
-    moving = [e for e in there if e.state in COMING | LEAVING or (e.asleep and not e.settled)]
+    moving = [e for e in there if is_moving(e)]
     if moving:
         names = ", ".join(f"{e.name} ({e.state})" for e in moving)
         return Blocked(f"waits for {names}; {verdict}", Hope.MOVING)
     return _at_the_cost_of(fleet, engine, [e for e in there if not e.pinned], claims, verdict)
+
+
+def _shut(fleet: Fleet, engine: Engine) -> str | None:
+    """Why it is not known when the memory that it left will be back."""
+    if engine.state is not State.SETTLING:
+        return None
+    return next((why for device in engine.devices if (why := fleet.ledger.barred(device))), None)
 
 
 def _claims_beside(fleet: Fleet, engine: Engine) -> Claims:
@@ -93,7 +102,14 @@ def _claims_beside(fleet: Fleet, engine: Engine) -> Claims:
 
 
 def can_come(engine: Engine) -> bool:
-    return engine.state in STARTABLE or (engine.state is State.SLEEPING and engine.settled)
+    asleep = engine.state is State.SLEEPING and engine.settled and not engine.is_to_stop
+    return asleep or engine.state in STARTABLE
+
+
+def is_moving(engine: Engine) -> bool:
+    """It comes or goes, or falls asleep: what it holds will be different soon."""
+    falling = engine.asleep and not engine.settled
+    return bool(falling) or engine.is_to_stop or engine.state in COMING | LEAVING
 
 
 def _at_the_cost_of(

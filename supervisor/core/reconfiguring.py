@@ -12,7 +12,6 @@ from supervisor.core import calendar, coming, command, dispatch, leaving, orders
 from supervisor.core.engine import Engine
 from supervisor.core.events import Reconfigured
 from supervisor.core.fleet import Fleet, beside, taken
-from supervisor.core.learned import Learned
 from supervisor.core.lifecycle import COMING, HOLDING, Reason, State
 from supervisor.core.peer import Peer
 from supervisor.errors import LlmdError, ModelNotFound
@@ -92,8 +91,8 @@ def _retune(fleet: Fleet, engine: Engine, new: Profile) -> None:
     engine.profile = new
     if engine.state is State.READY and not engine.leases:
         engine.deadline = coming.bedtime(fleet, engine)
-    elif engine.state is State.SLEEPING and engine.settled:
-        engine.deadline = leaving.wakes_or_stops(fleet, engine)
+    elif engine.state is State.SLEEPING and engine.settled and not engine.is_to_stop:
+        engine.deadline = coming.bedtime_asleep(fleet, engine)
 
 
 def renew(fleet: Fleet) -> None:
@@ -113,8 +112,8 @@ def renew(fleet: Fleet) -> None:
 
 def _fresh(fleet: Fleet, profile: Profile, former: Engine | None) -> Engine:
     """Without its former's failures, but for whoever wants it, or wants it to stay."""
-    known = fleet.remembered.get(profile.name, Learned())
-    engine = Engine(profile, learned=known, kept=known)
+    engine = Engine(profile)
+    engine.recall(fleet.remembered.get(profile.name, ()))
     if former is not None:
         engine.wanted, engine.patient_until = former.wanted, former.patient_until
         engine.pinned_by_hand = former.pinned_by_hand

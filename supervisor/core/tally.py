@@ -37,14 +37,15 @@ class Tally:
     """(profile, reason) -> ends, from the decision until the memory was back."""
     sleeps: dict[tuple[str, str], Total] = field(default_factory=dict)
     """The same of those that went to sleep instead."""
-    evictions: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """(profile, "idle" or "swap"): a swap costs an engine that was in use."""
+    evictions: dict[tuple[str, str], Total] = field(default_factory=dict)
+    """(profile, "idle" or "swap"), until the memory was back: a swap costs an engine that was in use."""
     restarts: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(profile, class of the failure)."""
     modes: Counter[str] = field(default_factory=Counter)
     """How changes of mode ended."""
     _coming: dict[str, tuple[str, float]] = field(default_factory=dict)
     _going: dict[str, tuple[str, float]] = field(default_factory=dict)
+    _evicted: dict[str, Total] = field(default_factory=dict)
     _ways: dict[str, str] = field(default_factory=dict)
 
     def take(self, note: Note, now: float) -> None:
@@ -67,13 +68,17 @@ class Tally:
         elif note.event in ("engine_stopped", "engine_asleep"):
             self._went(self.stops if note.event == "engine_stopped" else self.sleeps, profile, now)
         elif note.event == "evict":
-            self.evictions[profile, "swap" if note.facts.get("swap") else "idle"] += 1
+            self._makes_room(profile, "swap" if note.facts.get("swap") else "idle")
         elif note.event == "engine_failed":
             self._coming.pop(profile, None)
             self._going.setdefault(profile, ("failed", now))
         elif note.event == "engine_restart_policy":
             self.restarts[profile, str(note.facts["kind"]).replace(" ", "_")] += 1
             self._went(self.stops, profile, now, "failed")
+
+    def _makes_room(self, profile: str, kind: str) -> None:
+        self._evicted[profile] = self.evictions.setdefault((profile, kind), Total())
+        self._evicted[profile].count += 1
 
     def _came_up(self, profile: str, now: float) -> None:
         self._going.pop(profile, None)
@@ -89,4 +94,6 @@ class Tally:
     ) -> None:
         """`better`: a reason that outdoes the one with which it began to go."""
         why, since = self._going.pop(profile, ("other", now))
+        if evicted := self._evicted.pop(profile, None):
+            evicted.seconds += now - since
         totals.setdefault((profile, better or why), Total()).add(now - since)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from supervisor.config import Config
-from supervisor.core import ailing, placement
+from supervisor.core import ailing, calendar, placement
 from supervisor.core.command import names_of
 from supervisor.core.devices import HOST, Reading
 from supervisor.core.engine import Engine
@@ -49,7 +49,7 @@ def explain(fleet: Fleet, name: str) -> Json:
     """Sizes are bytes, durations seconds from now, unknown or never is None. Raises ModelNotFound."""
     peers = [peer.describe() for peer in fleet.peers.values() if name == peer.name or peer.offer(name)]
     engines = [] if peers and not _is_here(name, fleet.config) else _called(fleet, name)
-    devices = dict.fromkeys(device for engine in engines for device in devices_of(fleet, engine))
+    devices = dict.fromkeys(device for engine in engines for device in _touched(fleet, engine))
     readings = [reading for device in devices if (reading := fleet.ledger.reading(device))]
     return {
         "name": name,
@@ -72,6 +72,12 @@ def devices_of(fleet: Fleet, engine: Engine) -> tuple[str, ...]:
     return engine.devices or fleet.ledger.devices_of(engine.profile) or ()
 
 
+def _touched(fleet: Fleet, engine: Engine) -> tuple[str, ...]:
+    """With host memory where it keeps its weights there, asleep."""
+    kept = (device for device, claim in engine.claims().items() if claim.held)
+    return tuple(dict.fromkeys((*devices_of(fleet, engine), *kept)))
+
+
 def _profile(fleet: Fleet, engine: Engine) -> Json:
     chance = _chance(fleet, engine)
     return {
@@ -85,11 +91,16 @@ def _profile(fleet: Fleet, engine: Engine) -> Json:
         "slots": engine.slots,
         "queued": fleet.queues.for_profile(engine.name),
         "idle": engine.idle_seconds(fleet.now),
-        "needs": [_need(fleet, engine, device) for device in devices_of(fleet, engine)],
+        "needs": [
+            _need(fleet, engine, device)
+            for device in _touched(fleet, engine)
+            if not fleet.ledger.shares_host(device)
+        ],
         "stands_in_the_way": _obstacle(fleet, engine),
         "makes_room": list(chance.way.victims) if chance else [],
         "by_sleeping": chance.way.asleep if chance else False,
         "serves_in": _serves_in(fleet, engine, chance),
+        "refused_now": _is_refused(fleet, engine),
         "learned": _learned(engine),
     }
 
@@ -115,9 +126,17 @@ def _why_not(fleet: Fleet, engine: Engine) -> str:
     if engine.state is State.IMPOSSIBLE:
         return f"it cannot start: {engine.last_reason}"
     last = engine.left_because or ("it failed" if engine.last_failure else "nobody has asked for it yet")
+    if engine.wanted or fleet.queues.for_profile(engine.name):
+        who = f"mode {fleet.mode.name} wants it" if engine.patient_until > fleet.now else "it was asked for"
+        last = f"{who}, and it waits for its place"
     if engine.state is State.SLEEPING:
         return f"it sleeps at level {engine.asleep}: {last}"
     return f"it is {engine.state}: {last}" if engine.state in LEAVING else f"it is not loaded: {last}"
+
+
+def _is_refused(fleet: Fleet, engine: Engine) -> bool:
+    """Whether a request that came now would be told to come back, as no mode has it while one may wait."""
+    return engine.name not in fleet.available | calendar.soon(fleet, fleet.config.server.max_wait)
 
 
 def _comes(fleet: Fleet, engine: Engine) -> bool:
@@ -159,10 +178,10 @@ def _device(fleet: Fleet, reading: Reading) -> Json:
 
 
 def _holder(fleet: Fleet, claim: Claim) -> Json:
-    """An engine, or a loan, which has no state."""
+    """An engine, or a loan, which has no state; where nobody knows who borrowed, its user is told as foreign too."""
     engine = fleet.engines.get(claim.profile)
     known = {"state": engine.state.value, "in_flight": len(engine.leases), "pinned": engine.pinned,
-             "idle": engine.idle_seconds(fleet.now)} if engine else {}  # fmt: skip
+             "idle": engine.idle_seconds(fleet.now)} if engine else {"measured": claim.measured is not None}  # fmt: skip
     return {"profile": claim.profile, "held": claim.held, **known}
 
 

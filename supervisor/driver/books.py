@@ -32,8 +32,8 @@ class Books:
     def _config(self) -> Config:
         return self._fleet.config
 
-    async def recall(self, config: Config) -> dict[str, Learned]:
-        """What was learned of its profiles as they are in `config`."""
+    async def recall(self, config: Config) -> dict[str, tuple[Learned, ...]]:
+        """What was learned of its profiles as they are in `config`, under each version of vLLM, the newest first."""
         arguments = {name: command.fingerprint(p, config) for name, p in config.profiles.items()}
         return await self._scribe.ask(lambda: self._almanac.recall(arguments))
 

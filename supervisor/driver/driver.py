@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.config import Config, Profile
-from supervisor.core import calendar, decide, events, orders, outlook
+from supervisor.core import calendar, decide, events, lending, orders, outlook
 from supervisor.core.devices import Survey
 from supervisor.core.events import Event
 from supervisor.core.fleet import Fleet
@@ -364,6 +364,11 @@ class Driver:
         """Give up the GPU and keep the process. Raises DaemonRefused where it cannot."""
         return await self._ask(profile, lambda ticket: events.SleepAsked(ticket, profile))
 
+    async def release(self, gpu: int | str) -> str:
+        """Write off memory that did not come back on a quarantined GPU. Raises DaemonRefused."""
+        ticket = secrets.token_hex(8)
+        return await self._answer(ticket, events.ReleaseAsked(ticket, gpu))
+
     async def _ask(self, profile: str, event: Callable[[str], Event]) -> str:
         if profile not in self.config.profiles:
             known = ", ".join(self.config.profiles)
@@ -394,7 +399,9 @@ class Driver:
         return f"mode {mode.name}{until}" + (", forced" if mode.forced else ", by the calendar")
 
     def plan_mode(self, name: str) -> dict[str, Any]:
-        """What a change to mode `name` would do now."""
+        """What a change to mode `name` would do now; "auto" is the calendar's."""
+        if name == "auto" and self.config.modes:
+            name = self.modes.by_calendar()
         self._mode_named(name)
         return calendar.plan(self.fleet, name)
 
@@ -421,10 +428,9 @@ class Driver:
         return name, message
 
     def take_back(self, name: str, why: str = "it was given back") -> str:
-        """End a loan. Raises ModelNotFound where there is none of this name."""
+        """End a loan, called by its name or its borrower. Raises ModelNotFound where there is none, or several."""
+        name = lending.named(self.fleet, name)
         self._borrowers.pop(name, None)
-        if name not in self.fleet.loans:
-            raise ModelNotFound(f"no loan {name!r}; there are: {', '.join(self.fleet.loans) or 'none'}")
         self.post(events.LoanEnded(name, why))
         return f"the loan {name} is over"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -47,7 +47,7 @@ class Draft:
     peer_keys: Mapping[str, str | None]
     warnings: tuple[str, ...]
     stamp: Stamp
-    learned: Mapping[str, Learned]
+    learned: Mapping[str, Sequence[Learned]]
 
 
 class Reloading:

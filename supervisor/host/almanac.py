@@ -21,7 +21,7 @@ CREATE TABLE IF NOT EXISTS learned (
     PRIMARY KEY (profile, arguments, version)
 ) WITHOUT ROWID
 """
-_NEWEST = "SELECT figures FROM learned WHERE profile = ? AND arguments = ? ORDER BY at DESC LIMIT 1"
+_NEWEST = "SELECT figures FROM learned WHERE profile = ? AND arguments = ? ORDER BY at DESC LIMIT 20"
 _KEEP = "REPLACE INTO learned VALUES (?, ?, ?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), ?)"
 
 
@@ -36,8 +36,8 @@ class Almanac:
     def trouble(self) -> str | None:
         return self._database.trouble
 
-    def recall(self, arguments: Mapping[str, str]) -> dict[str, Learned]:
-        """Profile -> the newest that was learned of it with its arguments, whatever the version."""
+    def recall(self, arguments: Mapping[str, str]) -> dict[str, tuple[Learned, ...]]:
+        """Profile -> what was learned of it with its arguments under each version, the newest first."""
         try:
             return self._recall(arguments)
         except (sqlite3.Error, OSError) as error:
@@ -55,12 +55,12 @@ class Almanac:
     def close(self) -> None:
         self._database.close()
 
-    def _recall(self, arguments: Mapping[str, str]) -> dict[str, Learned]:
-        found: dict[str, Learned] = {}
+    def _recall(self, arguments: Mapping[str, str]) -> dict[str, tuple[Learned, ...]]:
+        found: dict[str, tuple[Learned, ...]] = {}
         for profile, digest in arguments.items():
-            row = self._database.connection().execute(_NEWEST, (profile, digest)).fetchone()
-            if row and (learned := _decoded(profile, row[0])):
-                found[profile] = learned
+            rows = self._database.connection().execute(_NEWEST, (profile, digest)).fetchall()
+            if known := tuple(filter(None, (_decoded(profile, row[0]) for row in rows))):
+                found[profile] = known
         return found
 
 

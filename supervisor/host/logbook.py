@@ -1,5 +1,5 @@
-"""The daemon's own log on stderr: JSON lines, with systemd's priorities in front where its journal listens, and words
-for people where a terminal does.
+"""The daemon's own log on stderr: JSON lines, with fields to search by where systemd's journal listens, and words for
+people where a terminal does.
 
 A daemon calls `keep`: from then on what repeats itself is thinned out, and the lines are kept in a file too, so that
 `llmd logs` can tell of what came before a crash, whoever started the daemon. Threads of their own write both, many
@@ -9,7 +9,6 @@ lines at once: a disk, or a reader of stderr, that hangs costs lines, which are 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from typing import Any, TextIO
 
 import msgspec
 
+from supervisor.host import journald
 from supervisor.host.rollover import Rollover
 
 CAP = 16 << 20
@@ -36,9 +36,6 @@ PAUSE = 0.05
 
 BURST = 20
 """Lines of one class that are written at once, before it is one a second."""
-
-PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3}
-"""Level -> syslog's, which systemd takes from a `<N>` before a line."""
 
 _HEAD = ("timestamp", "level", "event")
 
@@ -94,8 +91,9 @@ def _text(line: Mapping[str, object]) -> str:
 
 
 def _say(lines: bytes) -> None:
+    text = lines.decode()
     try:
-        sys.stderr.write(lines.decode())
+        sys.stderr.write(journald.deliver(text) if _style(sys.stderr) == "journal" else text)
         sys.stderr.flush()
     except (BrokenPipeError, ValueError):
         return
@@ -225,28 +223,13 @@ _kept = _Kept()
 
 
 def _shown(line: Mapping[str, Any], text: str) -> str:
-    style = _style(sys.stderr)
-    if style == "words":
-        return words(line)
-    return f"<{PRIORITIES.get(line['level'], 6)}>{text}" if style == "journal" else text
+    return words(line) if _style(sys.stderr) == "words" else text
 
 
 @lru_cache(maxsize=1)
 def _style(stderr: TextIO) -> str:
     """Looked at once: what stderr is does not change."""
-    return "words" if stderr.isatty() else "journal" if _is_journal() else "json"
-
-
-def _is_journal() -> bool:
-    """Whether stderr is systemd's journal, which says so by the socket's device and inode."""
-    told = os.environ.get("JOURNAL_STREAM")
-    if not told:
-        return False
-    try:
-        found = os.fstat(sys.stderr.fileno())
-    except (OSError, ValueError):
-        return False
-    return told == f"{found.st_dev}:{found.st_ino}"
+    return "words" if stderr.isatty() else "journal" if journald.listens() else "json"
 
 
 def now() -> str:

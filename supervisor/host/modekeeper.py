@@ -82,6 +82,12 @@ class ModeKeeper:
         """Back to the calendar."""
         await self._hold(None)
 
+    def by_calendar(self) -> str:
+        """The mode that would hold now if nobody forced one; there must be modes."""
+        name = present(self._config(), None, datetime.now(UTC)).mode
+        assert name is not None
+        return name
+
     async def _hold(self, forced: Forced | None) -> None:
         async with self._holding:
             await asyncio.to_thread(self._write, forced)

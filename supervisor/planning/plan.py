@@ -15,7 +15,7 @@ from enum import StrEnum
 from supervisor.config import Config, Profile
 from supervisor.config.models import option
 from supervisor.core.devices import HOST, MIB, Reading, Survey, gib
-from supervisor.core.fit import gpu_reading, host_reading, need
+from supervisor.core.fit import gpu_reading, host_reading, need, needs
 from supervisor.planning.checkpoint import Checkpoint
 from supervisor.planning.footprint import CUDA_SHARE, Footprint, Logged, budget, footprint
 from supervisor.planning.together import maximal_sets
@@ -111,13 +111,13 @@ def outlook(profile: Profile, known: Known, config: Config, survey: Survey) -> O
     devices = devices_of(profile, survey)
     if isinstance(devices, str):
         return Outlook(profile, Verdict.NEVER, reason=devices)
-    needs = {reading.device: need(profile, reading) for reading in devices}
+    wanted = needs(profile, devices)
     if trouble := next(
         (f"{reading.name}: {reading.trouble}" for reading in devices if reading.trouble), None
     ):
-        return Outlook(profile, Verdict.UNKNOWN, needs, reason=trouble)
+        return Outlook(profile, Verdict.UNKNOWN, wanted, reason=trouble)
     if clash := _clash(profile, known.checkpoint):
-        return Outlook(profile, Verdict.NEVER, needs, reason=clash[0], mends=clash[1])
+        return Outlook(profile, Verdict.NEVER, wanted, reason=clash[0], mends=clash[1])
     counted, doubt = _counted(profile, known, devices)
     smallest = min(devices, key=lambda reading: reading.total)
     room = limit(smallest, config)
@@ -125,9 +125,9 @@ def outlook(profile: Profile, known: Known, config: Config, survey: Survey) -> O
         found = tuple(_mends(profile, smallest, room, counted))
         if not found:
             reason += _spread(profile, known, smallest, room)
-        return Outlook(profile, Verdict.NEVER, needs, counted, reason, found, _notes(profile))
+        return Outlook(profile, Verdict.NEVER, wanted, counted, reason, found, _notes(profile))
     verdict = Verdict.FITS if counted else Verdict.STATED
-    return Outlook(profile, verdict, needs, counted, doubt, notes=_notes(profile))
+    return Outlook(profile, verdict, wanted, counted, doubt, notes=_notes(profile))
 
 
 def devices_of(profile: Profile, survey: Survey) -> tuple[Reading, ...] | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,14 +10,18 @@ from supervisor.simulation.world import Outcome, World
 
 
 def report(world: World) -> dict[str, Any]:
-    """Waits by class in seconds, swaps, card-seconds spent loading, refusals, and the first one's words."""
+    """Waits by class in seconds, evictions, card-seconds spent loading, refusals, and the first one's words.
+
+    `evictions` are all that made room, `swaps` those of them that cost an engine in use.
+    """
     outcomes = list(world.outcomes.values())
     batch = [o for o in outcomes if world.fleet.is_batch(o.request.key)]
     interactive = [o for o in outcomes if not world.fleet.is_batch(o.request.key)]
     return {
         "interactive": waits(interactive),
         "batch": waits(batch),
-        "swaps": world.counts["evict"],
+        "swaps": world.counts["swap"],
+        "evictions": world.counts["evict"],
         "loading_s": round(world.loading, 1),
         "refusal": next((o.refused for o in outcomes if o.refused is not None), None),
     }
@@ -36,7 +41,8 @@ def waits(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def percentile(ordered: Sequence[float], share: float) -> float | None:
-    """Nearest rank; None of nothing."""
+    """Nearest rank, the least value that `share` of all do not exceed; None of nothing."""
     if not ordered:
         return None
-    return round(ordered[max(0, min(len(ordered) - 1, round(share * len(ordered)) - 1))], 2)
+    rank = math.ceil(round(share * len(ordered), 9))  # 0.07 of 100 is a little more than 7 in floating point
+    return round(ordered[max(0, rank - 1)], 2)

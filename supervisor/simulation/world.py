@@ -18,6 +18,7 @@ from supervisor.config import Config
 from supervisor.core import decide, events, orders
 from supervisor.core.devices import GIB, HOST, Holder, Reading, Survey
 from supervisor.core.events import Event
+from supervisor.core.fit import need
 from supervisor.core.fleet import Fleet
 from supervisor.core.orders import Order
 from supervisor.core.policy import Policy, Thrifty
@@ -25,12 +26,16 @@ from supervisor.core.routing import Ask
 from supervisor.simulation.trace import Request
 
 READ_EVERY = 5.0
+OURS = 1
+"""A PID that stands for all processes of ours."""
 STOP_SECONDS = 3.0
 """From SIGTERM to the memory's return, measured with small models; a kill takes a tenth of it."""
 SLEEP_SECONDS = 6.0
 WAKE_SECONDS = 2.0
 RESIDUE = int(1.5 * GIB)
 """What a sleeping engine keeps of each card."""
+WEIGHTS = 0.7
+"""Share of what an engine takes; a sleeper at level 1 keeps them in host memory."""
 PREFILL = 2500.0
 """Prompt tokens a second."""
 DECODE = 40.0
@@ -45,6 +50,7 @@ class Card:
     """`others`: (from, bytes) of what foreign processes hold, in order of time."""
 
     total: int = 24 * GIB
+    """0: the host has no GPU of this index."""
     others: tuple[tuple[float, int], ...] = ()
 
     def foreign(self, now: float) -> int:
@@ -90,6 +96,8 @@ class World:
     _agenda: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _serial: itertools.count[int] = field(default_factory=itertools.count)
     _held: dict[str, dict[str, int]] = field(default_factory=dict)
+    _takes: dict[str, dict[str, int]] = field(default_factory=dict)
+    """By incarnation, bytes by device once it is loaded."""
     _alive: set[str] = field(default_factory=set)
     rng: random.Random = field(init=False)
 
@@ -154,7 +162,7 @@ class World:
         lease = f"r{len(self.outcomes)}"
         self.outcomes[lease] = Outcome(request)
         held = self.config.server.max_wait
-        ask = Ask(request.model, request.key, request.prompt, max_tokens=None)
+        ask = Ask(request.model, request.key, request.prompt, least=request.prompt)
         self.tell(events.Arrived(lease, ask, held))
         if request.patience is not None:
             self.later(request.patience, lambda: self._leave(lease))
@@ -174,10 +182,10 @@ class World:
 
     def _read(self) -> None:
         held = {name: dict(found) for name, found in self._held.items()}
-        self.tell(events.DevicesRead(self._survey(), held))
+        self.tell(events.DevicesRead(self._survey(), held, frozenset({OURS})))
 
     def _survey(self) -> Survey:
-        cards = [self._card(index, card) for index, card in enumerate(self.cards)]
+        cards = [self._card(index, card) for index, card in enumerate(self.cards) if card.total]
         used = 4 * GIB + sum(held.get(HOST, 0) for held in self._held.values())
         return Survey(
             (*cards, Reading(HOST, self.host, used, self.host - used, self.now, "host memory")), self.now
@@ -190,7 +198,7 @@ class World:
         holders = (Holder(4242, foreign, "neighbour", "someone"),) if foreign else ()
         return Reading(
             device, card.total, used, card.total - used, self.now, "imaginary", index,
-            holders=(*holders, Holder(1, ours)),
+            holders=(*holders, Holder(OURS, ours)),
         )  # fmt: skip
 
     # Orders
@@ -200,6 +208,7 @@ class World:
         """Notes, answers and the like ask for nothing here."""
         if isinstance(order, orders.Note):
             self.counts[order.event] += 1
+            self.counts["swap"] += bool(order.facts.get("swap"))
 
     @_obey.register
     def _(self, order: orders.Survey) -> None:
@@ -207,12 +216,21 @@ class World:
 
     @_obey.register
     def _(self, order: orders.Spawn) -> None:
-        engine = self.fleet.engines[order.profile]
-        seconds = self.load_time(order.profile)
+        seconds, takes = self.load_time(order.profile), self.takes(order.profile, order.devices)
         self._alive.add(order.incarnation)
-        self._held[order.incarnation] = {device: size // 2 for device, size in engine.reserved.items()}
+        self._takes[order.incarnation] = takes
+        self._held[order.incarnation] = {device: size // 2 for device, size in takes.items()}
         self.loading += seconds * len(order.devices)
-        self.later(seconds, lambda: self._loaded(order.incarnation, dict(engine.reserved)))
+        self.later(seconds, lambda: self._loaded(order.incarnation))
+
+    def takes(self, profile: str, devices: Iterable[str]) -> dict[str, int]:
+        """Bytes by device that its engine really takes, whatever the ledger believes."""
+        found = self.config.profiles[profile]
+        return {device: need(found, self._empty(device)) for device in devices}
+
+    def _empty(self, device: str) -> Reading:
+        total = self.host if device == HOST else self.cards[int(device.removeprefix("GPU-"))].total
+        return Reading(device, total, 0, total, self.now)
 
     def load_time(self, profile: str) -> float:
         """Seconds that a start takes: as given, or by its size."""
@@ -220,11 +238,14 @@ class World:
         gib = (found.vram or 20 * GIB) * len(found.gpus or (0,)) / GIB
         return self.load_seconds.get(profile, OVERHEAD + SECONDS_PER_GIB * 0.75 * gib)
 
-    def _loaded(self, incarnation: str, reserved: Mapping[str, int]) -> None:
+    def _loaded(self, incarnation: str) -> None:
         if incarnation in self._alive:
-            self._held[incarnation] = dict(reserved)
-            self.tell(events.Told(incarnation, weights=int(sum(reserved.values()) * 0.7)))
+            self._held[incarnation] = dict(self._takes[incarnation])
+            self.tell(events.Told(incarnation, weights=self._weights(incarnation)))
             self.tell(events.ProbePassed(incarnation))
+
+    def _weights(self, incarnation: str) -> int:
+        return int(sum(self._takes[incarnation].values()) * WEIGHTS)
 
     @_obey.register
     def _(self, order: orders.Terminate) -> None:
@@ -253,7 +274,8 @@ class World:
         if engine is None or order.incarnation not in self._alive:
             return
         held = {device: RESIDUE for device in engine.devices if device != HOST}
-        self._held[order.incarnation] = held | ({HOST: engine.host_need} if order.level == 1 else {})
+        kept = {HOST: self._weights(order.incarnation)} if order.level == 1 else {}
+        self._held[order.incarnation] = held | kept
         self.tell(events.Slept(order.incarnation))
 
     @_obey.register
@@ -261,8 +283,8 @@ class World:
         engine = self.fleet.current(order.incarnation)
         assert engine is not None
         seconds = WAKE_SECONDS if order.level == 1 else self.load_time(engine.name) - OVERHEAD
-        self.loading += seconds * len(engine.reserved)
-        self.later(seconds, lambda: self._loaded(order.incarnation, dict(engine.reserved)))
+        self.loading += seconds * len(engine.devices)
+        self.later(seconds, lambda: self._loaded(order.incarnation))
 
     @_obey.register
     def _(self, order: orders.Grant) -> None:

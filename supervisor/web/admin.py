@@ -20,6 +20,7 @@ import msgspec
 from aiohttp import web
 
 from supervisor.config import Config
+from supervisor.core.devices import MIB
 from supervisor.errors import (
     BadRequest,
     EngineFailed,
@@ -59,7 +60,7 @@ class LoanWish(msgspec.Struct, frozen=True):
 
     borrower: str
     gpus: tuple[int | str, ...]
-    size: Annotated[int, msgspec.Meta(gt=0)]
+    size: Annotated[int, msgspec.Meta(ge=MIB)]
     ttl: Annotated[float, msgspec.Meta(gt=0, lt=LONGEST)]
     pid: int | None = None
     held: bool = False
@@ -85,6 +86,7 @@ class AdminServer:
         app.router.add_post("/reload", self._reload)
         app.router.add_post("/mode/{name}", self._set_mode)
         app.router.add_get("/mode/{name}/plan", self._plan_mode)
+        app.router.add_post("/gpus/{name}/release", self._release)
         app.router.add_post("/loans", self._lend)
         app.router.add_delete("/loans/{name}", self._take_back)
         app.router.add_post("/profiles/{name:.+}/start", self._start)
@@ -152,6 +154,12 @@ class AdminServer:
 
     async def _plan_mode(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(self._driver.plan_mode(request.match_info["name"]))
+
+    async def _release(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        return web.json_response(
+            {"message": await self._driver.release(int(name) if name.isdecimal() else name)}
+        )
 
     async def _lend(self, request: web.Request) -> web.StreamResponse:
         """Held: the answer stays open, and the loan ends with the connection that asked for it."""

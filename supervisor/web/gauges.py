@@ -35,6 +35,7 @@ class Gauges(Collector):
         for device in (_devices, _memory):
             yield from device(status)
         yield from _counted(self._driver.tally, list(self._driver.config.profiles))
+        yield from _peers(status.get("peers", ()))
         yield from _daemon(status)
 
 
@@ -150,15 +151,23 @@ def _counted(tally: Tally, profiles: list[str]) -> Iterator[Metric]:
     yield from totals("engine_starts", "Ways up that ended in ready", "way", WAYS.values(), tally.starts)
     yield from totals("engine_stops", "Ends, until the memory was back", "reason", REASONS, tally.stops)
     yield from totals("engine_sleeps", "Engines put to sleep", "reason", REASONS, tally.sleeps)
-    evictions = dict.fromkeys(product(profiles, KINDS), 0) | tally.evictions
-    text = "Engines that made room; a swap costs one that was in use"
-    yield _counter("evictions", text, ("profile", "kind"), evictions.items())
+    text = "Engines that made room, until their memory was back; a swap costs one that was in use"
+    yield from totals("evictions", text, "kind", KINDS, tally.evictions)
     classes = [kind.replace(" ", "_") for kind in FailureClass]
     failures = dict.fromkeys(product(profiles, classes), 0) | tally.restarts
     yield _counter("engine_failures", "Ends nobody asked for", ("profile", "class"), failures.items())
     modes = dict.fromkeys(MODES.values(), 0) | tally.modes
     ended = (((outcome,), count) for outcome, count in modes.items())
     yield _counter("mode_changes", "By how they ended", ("outcome",), ended)
+
+
+def _peers(peers: Iterable[Json]) -> Iterator[Metric]:
+    for name, key, text in (
+        ("up", "up", "1 for a server that lists its models"),
+        ("in_flight", "in_flight", "Requests on a peer"),
+        ("slots", "max_concurrent", "Requests that it is given at a time"),
+    ):
+        yield _gauge(f"peer_{name}", text, ("peer",), (((peer["peer"],), peer[key]) for peer in peers))
 
 
 def _daemon(status: Json) -> Iterator[Metric]:

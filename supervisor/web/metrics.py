@@ -47,7 +47,11 @@ class Metrics:
             "llmd_errors", "Requests that failed, by error code", "model", "source", "code"
         )
         self._tokens = counting.counts(
-            "llmd_tokens", "Tokens that engines counted", "model", "source", "kind"
+            "llmd_tokens",
+            "Tokens that engines counted; of streams without counts, about",
+            "model",
+            "source",
+            "kind",
         )
         self._hits = counting.counts(
             "llmd_hits", "Requests by what they found: warm, waking, cold, peer", "model", "engine"
@@ -66,8 +70,8 @@ class Metrics:
             self._errors.add((model, source, record.code))
         if record.hit is not None:
             self._hits.add((model, record.hit))
-        self._tokens.add((model, source, "prompt"), record.prompt or 0)
-        self._tokens.add((model, source, "completion"), record.completion or 0)
+        for kind, tokens in zip(("prompt", "completion"), record.tokens(), strict=True):
+            self._tokens.add((model, source, kind), tokens or 0)
         self._time(record, (model,))
 
     def _time(self, record: Record, model: tuple[str]) -> None:

@@ -14,7 +14,7 @@ from supervisor.host.activity import Request
 from supervisor.host.logbook import log
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-_WHERE_KNOWN = ("error", "code", "person", "chat", "dropped")
+_WHERE_KNOWN = ("guessed", "error", "code", "person", "chat", "dropped")
 
 
 def _unknown() -> None:
@@ -38,6 +38,8 @@ class Record(msgspec.Struct, eq=False):
     source: str | None = None
     prompt: int | None = None
     completion: int | None = None
+    guess: int | None = None
+    """Tokens of its prompt, as estimated from its letters."""
     first: float | None = None
     queued: float | None = None
     hit: str | None = None
@@ -82,14 +84,24 @@ class Record(msgspec.Struct, eq=False):
         dropped = "" if self.dropped is None else f"x-llmd-dropped: {self.dropped}\r\n"
         return f"x-request-id: {name}\r\nrequest-id: {name}\r\n{profile}{queued}{dropped}".encode()
 
+    @property
+    def guessed(self) -> bool:
+        """Whether nobody counted its tokens: the engine of a stream does where the client asks for that alone."""
+        return self.streamed and self.first is not None and self.prompt is None and self.completion is None
+
+    def tokens(self) -> tuple[int | None, int | None]:
+        """Of the prompt and of the answer, as the engine counted them; about, where it did not."""
+        return (self.guess, self.made()) if self.guessed else (self.prompt, self.completion)
+
     def outcome(self) -> dict[str, object]:
         """For those who ask why, in milliseconds."""
+        prompt, completion = self.tokens()
         return {
             "status": self.status,
             "error": self.error,
             "profile": self.profile,
-            "prompt": self.prompt,
-            "completion": self.completion,
+            "prompt": prompt,
+            "completion": completion,
             "latency_ms": _ms(self.latency()),
             "ttft_ms": _ms(self.ttft()),
             "queue_ms": _ms(self.queued),
@@ -109,9 +121,10 @@ class Record(msgspec.Struct, eq=False):
 
     def between_tokens(self) -> float | None:
         """Seconds, the mean of a streamed answer; None where there is no second token."""
-        if self.first is None or not self.streamed or self.status >= 400 or (self.completion or 0) < 2:
+        _, written = self.tokens()
+        if self.first is None or not self.streamed or self.status >= 400 or (written or 0) < 2:
             return None
-        return (self.started + self.latency() - self.first) / ((self.completion or 0) - 1)
+        return (self.started + self.latency() - self.first) / ((written or 0) - 1)
 
     def request(self) -> Request | None:
         """What of it is kept; None of whoever is not known, or asked for no model."""
@@ -126,15 +139,15 @@ class Record(msgspec.Struct, eq=False):
             self.status,
             self.code,
             self.hit,
-            self.prompt,
-            self.completion,
+            *self.tokens(),
             round(self.latency() * 1000),
             _ms(self.ttft()),
             _ms(self.queued),
         )
 
     def write(self) -> None:
-        known = [count for count in (self.prompt, self.completion) if count is not None]
+        prompt, completion = self.tokens()
+        known = [count for count in (prompt, completion) if count is not None]
         log(
             "request",
             "INFO" if self.status < 500 else "WARNING",
@@ -144,8 +157,8 @@ class Record(msgspec.Struct, eq=False):
             reason=self.reason,
             source=self.source,
             tokens=sum(known) if known else None,
-            prompt=self.prompt,
-            completion=self.completion,
+            prompt=prompt,
+            completion=completion,
             latency_ms=_ms(self.latency()),
             ttft_ms=_ms(self.ttft()),
             queue_ms=_ms(self.queued),

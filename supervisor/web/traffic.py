@@ -74,6 +74,7 @@ class Traffic:
         """Raises Withdrawn where the request was cancelled before its answer began."""
         number = str(next(self._numbers))  # clients may give two requests one id
         scope = asyncio.timeout(None)
+        record.guess = ask.tokens
         self._flights[number] = Flight(record, ask.tokens, scope)
         try:
             async with scope:
@@ -138,14 +139,16 @@ def _tokens(record: Record) -> int:
 
 
 def _ended(record: Record) -> dict[str, Any]:
+    prompt, output = record.tokens()
     return {
         "id": record.request_id,
         "at": round(_on_the_wall(record.started + record.latency()), 1),
         "model": record.model,
         "profile": record.profile,
         "source": record.source,
-        "prompt": record.prompt,
-        "output": record.made() if record.completion is None else record.completion,
+        "prompt": prompt,
+        "output": record.made() if output is None else output,
+        "guessed": record.guessed,
         "ttft_s": record.ttft(),
         "queue_s": record.queued,
         "latency_s": record.latency(),

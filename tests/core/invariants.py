@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from supervisor.core import events, orders
+from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine
 from supervisor.core.events import Event
 from supervisor.core.failures import FailureClass
@@ -19,6 +20,12 @@ from supervisor.core.orders import Order
 SLACK = 1e-6
 REFUSING = frozenset({State.BACKOFF, State.IMPOSSIBLE})
 """A person who asks for a start in these begins with a clean sheet."""
+
+MEASURES = frozenset({State.STARTING, State.WAKING, State.ADOPTING})
+"""vLLM may be measuring the GPU: nothing may be freed there in order."""
+
+MOVES = MEASURES | {State.RESERVED, State.STOPPING, State.SETTLING}
+"""What it holds changes: nobody else may start there."""
 
 
 class Invariants:
@@ -38,6 +45,8 @@ class Invariants:
         self._ready: dict[str, float] = {}
         """Profile -> since when it was ready."""
         self._states: dict[str, State] = {}
+        self._calm: set[str] = set()
+        """Profiles whose engine held what it holds, awake or asleep, before this event."""
         self._records: dict[str, Engine] = {}
         self._on_peers: dict[str, int] = {}
         """Peer -> requests in flight there when last looked."""
@@ -46,11 +55,13 @@ class Invariants:
         self._facts(fleet, event)
         for order in ordered:
             self._order(fleet, order)
+            self._quiet(fleet, order)
         self._fairness(fleet, [order for order in ordered if isinstance(order, orders.Grant)])
         self._memory(fleet)
         self._queue(fleet, event)
         for engine in fleet.engines.values():
             self._engine(fleet, engine)
+        self._calm = {engine.name for engine in fleet.engines.values() if _is_calm(engine)}
         self._leases(fleet)
         self._configuration(fleet)
         self._time(fleet, event)
@@ -122,6 +133,19 @@ class Invariants:
         key, aged = fleet.config.keys.get(source), fleet.now - arrived >= fleet.config.scheduling.ageing
         batch = key is not None and key.priority == "batch" and not aged
         return batch, round(counters[source], 3), arrived
+
+    def _quiet(self, fleet: Fleet, order: Order) -> None:
+        """One start a GPU at a time, and nothing is freed there meanwhile."""
+        engine = fleet.current(getattr(order, "incarnation", None) or "")
+        if engine is None:
+            return
+        beside = [e for e in fleet.engines.values() if e is not engine and _meet(e, engine)]
+        if isinstance(order, orders.Spawn | orders.Wake):
+            moving = [e for e in beside if e.state in MOVES or (e.state is State.SLEEPING and not e.settled)]
+            assert not moving, f"{engine} comes up beside {moving}"
+        elif isinstance(order, orders.Terminate | orders.Sleep) and engine.name in self._calm:
+            measuring = [e for e in beside if e.state in MEASURES and self._states.get(e.name) in MEASURES]
+            assert not measuring, f"{order} disturbs {measuring}"
 
     # What is the case now
 
@@ -205,7 +229,8 @@ class Invariants:
         profiles = fleet.config.profiles
         for name, engine in fleet.engines.items():
             assert engine.outdated or profiles.get(name) == engine.profile, f"{engine} is not as configured"
-            assert not engine.outdated or engine.state in LEAVING, f"{engine} is outdated, and stays"
+            going = engine.state in LEAVING or engine.is_to_stop  # once nobody starts beside it
+            assert going or not engine.outdated, f"{engine} is outdated, and stays"
         assert profiles.keys() <= fleet.engines.keys(), "a profile has no record"
         assert fleet.beside.keys() == fleet.engines.keys()
         assert fleet.mode.name is None or fleet.mode.name in fleet.config.modes
@@ -221,3 +246,13 @@ class Invariants:
             assert due is None or due > fleet.now, f"due at {due}, and still due: the clock would spin"
         told = fleet.due
         assert due is None or (told is not None and told <= due), f"due at {due}, and {told} was told"
+
+
+def _meet(one: Engine, other: Engine) -> bool:
+    return bool((set(one.devices) & set(other.devices)) - {HOST})
+
+
+def _is_calm(engine: Engine) -> bool:
+    return engine.state in (State.READY, State.DRAINING) or (
+        engine.state is State.SLEEPING and engine.settled
+    )

@@ -135,3 +135,13 @@ def test_memory_that_comes_back_does_not_end_a_quarantine_for_an_error():
     world.wait(60)
     assert world.state("llama_0") in (State.COLD, State.BACKOFF)
     assert status(world)["quarantined"]
+
+
+def test_a_person_who_knows_better_puts_a_gpu_back_to_use():
+    world = World(config(LLAMA))
+    report(world, 79)
+    assert status(world)["quarantined"]
+    world.send(events.ReleaseAsked("r", 0))
+    assert world.answers["r"].error is None
+    assert status(world)["quarantined"] is None
+    assert world.ask("llama") not in world.refused

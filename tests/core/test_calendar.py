@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from supervisor.cli.modes import told
 from supervisor.config import Mode, Profile
 from supervisor.core import calendar, events, orders
 from supervisor.core.devices import GIB, Holder, Survey
 from supervisor.core.lifecycle import State
+from supervisor.core.status import describe
 from supervisor.errors import NotAvailable
 from tests.core.world import World, config, profile
 
@@ -265,7 +268,7 @@ def test_a_device_that_may_come_back_is_waited_for_until_the_mode_must_have_begu
     if trouble == "sick":
         world.trouble[0] = "GPU is lost"
     elif trouble == "quarantined":
-        world.fleet.ledger.quarantined["GPU-0"] = "memory of llama_0 did not come back"
+        world.fleet.ledger.quarantine("GPU-0", "llama_0", "memory of llama_0 did not come back")
     elif trouble == "unread":
         world.survey = lambda: Survey((), world.now, "driver not loaded")  # type: ignore[method-assign]
     world.now += 20
@@ -349,3 +352,43 @@ def test_a_profile_that_is_to_be_warm_while_it_stops_starts_again():
     world.held.clear()
     world.read()
     assert world.state("coder_1") is State.STARTING
+
+
+def test_a_plan_that_does_not_fit_says_what_would_come_of_it():
+    world = two_modes()
+    world.foreign[0] = (Holder(4242, 4 * GIB, "blender", "alice"),)
+    world.read()
+    *_, start, outcome = told(calendar.plan(world.fleet, "night")).splitlines()
+    assert start.startswith("start big_dual: does not fit: big_dual needs 22.00 GiB on GPU 0")
+    assert outcome == (
+        "big_dual would not come up: mode night would be given up, after 30m at the latest, and mode day come back"
+    )
+
+
+def test_what_kept_an_engine_from_starting_has_its_age_until_something_newer_is_decided():
+    world = two_modes()
+    world.foreign[0] = (Holder(4242, 6 * GIB, "blender", "alice"),)
+    world.read()
+    world.send(events.StartAsked("t", "llama_0"))
+    world.wait(20)
+    assert told_of(world, "llama_0")[1] == 20
+    assert "needs 20.00 GiB" in told_of(world, "llama_0")[0]
+    world.foreign[0] = ()
+    world.wait(70)
+    world.up("llama_0")
+    assert told_of(world, "llama_0") == (None, None)
+
+
+def test_what_kept_an_engine_from_starting_is_over_with_its_mode():
+    world = two_modes()
+    world.foreign[0] = (Holder(4242, 6 * GIB, "blender", "alice"),)
+    world.read()
+    world.send(events.StartAsked("t", "llama_0"))
+    world.send(events.ModeChanged("night", "day", "06:00"))
+    assert told_of(world, "llama_0") == (None, None)
+
+
+def told_of(world: World, name: str) -> tuple[str | None, float | None]:
+    engines = describe(world.fleet, {}, (), Path, world.now)["engines"]
+    found = next(engine for engine in engines if engine["profile"] == name)
+    return found["reason"], found["reason_age_s"]

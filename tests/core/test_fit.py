@@ -110,7 +110,7 @@ def test_the_large_model_takes_both_cards_alone() -> None:
 
 def test_a_gpu_the_host_lacks() -> None:
     [problem] = check_devices(config(profile(gpus=(0, 3))), Survey((host(), card(0), card(1))))
-    assert str(problem) == "a.toml: this host has no GPU 3; write some of 0, 1"
+    assert str(problem) == "a.toml: there is no GPU 3; write some of 0, 1"
     assert problem.key == ("gpus",)
 
 

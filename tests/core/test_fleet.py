@@ -306,6 +306,40 @@ def test_memory_that_does_not_come_back_quarantines_the_card_until_it_does():
     assert world.ask("coder") not in world.refused
 
 
+def test_a_person_writes_off_what_did_not_come_back_and_it_counts_as_foreign():
+    world = World(config(LLAMA_1, profile("small_1", 1, gib=3)))
+    world.up("llama_1")
+    world.sticky = True
+    world.send(events.StopAsked("t", "llama_1"))
+    world.send(events.ReleaseAsked("early", 1))
+    assert str(world.answers["early"].error) == "GPU 1 (RTX 3090) is not quarantined"
+    world.wait(61)
+    world.send(events.ReleaseAsked("r", 1))
+    assert "counts as foreign" in world.answers["r"].message
+    assert world.answers["r"].error is None
+    assert (world.state("llama_1"), world.fleet.ledger.quarantined) == (State.COLD, {})
+    assert world.fleet.ledger.foreign("GPU-1") == 20 * GIB
+    assert "is available" in str(world.refused[world.ask("llama")])
+    assert world.ask("small") not in world.refused
+
+
+def test_a_card_is_not_released_while_processes_of_ours_may_hold_it():
+    class Unkillable(World):
+        def obey(self, order):
+            if isinstance(order, orders.Kill):
+                self.send(events.Unkillable(order.incarnation, (4711,)))
+            else:
+                super().obey(order)
+
+    world = Unkillable(config(LLAMA_1))
+    world.up("llama_1")
+    world.crash("llama_1")
+    world.wait(61)
+    world.send(events.ReleaseAsked("r", 1))
+    assert str(world.answers["r"].error) == "processes of llama_1 are still there (4711): end them first"
+    assert world.fleet.ledger.quarantined
+
+
 def test_a_lost_gpu_and_a_stale_reading_admit_no_start():
     world = World(config(LLAMA_0, CODER_1))
     world.trouble[0] = "GPU is lost"

@@ -67,7 +67,7 @@ def test_tokens_are_kept_ever_more_seldom():
 @pytest.mark.parametrize(("seconds", "told"), [(49.0, False), (51.0, True), (31.0, False), (29.0, True)])
 def test_a_start_that_drifts(seconds: float, told: bool):
     words = drift(KNOWN, Learned("0.33.0", start=seconds))
-    assert words == ((f"it starts in {seconds:.0f} s, it took 40 s",) if told else ())
+    assert words == ({"start": f"it starts in {seconds:.0f} s, it took 40 s"} if told else {})
 
 
 def test_a_short_start_drifts_by_ten_seconds_not_by_a_quarter():
@@ -76,13 +76,24 @@ def test_a_short_start_drifts_by_ten_seconds_not_by_a_quarter():
 
 
 def test_memory_that_drifts_is_told_with_both_numbers():
-    assert drift(KNOWN, Learned(peak={"GPU-0": 26 * GIB})) == (
-        "it takes 26.00 GiB of GPU-0, it took 20.00 GiB",
-    )
+    assert drift(KNOWN, Learned(peak={"GPU-0": 26 * GIB})) == {
+        "peak on GPU-0": "it takes 26.00 GiB of GPU-0, it took 20.00 GiB"
+    }
     assert not drift(KNOWN, Learned(peak={"GPU-0": 24 * GIB}))
     small = Learned(peak={"GPU-0": 600 * MIB})
     assert not drift(small, Learned(peak={"GPU-0": 1000 * MIB}))
     assert drift(small, Learned(peak={"GPU-0": 1200 * MIB}))
+
+
+def test_sleep_that_drifts_is_told_too():
+    before = Learned("0.32.0", wake=2.0, reload=20.0, residue={"GPU-0": GIB})
+    after = Learned("0.33.0", wake=9.0, reload=60.0, residue={"GPU-0": 16 * GIB})
+    assert list(drift(before, after).values()) == [
+        "it wakes in 9 s, it took 2 s",
+        "it reloads in 60 s, it took 20 s",
+        "it leaves 16.00 GiB of GPU-0 asleep, it left 1.00 GiB",
+    ]
+    assert not drift(before, Learned("0.33.0", wake=4.0, reload=24.0, residue={"GPU-0": int(1.3 * GIB)}))
 
 
 def test_what_the_new_version_has_not_shown_does_not_drift():

@@ -63,7 +63,7 @@ def test_start_seconds_and_peak_are_learned_and_kept():
 def test_the_next_daemon_expects_what_the_last_one_learned():
     world = World(config(LLAMA))
     start(world, 30, "0.32.0")
-    fleet = Fleet(config(LLAMA), lambda: "i9", learned={"llama_0": kept(world)[-1], "gone": Learned()})
+    fleet = Fleet(config(LLAMA), lambda: "i9", learned={"llama_0": kept(world)[-1:], "gone": [Learned()]})
     engine = fleet.engines["llama_0"]
     assert (engine.eta, engine.way_back) == (30, 30)
     assert fleet.forecast(["llama_0"]) == 30
@@ -127,6 +127,36 @@ def test_a_version_that_drifts_is_warned_of_once_with_both_numbers(seconds: floa
     assert note.message == f"llama_0 differs under vLLM 0.33.0 from 0.32.0: {words}"
 
 
+def test_whoever_goes_back_to_an_older_version_finds_its_record():
+    world = World(config(LLAMA))
+    start(world, 30, "0.32.0")
+    restart(world, 90, "0.33.0")
+    engine = world.fleet.engines["llama_0"]
+    later = World(config(LLAMA))
+    later.fleet.recall({"llama_0": [engine.learned, engine.versions["0.32.0"]]})
+    for each in (world, later):
+        restart(each, 20, "0.32.0")
+        assert (known(each).version, known(each).start) == ("0.32.0", 25)
+        assert kept(each)[-1].start == 25
+
+
+@pytest.mark.parametrize("held", [1.2, 8.0])
+def test_a_sleeper_that_leaves_more_behind_is_warned_of(held: float):
+    world = World(config(SLEEPER))
+    world.fleet.recall({"llama_0": [Learned("0.32.0", start=30.0, residue={"GPU-0": GIB})]})
+    start(world, 60, "0.33.0")
+    world.send(events.Told(world.incarnation("llama_0"), weights=15 * GIB))
+    world.wait(60)
+    world.held[world.incarnation("llama_0")] = {"GPU-0": int(held * GIB)}
+    world.send(events.Slept(world.incarnation("llama_0")))
+    world.wait(60)
+    told = [note.message for note in drifts(world)]
+    assert told[0].endswith("it starts in 60 s, it took 30 s")
+    said = [words for words in told if "it leaves 8.00 GiB of GPU-0 asleep, it left 1.00 GiB" in words]
+    assert len(said) == (held == 8.0)
+    assert sum("it starts in" in words for words in told) == 1
+
+
 def test_no_warning_within_a_quarter_nor_within_one_version():
     world = World(config(LLAMA))
     start(world, 30, "0.32.0")
@@ -168,6 +198,6 @@ def test_a_long_prompt_is_routed_by_what_was_learned():
     taught = Learned()
     for _ in range(50):
         taught = taught.counted(9000, 4500).counted(1000, 500)
-    world.fleet.recall({"llama_0": taught})
+    world.fleet.recall({"llama_0": [taught]})
     world.send(events.Arrived("r", Ask("llama", tokens=2500, letters=10_000), 290))
     assert world.state("llama_1") is State.STARTING

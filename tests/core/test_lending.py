@@ -108,6 +108,16 @@ def test_foreign_memory_is_told_of_with_its_owner_once():
     assert world.notes().count("foreign_shrank") == 1
 
 
+def test_a_promise_that_nothing_was_measured_of_yet_makes_no_foreign_memory_vanish():
+    world = World(config(LLAMA))
+    world.foreign[0] = (Holder(4242, 3 * GIB, "blender", "alice"),)
+    world.wait(10)
+    world.up("llama_0")
+    world.wait(10)
+    assert world.notes().count("foreign_grew") == 1
+    assert "foreign_shrank" not in world.notes()
+
+
 def test_a_running_engine_whose_headroom_is_eaten_gets_no_more_requests_until_it_is_back():
     world = World(config(LLAMA))
     world.up("llama_0")

@@ -195,3 +195,36 @@ def test_ten_minutes_of_readiness_forgive_a_failure_and_less_do_not(seconds: flo
     engine = world.fleet.engines["coder_0"]
     assert engine.deadline is not None
     assert round(engine.deadline - engine.since) == delay
+
+
+def test_beside_an_engine_found_loading_nobody_starts_before_it_answers():
+    """One start a GPU, also over a daemon's restart; what sleeps or serves there is not stopped meanwhile either."""
+    small, other = profile("llama_0", 0, gib=8), profile("coder_0", 0, gib=8)
+    world = World(config(small, other, profile("emb_0", 0, gib=2)))
+    world.up("emb_0")
+    world.held["old"] = {"GPU-0": 2 * GIB}
+    world.alive.add("old")
+    world.send(events.Found("llama_0", "old", ("GPU-0",), alive=True))
+    world.send(events.Progressed("old", None))
+    world.send(events.StopAsked("s", "emb_0"))
+    lease = world.ask("coder")
+    world.wait(20)
+    assert (world.state("coder_0"), world.state("emb_0")) == (State.COLD, State.DRAINING)
+    world.ready("llama_0")
+    assert world.state("emb_0") is State.COLD
+    assert world.state("coder_0") is State.STARTING
+    world.ready("coder_0")
+    assert lease in world.granted
+
+
+def test_beside_an_engine_found_asleep_a_start_goes_on_at_once():
+    world = World(config(profile("llama_0", 0, gib=8, sleep=True), profile("coder_0", 0, gib=8)))
+    world.held["old"] = {"GPU-0": 1 * GIB}
+    world.alive.add("old")
+    world.send(events.Found("llama_0", "old", ("GPU-0",), alive=True, asleep=1))
+    lease = world.ask("coder")
+    assert world.state("coder_0") is State.COLD
+    world.send(events.Slept("old"))
+    assert world.state("coder_0") is State.STARTING
+    world.ready("coder_0")
+    assert lease in world.granted

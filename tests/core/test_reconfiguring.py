@@ -185,7 +185,7 @@ def test_what_was_learned_with_the_new_arguments_is_known_at_once_and_the_old_en
     world = World(config(LLAMA))
     world.up("llama_0")
     lease = world.ask("llama")
-    reload(world, changed(LLAMA, max_model_len=100), learned={"llama_0": Learned(start=33.0)})
+    reload(world, changed(LLAMA, max_model_len=100), learned={"llama_0": [Learned(start=33.0)]})
     told = world.send(events.Told(world.incarnation("llama_0"), weights=1 << 30))
     assert not [order for order in told if isinstance(order, orders.Remember)]
     world.leave(lease)

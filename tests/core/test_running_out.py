@@ -104,7 +104,7 @@ def test_it_is_kept_for_the_next_daemon_and_the_next_version_of_vllm() -> None:
     assert kept.rung == 2
 
     later = World(config(profile("llama_0", 0, max_concurrent=4)))
-    later.fleet.recall({"llama_0": kept.of_version("0.99")})
+    later.fleet.recall({"llama_0": [kept.of_version("0.99")]})
     later.up("llama_0")
     later.send(events.Told(later.incarnation("llama_0"), version="1.0"))
     assert later.fleet.engines["llama_0"].slots == 2

@@ -198,7 +198,7 @@ def test_sleep_that_failed_is_not_tried_again_by_a_later_daemon() -> None:
     assert kept.learned.sleepless
 
     later = Sleepers(config(ALPHA, BETA))
-    later.fleet.recall({"alpha_0": kept.learned})
+    later.fleet.recall({"alpha_0": [kept.learned]})
     beta_after_alpha(later)
     assert not later.sent(orders.Sleep)
     assert later.state("beta_0") is State.STARTING
@@ -246,3 +246,38 @@ def test_an_operator_is_told_why_an_engine_does_not_sleep(sleeps: bool, up: bool
     (answer,) = [o for o in world.send(events.SleepAsked("t", "alpha_0")) if isinstance(o, orders.Answer)]
     assert says in str(answer.error)
     assert world.state("alpha_0") is before
+
+
+@pytest.mark.parametrize("how", ["idle", "stopped"])
+def test_a_sleeper_is_not_stopped_while_a_neighbour_starts(how: str) -> None:
+    """What it keeps is freed as well, and memory freed while vLLM measures the card aborts that start."""
+    limits = {"sleep_after": 10.0, "idle_ttl": 60.0} if how == "idle" else {}
+    world = Sleepers(config(profile("alpha_0", 0, gib=8, sleep=True, **limits), profile("beta_0", 0, gib=8)))
+    world.up("alpha_0")
+    world.wait(11)
+    if how == "stopped":
+        world.send(events.SleepAsked("s", "alpha_0"))
+        world.wait(6)
+    assert world.asleep("alpha_0")
+    world.send(events.StartAsked("t", "beta_0"))
+    if how == "stopped":
+        world.send(events.StopAsked("u", "alpha_0"))
+    world.wait(60)
+    assert (world.state("alpha_0"), world.state("beta_0")) == (State.SLEEPING, State.STARTING)
+    late = world.ask("alpha")
+    world.ready("beta_0")
+    assert world.answers["t"].error is None
+    assert not world.sent(orders.Wake), "its stop was decided before somebody asked"
+    assert (world.state("alpha_0"), world.fleet.engines["alpha_0"].starts) == (State.STARTING, 2)
+    world.ready("alpha_0")
+    assert late in world.granted
+
+
+def test_a_sleeper_alone_on_its_card_is_stopped_at_once() -> None:
+    world = Sleepers(config(ALPHA))
+    world.up("alpha_0")
+    world.send(events.SleepAsked("s", "alpha_0"))
+    world.wait(6)
+    assert world.asleep("alpha_0")
+    world.send(events.StopAsked("u", "alpha_0"))
+    assert world.state("alpha_0") is State.COLD

@@ -67,7 +67,10 @@ class Core(RuleBasedStateMachine):
             self.world.ready(engine.name)
 
     @precondition(lambda self: self.engines(*LIVE))
-    @rule(data=st.data(), tail=st.sampled_from(("", "", "", "CUDA out of memory", "error: argument --x")))
+    @rule(
+        data=st.data(),
+        tail=st.sampled_from(("", "", "", "CUDA out of memory", "error: argument --x", "GPU is lost")),
+    )
     def crash(self, data: st.DataObject, tail: str) -> None:
         engine = data.draw(st.sampled_from(self.engines(*LIVE)))
         self.world.crash(engine.name, tail)
@@ -131,8 +134,9 @@ class Core(RuleBasedStateMachine):
         """With nothing wrong any more, and nobody asking, everything comes to rest."""
         if not hasattr(self, "world"):
             return
-        self.crowd(0, 0)
-        self.crowd(1, 0)
+        for card in (0, 1):
+            self.crowd(card, 0)
+            self.lose(card, 0.5)
         for lease in self.inside():
             self.world.leave(lease)
         for _ in range(10):

@@ -55,13 +55,16 @@ def test_an_eviction_is_a_swap_where_the_engine_was_in_use() -> None:
     world = Counted(profile("llama_0", 0), profile("coder_0", 0))
     world.up("llama_0")
     world.wait(600)
-    world.ask("coder")
-    assert world.tally.evictions == {("llama_0", "idle"): 1}
+    lease = world.ask("coder")
+    assert counts(world.tally.evictions) == {("llama_0", "idle"): 1}
     assert counts(world.tally.stops) == {("llama_0", "room"): 1}
     world.ready("coder_0")
     world.ask("llama")
     world.wait(200)
-    assert world.tally.evictions["coder_0", "swap"] == 1
+    swap = world.tally.evictions["coder_0", "swap"]
+    assert (swap.count, swap.seconds) == (1, 0)
+    world.leave(lease)
+    assert swap.seconds == world.tally.stops["coder_0", "room"].seconds > 0
 
 
 def test_a_crash_is_counted_by_its_class() -> None:

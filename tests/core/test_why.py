@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import time
 from typing import Any
 
 import pytest
 
 from supervisor.config import Mode
 from supervisor.core import events
-from supervisor.core.devices import GIB, Holder
+from supervisor.core.devices import GIB, HOST, Holder
 from supervisor.core.lifecycle import State
 from supervisor.core.routing import Ask
 from supervisor.core.why import explain
@@ -256,3 +257,43 @@ def test_waiters_of_a_slow_source_count_as_they_wait():
     world.ask("llama")
     world.wait(20)
     assert why(world)["serves_in"] < fresh
+
+
+def test_by_day_a_request_for_the_nights_model_would_be_refused():
+    modes = {"day": Mode(start=time(6)), "night": Mode(start=time(2), profiles=("big_dual",))}
+    world = World(config(LLAMA, BIG, modes=modes))
+    world.send(events.ModeChanged("day", "night", "02:00", next_in=3600))
+    assert why(world, "big_dual")["refused_now"]
+    assert world.ask("big") in world.refused
+    assert not why(world)["refused_now"]
+    world.wait(3600 - 60)  # so near that it would be waited for
+    assert not why(world, "big_dual")["refused_now"]
+
+
+def test_what_the_mode_waits_for_is_not_what_nobody_asked_for():
+    modes = {
+        "day": Mode(start=time(6)),
+        "night": Mode(start=time(2), profiles=("big_dual",), warm=("big_dual",)),
+    }
+    world = World(config(LLAMA, BIG, modes=modes))
+    world.send(events.ModeChanged("day", "night", "02:00", next_in=3600))
+    world.foreign[0] = (Holder(4242, 4 * GIB, "blender", "alice"),)
+    world.read()
+    world.send(events.ModeChanged("night", "day", "06:00", next_in=3600))
+    assert (
+        why(world, "big_dual")["why"] == "it is not loaded: mode night wants it, and it waits for its place"
+    )
+
+
+def test_a_sleeper_tells_of_its_host_memory():
+    world = loaded(profile("llama_0", 0, sleep=True, sleep_after=60.0), up="llama_0")
+    world.wait(70)
+    engine = world.fleet.engines["llama_0"]
+    world.held[engine.incarnation or ""] = {"GPU-0": GIB, HOST: 20 * GIB}
+    world.send(events.Slept(engine.incarnation or ""))
+    world.wait(10)
+    assert engine.state is State.SLEEPING
+    held = {need["device"]: need["holds"] for need in why(world)["needs"]}
+    assert held == {"GPU-0": GIB, HOST: 20 * GIB}
+    host = next(d for d in explain(world.fleet, "llama_0")["devices"] if d["device"] == HOST)
+    assert [holder["profile"] for holder in host["ours"]] == ["llama_0"]

@@ -21,6 +21,8 @@ from supervisor.core.routing import Ask
 from tests.core.invariants import Invariants
 
 CARD = 24 * GIB
+OURS = frozenset({1})
+"""One process stands for all of ours."""
 
 
 def config(*profiles: Profile, **tables: Any) -> Config:
@@ -112,7 +114,8 @@ class World:
     # The shell
 
     def read(self) -> None:
-        self.send(events.DevicesRead(self.survey(), {n: dict(h) for n, h in self.held.items()}))
+        measured = {n: h if n in self.alive else dict.fromkeys(h, 0) for n, h in self.held.items()}
+        self.send(events.DevicesRead(self.survey(), measured, OURS))
 
     def survey(self) -> Survey:
         cards = [self.card(index) for index in self.foreign]
@@ -126,7 +129,7 @@ class World:
         used = ours + sum(holder.used or 0 for holder in self.foreign[index])
         return Reading(
             device, CARD, used, CARD - used, self.now, "RTX 3090", index,
-            holders=(*self.foreign[index], Holder(1, seen)), trouble=self.trouble.get(index),
+            holders=(*self.foreign[index], Holder(next(iter(OURS)), seen)), trouble=self.trouble.get(index),
         )  # fmt: skip
 
     def obey(self, order: Order) -> None:

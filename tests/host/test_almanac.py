@@ -24,7 +24,7 @@ def almanac(tmp_path: Path) -> Iterator[Almanac]:
     made.close()
 
 
-def reopened(almanac: Almanac) -> dict[str, Learned]:
+def reopened(almanac: Almanac) -> dict[str, tuple[Learned, ...]]:
     """What the next daemon recalls of llama_0."""
     almanac.close()
     later = Almanac(almanac.path)
@@ -35,7 +35,7 @@ def reopened(almanac: Almanac) -> dict[str, Learned]:
 
 def test_all_that_was_learned_comes_back(almanac: Almanac) -> None:
     almanac.keep("llama_0", "a", KNOWN)
-    assert reopened(almanac) == {"llama_0": KNOWN}
+    assert reopened(almanac) == {"llama_0": (KNOWN,)}
     assert almanac.path.stat().st_mode & 0o777 == 0o600
 
 
@@ -47,10 +47,10 @@ def test_nothing_is_known_of_a_first_day(almanac: Almanac) -> None:
 def test_other_arguments_are_another_row_and_the_newest_version_counts(almanac: Almanac) -> None:
     almanac.keep("llama_0", "b", Learned("0.32.0", start=9.0))
     almanac.keep("llama_0", "a", KNOWN)
-    assert reopened(almanac) == {"llama_0": KNOWN}
+    assert reopened(almanac) == {"llama_0": (KNOWN,)}
     newer = Learned("0.33.0", start=50.0)
     almanac.keep("llama_0", "a", newer)
-    assert reopened(almanac) == {"llama_0": newer}
+    assert reopened(almanac) == {"llama_0": (newer, KNOWN)}
     rows = sqlite3.connect(almanac.path).execute("SELECT version, arguments FROM learned").fetchall()
     assert sorted(rows) == [("0.32.0", "a"), ("0.32.0", "b"), ("0.33.0", "a")]
 
@@ -59,7 +59,7 @@ def test_figures_of_an_earlier_llmd_have_no_rung_and_sleep(almanac: Almanac) -> 
     almanac.keep("llama_0", "a", KNOWN)
     figures = '{"version": "0.32.0", "start": 40.0}'
     almanac._database.connection().execute("UPDATE learned SET figures = ?", (figures,))
-    assert reopened(almanac) == {"llama_0": Learned("0.32.0", start=40.0)}
+    assert reopened(almanac) == {"llama_0": (Learned("0.32.0", start=40.0),)}
 
 
 def test_it_is_written_ahead(almanac: Almanac) -> None:
@@ -103,13 +103,13 @@ def test_a_bad_file_is_set_aside_and_said_and_a_new_one_begun(
     assert almanac.path.with_name("learned.db.aside").read_bytes() == bad
     assert "figures_set_aside" in capsys.readouterr().err
     almanac.keep("llama_0", "a", KNOWN)
-    assert reopened(almanac) == {"llama_0": KNOWN}
+    assert reopened(almanac) == {"llama_0": (KNOWN,)}
 
 
 def test_an_empty_file_is_a_new_one(almanac: Almanac) -> None:
     almanac.path.touch()
     almanac.keep("llama_0", "a", KNOWN)
-    assert reopened(almanac) == {"llama_0": KNOWN}
+    assert reopened(almanac) == {"llama_0": (KNOWN,)}
 
 
 def test_a_row_that_cannot_be_read_is_passed_over(
@@ -121,7 +121,7 @@ def test_a_row_that_cannot_be_read_is_passed_over(
     connection.execute("UPDATE learned SET figures = '{\"start\": \"soon\"}' WHERE profile = 'llama_0'")
     connection.commit()
     connection.close()
-    assert almanac.recall({"llama_0": "a", "coder_0": "c"}) == {"coder_0": KNOWN}
+    assert almanac.recall({"llama_0": "a", "coder_0": "c"}) == {"coder_0": (KNOWN,)}
     assert "figures_unreadable" in capsys.readouterr().err
 
 
@@ -142,7 +142,7 @@ def test_a_full_disk_is_said_once_and_over_when_there_is_room(
     almanac.keep("llama_0", "a", large)
     assert almanac.trouble is None
     monkeypatch.undo()
-    assert reopened(almanac) == {"llama_0": large}
+    assert reopened(almanac) == {"llama_0": (large,)}
 
 
 def test_a_directory_in_its_place_is_not_fatal(almanac: Almanac) -> None:

@@ -161,9 +161,10 @@ def test_on_a_terminal_it_is_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.fullmatch(r"\d\d:\d\d:\d\d serving", serving)
 
 
-def test_under_systemd_each_line_bears_its_priority(tmp_path: Path) -> None:
+def test_where_the_journal_takes_no_fields_each_line_bears_its_priority(tmp_path: Path) -> None:
     """Where stderr is the journal, and not where a child only inherited the variable."""
     program = (
+        "from supervisor.host import journald; journald.SOCKET = '/nowhere';"
         "from supervisor.host.logbook import log; log('bad', 'ERROR'); log('odd', 'WARNING'); log('good')"
     )
     with (tmp_path / "journal").open("w+") as journal:

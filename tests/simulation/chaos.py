@@ -19,11 +19,12 @@ from supervisor.core.devices import GIB, HOST, Holder, Reading, Survey
 from supervisor.core.events import Event
 from supervisor.core.fleet import Fleet
 from supervisor.core.learned import Learned
+from supervisor.core.leaving import SETTLED_SHARE, SETTLED_SLACK
 from supervisor.core.lifecycle import State
 from supervisor.core.orders import Order
 from supervisor.core.routing import Ask
 from supervisor.simulation.trace import Request
-from supervisor.simulation.world import RESIDUE, Card, Outcome, World
+from supervisor.simulation.world import OURS, RESIDUE, Card, Outcome, World
 from tests.core.invariants import Invariants
 
 MISFORTUNE = {
@@ -75,17 +76,23 @@ class Chaos(World):
     def __init__(self, config: Config, seed: int, cards: int = 2) -> None:
         self.dice = random.Random(f"chaos {seed}")
         self.calm = self.down = False
+        self.releasing = False
+        """A person writes off what is still held."""
         self.trees: dict[str, Tree] = {}
         """By incarnation, until the memory is back: what the host knows."""
         self.records: dict[str, tuple[str, tuple[str, ...]]] = {}
         """Incarnation -> profile, devices: what a daemon finds of the one before."""
         self.asleep: dict[str, int] = {}
         """Incarnation -> level at which it may sleep, in the records too."""
+        self.spawned: set[str] = set()
+        """Incarnations of this daemon, which saw the memory before they were there."""
+        self.muddled: set[str] = set()
+        """Devices where memory came back in this daemon's life that nobody knew whose it was."""
         self.waking: set[str] = set()
         """Incarnations that were told to wake, in the records too."""
         self.pinned: set[str] = set()
         """Incarnations that a person pinned, in the records too."""
-        self.almanac: dict[str, Learned] = {}
+        self.almanac: dict[str, tuple[Learned, ...]] = {}
         self.happened: Counter[str] = Counter()
         """How often what took part in this history."""
         self.serving: dict[str, str] = {}
@@ -147,6 +154,7 @@ class Chaos(World):
     def new_fleet(self) -> Fleet:
         self.lives += 1
         self.invariants, self.seen = Invariants(), False
+        self.spawned, self.muddled = set(), set()
         self.after = lambda world, event, ordered: self._look(event, ordered)
         born = iter(range(10**9))
         if self.maybe(0.2):
@@ -225,7 +233,7 @@ class Chaos(World):
     def _reading(self) -> events.DevicesRead:
         known = [tree for tree in self.trees.values() if tree.incarnation in self.records]
         measured = {t.incarnation: self._measured(t) for t in known}
-        return events.DevicesRead(self._survey(), measured)
+        return events.DevicesRead(self._survey(), measured, frozenset({OURS}))
 
     def _measured(self, tree: Tree) -> dict[str, int]:
         if tree.gone:
@@ -252,7 +260,10 @@ class Chaos(World):
 
     def _holders(self, device: str) -> Iterator[Holder]:
         yield Holder(4242, self.neighbours.get(int(device.removeprefix("GPU-")), 0), "neighbour", "someone")
-        yield Holder(1, sum(tree.held.get(device, 0) for tree in self.trees.values() if not tree.gone))
+        living = [tree for tree in self.trees.values() if not tree.gone]
+        ours = sum(tree.held.get(device, 0) for tree in living if tree.incarnation in self.records)
+        yield Holder(OURS, ours)
+        yield Holder(78, sum(tree.held.get(device, 0) for tree in living) - ours, "stray")
 
     def _used(self, device: str) -> int:
         return sum(tree.held.get(device, 0) for tree in self.trees.values())
@@ -286,11 +297,12 @@ class Chaos(World):
     @carry_out.register
     def _(self, order: orders.Spawn) -> None:
         fate = self.fate()
+        self.spawned.add(order.incarnation)
         self.records[order.incarnation] = order.profile, order.devices
         if fate == "no spawn":
             self.later(0.1, lambda: self.tell(events.SpawnFailed(order.incarnation, "no such file")))
             return
-        needs = dict(self.fleet.engines[order.profile].reserved)
+        needs = self.takes(order.profile, order.devices)
         tree = Tree(order.incarnation, order.profile, needs, fate, deaf=self.maybe(0.1))
         assert not any(t.running and t.profile == tree.profile for t in self.known()), (
             "two trees of one profile"
@@ -389,11 +401,15 @@ class Chaos(World):
         self.later(late, lambda: self.give_back(tree))
 
     def give_back(self, tree: Tree) -> None:
+        if tree.gone and tree.incarnation not in self.records:
+            self.muddled.update(tree.held)
         self.trees.pop(tree.incarnation, None)
         tree.held = {}
 
     @carry_out.register
     def _(self, order: orders.Forget) -> None:
+        if (tree := self.trees.get(order.incarnation)) and tree.incarnation in self.spawned:
+            self._memory_is_owed(tree)
         self.records.pop(order.incarnation, None)
         self.asleep.pop(order.incarnation, None)
         self.waking.discard(order.incarnation)
@@ -405,7 +421,16 @@ class Chaos(World):
 
     @carry_out.register
     def _(self, order: orders.Remember) -> None:
-        self.almanac[order.profile] = order.learned
+        self.almanac[order.profile] = (order.learned,)
+
+    def _memory_is_owed(self, tree: Tree) -> None:
+        """What the driver still holds of a tree that is forgotten is promised to another that settles."""
+        for device, size in tree.held.items():
+            claims = self.fleet.claims().get(device, [])
+            owed = sum(claim.reserved for claim in claims if claim.going)
+            little = max(SETTLED_SLACK, (1 - SETTLED_SHARE) * tree.needs.get(device, 0))
+            told_apart = device != HOST and device not in self.muddled and not self.releasing
+            assert not told_apart or size <= owed + little, f"{tree} is forgotten, {claims} there"
 
     @carry_out.register
     def _(self, order: orders.Sleep) -> None:

@@ -81,7 +81,7 @@ class Company(Chaos):
         told = super()._reading()
         known = {name: b for name, b in self.borrowers.items() if b.life == self.lives}
         ours = {name: {} if self.blind else dict(b.held) for name, b in known.items()}
-        return events.DevicesRead(told.survey, {**told.measured, **ours})
+        return events.DevicesRead(told.survey, {**told.measured, **ours}, told.ours)
 
     def strangers(self, device: str) -> int:
         return super().strangers(device) + sum(b.held.get(device, 0) for b in self.borrowers.values())

@@ -49,7 +49,7 @@ class Scenario(Company):
             (self.ask, 25), (self.order_about, 600), (self.crowd, 500), (self.break_nvml, 900), (self.change_mode, 2400),
             (self.die, 3000), (self.hand_over, 5000), (self.borrow, 700), (self.trouble_peers, 600),
             (self.report_xid, 1800), (self.warm, 900), (self.send_to_sleep, 700), (self.force_mode, 4000),
-            (self.reconfigure, 1200),
+            (self.reconfigure, 1200), (self.release, 1500),
         ):  # fmt: skip
             self._again(what, mean)
         self.until(TROUBLED)
@@ -120,6 +120,14 @@ class Scenario(Company):
         profile = self.dice.choice(able or list(self.config.profiles))
         self.happened["a person put one to sleep"] += bool(able)
         self.tell(events.SleepAsked(f"s{self.dice.getrandbits(32)}", profile))
+
+    def release(self) -> None:
+        """A person wants a GPU used again, mostly one that is not."""
+        barred = [n for n in range(len(self.cards)) if self.fleet.ledger.barred(f"GPU-{n}")]
+        gpu = self.dice.choice(barred or range(len(self.cards)))
+        self.releasing = True
+        self.tell(events.ReleaseAsked(f"r{self.dice.getrandbits(32)}", gpu))
+        self.releasing = False
 
     def change_mode(self) -> None:
         self.mode = self.dice.choice(("day", "night"))

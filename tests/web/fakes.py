@@ -164,6 +164,10 @@ class FakeDriver:
         ]
         return {"applied": not plan, "changes": changes, "engines": {}, "warnings": []}
 
+    async def release(self, gpu: int | str) -> str:
+        self.calls.append(("release", gpu))
+        return f"GPU {gpu} is released"
+
     def progress(self, name: str) -> str:
         return f"Loading {name}: 45 %"
 

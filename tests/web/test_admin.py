@@ -65,6 +65,15 @@ async def test_a_name_that_is_not_one_profile(client: aiohttp.ClientSession, nam
         assert told in (await answer.json())["error"]["message"]
 
 
+async def test_a_gpu_is_released_by_its_number_or_uuid(
+    driver: FakeDriver, client: aiohttp.ClientSession
+) -> None:
+    for name in ("1", "GPU-1"):
+        async with client.post(f"/gpus/{name}/release") as answer:
+            assert answer.status == 200
+    assert driver.calls == [("release", 1), ("release", "GPU-1")]
+
+
 async def test_a_failed_start_brings_the_log(driver: FakeDriver, client: aiohttp.ClientSession) -> None:
     driver.refusal = EngineFailed("died", log=["out of memory"])
     async with client.post("/profiles/llama_0/start") as answer:

@@ -79,6 +79,17 @@ def test_those_that_ended_are_kept_but_not_for_ever() -> None:
     assert traffic.written() == {"llama_0": 2 * (REMEMBERED + 5)}
 
 
+def test_a_stream_that_nobody_counted_is_told_about() -> None:
+    streamed: dict[str, object] = {"streamed": True, "first": 1.0, "guess": 12, "made": lambda: 7}
+    uncounted, counted = record(**streamed), record(**streamed, prompt=10, completion=8)
+    assert (uncounted.tokens(), counted.tokens()) == ((12, 7), (10, 8))
+    assert (uncounted.guessed, counted.guessed) == (True, False)
+    assert record(guess=12, status=503).tokens() == (None, None)  # it never reached an engine
+    kept = uncounted.request()
+    assert kept is not None
+    assert (kept.prompt, kept.completion) == (12, 7)
+
+
 def test_what_asked_for_no_model_is_no_traffic() -> None:
     traffic = Traffic()
     traffic.ended(Record("x"))

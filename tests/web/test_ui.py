@@ -35,6 +35,7 @@ ACTS = (
     "profiles/llama_0/pin",
     "profiles/llama_0/stop",
     "mode/auto",
+    "gpus/GPU-1/release",
     "requests/1/cancel",
     "reload",
 )
@@ -47,8 +48,16 @@ ENGINE: dict[str, Any] = {
 CARD: dict[str, Any] = {
     "device": "GPU-1", "index": 0, "name": "NVIDIA L4", "total": 100, "used": 40, "free": 60, "foreign": [],
     "trouble": None, "quarantined": "memory of llama_0 did not come back", "age_s": 2.0, "utilization": 0.5,
-    "temperature": 50, "power": 70.0,
+    "temperature": 50, "power": 70.0, "xids": [{"xid": 63, "meaning": "a row is remapped", "count": 2, "ago_s": 9.0}],
 }  # fmt: skip
+
+
+PEER: dict[str, Any] = {
+    "peer": "dgx",
+    "url": "https://dgx:8000",
+    "up": False,
+    "trouble": "it has not answered yet",
+}
 
 
 class Driver(FakeDriver):
@@ -60,7 +69,14 @@ class Driver(FakeDriver):
     def status(self) -> dict[str, Any]:
         self.looks += 1
         engine = ENGINE | {"failure": f"{self.looks}" + "x" * self.padding if self.padding else None}
-        whole = {"gpu_trouble": None, "disk_trouble": [], "strays": [], "loans": [], "waiting": 0}
+        whole = {
+            "gpu_trouble": None,
+            "disk_trouble": [],
+            "strays": [],
+            "loans": [],
+            "peers": [PEER],
+            "waiting": 0,
+        }
         return {**whole, "daemon": {"uptime_s": 9.0}, "devices": [CARD], "engines": [engine | self.more]}
 
     @property
@@ -373,8 +389,11 @@ async def test_a_whole_picture_then_what_changed(place: Any, client: aiohttp.Cli
         name, whole = await events.next()
         assert (name, sorted(whole)) == (
             "snapshot",
-            ["daemon", "devices", "engines", "flights", "loans", "recent"],
+            ["daemon", "devices", "engines", "flights", "loans", "peers", "recent"],
         )
+        assert whole["peers"] == {"dgx": PEER}
+        (xid,) = whole["devices"]["GPU-1"]["xids"]
+        assert (xid["xid"], xid["meaning"], xid["count"]) == (63, "a row is remapped", 2)
         assert whole["devices"]["GPU-1"]["quarantined"] == CARD["quarantined"]
         assert whole["engines"]["llama_0"]["planned"] == 92
         await driver.start("llama_0")

@@ -102,6 +102,7 @@ class Dashboard:
             "/requests/{name}/cancel": self._cancel,
             "/mode/{name}": self._set_mode,
             "/reload": self._reload,
+            "/gpus/{name}/release": self._release,
         }
 
     # Who may
@@ -269,6 +270,9 @@ class Dashboard:
     async def _reload(self, request: web.Request) -> str:
         answer = await self._driver.reload()
         return "changed; the journal has what" if answer["changes"] else "nothing differs"
+
+    async def _release(self, request: web.Request) -> str:
+        return await self._driver.release(request.match_info["name"])
 
     # Beside
 

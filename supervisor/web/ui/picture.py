@@ -37,6 +37,7 @@ def paint(
         "devices": {device["device"]: _device(device, wall) for device in status["devices"]},
         "engines": engines,
         "loans": {loan["name"]: _loan(loan, wall) for loan in status["loans"]},
+        "peers": {peer["peer"]: peer for peer in status["peers"]},
         "flights": flights,
     }
     picture = {section: {key: _json(item) for key, item in items.items()} for section, items in whole.items()}
@@ -94,8 +95,18 @@ def _device(device: Mapping[str, Any], wall: float) -> dict[str, Any]:
         key: device[key]
         for key in ("index", "name", "total", "used", "free", "foreign", "trouble", "quarantined")
     }
+    xids = [
+        {"xid": x["xid"], "meaning": x["meaning"], "count": x["count"], "at": _moment(wall - x["ago_s"])}
+        for x in device.get("xids", ())
+    ]
     gauges = {key: device[key] for key in ("utilization", "temperature", "power")}
-    return {**shown, **gauges, "host": device["device"] == HOST, "read": _moment(wall - device["age_s"])}
+    return {
+        **shown,
+        **gauges,
+        "xids": xids,
+        "host": device["device"] == HOST,
+        "read": _moment(wall - device["age_s"]),
+    }
 
 
 _AS_IT_IS = (

@@ -6,6 +6,7 @@ import * as gpus from "./gpus.js";
 import * as journal from "./journal.js";
 import * as logs from "./logs.js";
 import * as modes from "./modes.js";
+import * as peers from "./peers.js";
 import * as profiles from "./profiles.js";
 import * as requests from "./requests.js";
 
@@ -19,6 +20,7 @@ function render(changed) {
   if (!state.daemon.daemon) return;
   gpus.render();
   profiles.render();
+  peers.render();
   requests.renderFlights();
   modes.render();
   configuration.render();

@@ -1,11 +1,12 @@
 // A card a GPU: who holds its memory, how busy it is, how that was.
 import { $, Keyed, coarse, el, gib, mark, percent, put, show } from "./dom.js";
-import { now, read, state } from "./live.js";
+import { act, now, read, state } from "./live.js";
 import { colour } from "./colours.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 /** What they have not given back is no memory of somebody else. */
 const LEAVING = new Set(["stopping", "settling"]);
+const POINTS = 360;
 let span = "hour";
 let history = { steps: {}, devices: {} };
 const cards = new Keyed($("cards"), card);
@@ -33,12 +34,16 @@ function card(key) {
   const title = el("h3"), kind = el("span", { className: "kind" });
   const total = el("p", { className: "big" });
   const note = el("p", { className: "note", hidden: true });
+  const release = el("button", { type: "button", textContent: "Release", hidden: true, onclick: () => act(`gpus/${key}/release`),
+    title: "Write off what did not come back: it counts as other people's" });
   const bar = el("div", { className: "bar", role: "img" });
+  const reported = el("ul", { className: "reported", ariaLabel: "Errors that the driver reported" });
   const legend = el("ul", { className: "legend" });
   const gauges = el("dl", { className: "numbers" });
   const chart = lines();
-  const node = el("article", { className: "card gpu" }, el("div", { className: "name" }, title, kind), total, note, bar, legend, gauges, chart.node);
+  const node = el("article", { className: "card gpu" }, el("div", { className: "name" }, title, kind), total, note, release, reported, bar, legend, gauges, chart.node);
   const parts = new Keyed(bar, segment);
+  const errors = new Keyed(reported, xid);
   const named = new Keyed(legend, entry);
   const shown = new Keyed(gauges, gauge);
   function update(device) {
@@ -46,6 +51,9 @@ function card(key) {
     put(kind, device.host ? "" : device.name.replace(/^NVIDIA /, ""));
     put(total, device.total ? `${gib(device.used)} / ${gib(device.total)} GiB` : "no reading");
     tell(note, node, device);
+    errors.sync(device.xids.map((found) => [found.xid, found]));
+    release.ariaLabel = `Release ${title.textContent}`;
+    show(release, device.quarantined && state.me.admin);
     const shares = device.total ? split(key, device) : [];
     parts.sync(shares.filter((share) => share.size > 0).map((share) => [share.key, { ...share, of: device.total }]));
     named.sync(shares.map((share) => [share.key, share]));
@@ -130,6 +138,14 @@ function entry() {
   } };
 }
 
+function xid() {
+  const node = el("li");
+  return { node, update(found) {
+    const times = found.count > 1 ? `${found.count} times, last ` : "";
+    put(node, `XID ${found.xid}, ${times}${coarse(now() - found.at)} ago: ${found.meaning}`);
+  } };
+}
+
 function sensors(device) {
   return [
     ["Busy", percent(device.utilization)],
@@ -154,25 +170,33 @@ function lines() {
     node.append(path);
     return path;
   });
-  const words = el("p", { className: "quiet key" }, el("i", { className: "used" }), "memory",
-    el("i", { className: "busy" }), "busy");
+  const busy = el("span", {}, el("i", { className: "busy" }), "busy");
+  const words = el("p", { className: "quiet key" }, el("span", {}, el("i", { className: "used" }), "memory"), busy);
   const when = el("span", { className: "when" });
   words.append(when);
-  function draw(points) {
+  function draw(points, device) {
+    show(busy, !device.host);
     drawn.forEach((path, of) => path.setAttribute("d", trace(points, of)));
-    put(when, span === "hour" ? "last hour" : "last 24 hours");
+    put(when, reach(points.length));
     node.setAttribute("aria-label", `memory and utilisation, ${when.textContent}`);
   }
   return { node: el("div", { className: "chart" }, node, words), draw };
 }
 
+/** A young daemon has less to tell than its line has room for: then that little takes the whole width. */
+function reach(points) {
+  if (points >= POINTS) return span === "hour" ? "last hour" : "last 24 hours";
+  return points < 2 ? "nothing yet" : `last ${coarse(points * history.steps[span])}`;
+}
+
 /** The newest at the right; a gap where nothing was read. */
 function trace(points, of) {
+  const step = POINTS / Math.max(1, points.length - 1);
   let path = "", pen = "M";
   points.forEach((point, index) => {
     if (point[of] == null) pen = "M";
     else {
-      path += `${pen}${360 - points.length + index + 1} ${(38.5 - 37 * point[of]).toFixed(1)}`;
+      path += `${pen}${(index * step).toFixed(1)} ${(38.5 - 37 * point[of]).toFixed(1)}`;
       pen = "L";
     }
   });

@@ -2,7 +2,7 @@
 import { $, el, mark, put } from "./dom.js";
 
 export const state = {
-  daemon: {}, devices: {}, engines: {}, loans: {}, flights: {}, recent: {},
+  daemon: {}, devices: {}, engines: {}, loans: {}, peers: {}, flights: {}, recent: {},
   /** Seconds that the server's clock is ahead of this one. */
   ahead: 0,
   me: { source: "", admin: false, token: "" },

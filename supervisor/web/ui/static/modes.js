@@ -2,8 +2,11 @@
 import { $, el, put, show, span } from "./dom.js";
 import { act, read, say, state } from "./live.js";
 
-let planned = "";
+/** The mode whose plan is shown, and whether a person asked for it. */
+let planned = "", asked = false;
 let built = "";
+$("plan-go").onclick = () => change(planned);
+$("plan-cancel").onclick = () => plan(state.daemon.daemon.mode.next, false);
 
 export function render() {
   const { mode, modes } = state.daemon.daemon;
@@ -18,7 +21,7 @@ export function render() {
   put($("next-mode"), words(mode));
   if (JSON.stringify(modes) !== built) build(modes);
   show($("auto"), mode.forced);
-  if (mode.next && mode.next !== planned) plan(mode.next);
+  if (!asked && mode.next !== planned) plan(mode.next, false);
 }
 
 function words(mode) {
@@ -31,30 +34,37 @@ function words(mode) {
 function build(modes) {
   built = JSON.stringify(modes);
   const make = (textContent, onclick) => el("button", { type: "button", textContent, onclick });
-  const buttons = [];
-  for (const name of Object.keys(modes)) {
-    buttons.push(make(`Plan ${name}`, () => plan(name)), make(`Change to ${name}`, () => change(name)));
-  }
+  const buttons = Object.keys(modes).map((name) => make(`Plan ${name}`, () => plan(name, true)));
   const auto = make("Back to the calendar", () => act("mode/auto"));
   auto.id = "auto";
   auto.className = "main";
   $("mode-buttons").replaceChildren(...buttons, auto);
 }
 
-function change(name) {
+async function change(name) {
   const hours = $("hours").value;
-  return act(`mode/${name}${hours ? `?hours=${hours}` : ""}`);
+  await act(`mode/${name}${hours ? `?hours=${hours}` : ""}`);
+  asked = false;
+  planned = ""; // what follows may be another one now
 }
 
-async function plan(name) {
+/** What a change to the mode would do; one that was asked for can be carried out or dropped. */
+async function plan(name, byPerson) {
   planned = name;
+  asked = byPerson;
+  show($("plan-buttons"), byPerson);
+  if (!name) return show($("plan"), false);
+  put($("plan-go"), `Change to ${name}`);
   try {
     const told = await read(`mode/${name}/plan`);
-    $("plan").replaceChildren(el("h3", { textContent: `What a change to ${name} would do now` }), steps(told));
+    if (planned !== name) return undefined; // another one was asked for meanwhile
+    put($("plan-title"), `What a change to ${name} would do now`);
+    $("plan-steps").replaceChildren(...steps(told));
     show($("plan"), true);
   } catch (error) {
     say(error.message, "bad");
   }
+  return undefined;
 }
 
 function steps(told) {
@@ -64,5 +74,5 @@ function steps(told) {
     ...told.stops.map((name) => `stop ${name}: idle`),
     ...told.starts.map((one) => `start ${one.profile}: ${one.verdict}${one.seconds ? `, about ${span(one.seconds)}` : ""}`),
   ];
-  return el("ul", { className: "plan" }, ...lines.map((textContent) => el("li", { textContent })));
+  return lines.map((textContent) => el("li", { textContent }));
 }

@@ -95,7 +95,8 @@ function activity(engine) {
 /** Against what a cold start took before; waking takes its own time. */
 function toGo(engine, lasted) {
   if (engine.state !== "starting" || engine.eta == null) return "";
-  return lasted < engine.eta ? `, about ${coarse(Math.ceil(engine.eta - lasted))} to go` : ", longer than usual";
+  if (lasted < engine.eta) return `, about ${coarse(Math.ceil(engine.eta - lasted))} to go`;
+  return engine.starts > 1 ? ", longer than usual" : ""; // the first time was only guessed
 }
 
 function figuresOf(engine) {

@@ -70,7 +70,7 @@ function flight(key) {
 function past() {
   const tds = cells(10, [4, 5, 6, 7, 8]);
   function update(one) {
-    [clock(one.at), one.source, one.model, one.profile ?? "–", number(one.prompt), number(one.output), span(one.queue_s),
+    [clock(one.at), one.source, one.model, one.profile ?? "–", `${one.guessed ? "~" : ""}${number(one.prompt)}`, number(one.output), span(one.queue_s),
       span(one.ttft_s), span(one.latency_s), one.error ? `${one.status} ${one.error}` : String(one.status)]
       .forEach((text, index) => put(tds[index], text ?? "–"));
     mark(tds[9], "bad", one.status >= 400);

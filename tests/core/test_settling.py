@@ -1,0 +1,112 @@
+"""Histories of memory on its way back: whose it is, and who may say that a quarantine is over."""
+
+from __future__ import annotations
+
+import pytest
+
+from supervisor.core import events, orders
+from supervisor.core.devices import GIB, Holder
+from supervisor.core.lifecycle import State
+from tests.core.world import World, config, profile
+
+EIGHT = (profile("llama_0", 0, gib=8), profile("coder_0", 0, gib=8))
+CARD = "GPU-0"
+
+
+class Leaky(World):
+    """Memory of killed trees does not come back before the test says so."""
+
+    def up_and_gone(self, *names: str) -> list[str]:
+        """Start them, stop them all together; their incarnations."""
+        for name in names:
+            self.up(name)
+        trees = [self.incarnation(name) for name in names]
+        self.sticky = True
+        for name in names:
+            self.send(events.StopAsked(f"stop-{name}", name))
+        assert {self.state(name) for name in names} == {State.SETTLING}
+        return trees
+
+    def returned(self, incarnation: str, size: int = 0) -> None:
+        """All but `size` of its memory comes back."""
+        self.held[incarnation] = {CARD: size}
+        self.read()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_memory_of_one_does_not_settle_two(first: int) -> None:
+    world = Leaky(config(*EIGHT))
+    trees = world.up_and_gone("llama_0", "coder_0")
+    world.returned(trees[first])
+    assert sorted(world.state(p.name) for p in EIGHT) == [State.COLD, State.SETTLING]
+    world.returned(trees[1 - first])
+    assert {world.state(p.name) for p in EIGHT} == {State.COLD}
+
+
+def test_a_neighbour_that_leaves_proves_nothing() -> None:
+    world = Leaky(config(*EIGHT))
+    world.foreign[0] = (Holder(9, 9 * GIB),)
+    world.read()
+    (tree,) = world.up_and_gone("llama_0")
+    world.foreign[0] = ()
+    world.read()
+    assert world.state("llama_0") is State.SETTLING
+    world.wait(61)
+    assert CARD in world.fleet.ledger.quarantined
+    world.returned(tree)
+    assert world.state("llama_0") is State.COLD
+
+
+def test_a_neighbour_that_comes_hides_nothing() -> None:
+    world = Leaky(config(*EIGHT))
+    (tree,) = world.up_and_gone("llama_0")
+    world.foreign[0] = (Holder(9, 9 * GIB),)
+    world.returned(tree)
+    assert world.state("llama_0") is State.COLD
+
+
+@pytest.mark.parametrize(("left", "state"), [(1.0, State.SETTLING), (0.7, State.COLD)])
+def test_nine_tenths_of_it_must_be_back(left: float, state: State) -> None:
+    world = Leaky(config(*EIGHT))
+    (tree,) = world.up_and_gone("llama_0")
+    world.returned(tree, int(left * GIB))
+    assert world.state("llama_0") is state
+
+
+def test_what_a_dead_process_of_ours_is_still_listed_with_is_not_back() -> None:
+    world = Leaky(config(*EIGHT))
+    (tree,) = world.up_and_gone("llama_0")
+    survey = world.survey()
+    (card, *rest) = survey.readings
+    listed = type(card)(
+        **{name: getattr(card, name) for name in card.__slots__} | {"holders": (Holder(1, 8 * GIB),)}
+    )
+    nobody = events.DevicesRead(type(survey)((listed, *rest), world.now), {tree: {CARD: 0}})
+    world.send(nobody)
+    assert world.state("llama_0") is State.SETTLING
+
+
+def test_nobody_elses_settling_lifts_a_quarantine() -> None:
+    world = Leaky(config(*EIGHT))
+    world.up("coder_0")
+    (tree,) = world.up_and_gone("llama_0")
+    world.wait(61)
+    world.sticky = False
+    world.send(events.StopAsked("t", "coder_0"))
+    assert world.state("coder_0") is State.COLD
+    assert CARD in world.fleet.ledger.quarantined
+    world.returned(tree)
+    assert not world.fleet.ledger.quarantined
+    (note,) = [o for o in world.log if isinstance(o, orders.Note) and o.event == "quarantine_lifted"]
+    assert note.message == "GPU 0 (RTX 3090) is no longer quarantined; the memory of llama_0 is back"
+
+
+def test_a_card_stays_quarantined_while_another_reason_stands() -> None:
+    world = Leaky(config(*EIGHT))
+    trees = world.up_and_gone("llama_0", "coder_0")
+    world.wait(61)
+    world.returned(trees[0])
+    assert "did not come back" in world.fleet.ledger.quarantined[CARD]
+    assert any("stays quarantined" in order.message for order in world.log if isinstance(order, orders.Note))
+    world.returned(trees[1])
+    assert not world.fleet.ledger.quarantined
