@@ -33,6 +33,9 @@ STOP_SLACK = 30.0
 
 STATUS_PAUSE = 5.0
 
+GARBAGE = 20_000
+"""Objects more than before, at which cycles are looked for; requests leave none, so that looking is in vain."""
+
 
 def serve(config: Config, read: Callable[[], Config], *, keep_engines: bool = False) -> int:
     """Run until SIGTERM or Ctrl-C; `read` gives the configuration anew at every reload. Returns the exit code: 0, or 1 after an error said in one line."""
@@ -87,6 +90,7 @@ class Daemon:
             self._listen_to_signals()
             gc.collect()
             gc.freeze()
+            gc.set_threshold(GARBAGE)
             log("serving", listening=self.server.listening, waiting_for=self.server.waiting_for)
             systemd.ready(self._words())
             yield

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 import zoneinfo
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -427,6 +429,16 @@ class Config(Document):
     """By name, sorted."""
     files: dict[str, Path] = {}
     """Profile name -> the file it was read from."""
+
+    @cached_property
+    def named(self) -> Mapping[str, tuple[Profile, ...]]:
+        """Every name that can be asked for -> the profiles that are meant: one by its own name, else all that serve
+        the model or have the adapter."""
+        found: dict[str, tuple[Profile, ...]] = {}
+        for profile in self.profiles.values():
+            for name in dict.fromkeys((profile.model, *profile.lora)):
+                found[name] = (*found.get(name, ()), profile)
+        return found | {name: (profile,) for name, profile in self.profiles.items()}
 
     def profiles_in(self, mode: str) -> frozenset[str]:
         """The profiles that `mode` makes available. Raises KeyError for an unknown mode."""

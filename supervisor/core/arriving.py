@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from supervisor.core import calendar, dispatch, learning, orders, outlook
+from supervisor.core.engine import Engine
 from supervisor.core.events import Arrived
 from supervisor.core.fleet import Fleet
 from supervisor.core.queueing import Waiter
@@ -36,16 +37,24 @@ def routed(fleet: Fleet, event: Arrived, ask: Ask, found: Route) -> None:
 
 def admit(fleet: Fleet, event: Arrived, waiter: Waiter, found: Route) -> None:
     """It has its lease at once where something is free and nobody waits for that; else it waits, if it may."""
-    ask, ahead = waiter.ask, fleet.queues.ahead_of(frozenset(waiter.profiles))
+    ask = waiter.ask
+    ahead = fleet.queues.ahead_of(frozenset(waiter.profiles)) if len(fleet.queues) else 0
     if not fleet.is_active(ask.source):
         fleet.fairness.arrive(ask.source, fleet.active_sources())
-    given = not ahead and dispatch.give(fleet, waiter)
+    may = not ahead and (not event.at_once or is_at_hand(fleet, waiter))
+    given = may and dispatch.give(fleet, waiter)
     if event.at_once and not given:
         fleet.order(orders.Refuse(event.lease, Overloaded("nothing is free at once", retry_after=1)))
         return
     routed(fleet, event, ask, found)
     if not given:
         wait(fleet, waiter, ahead)
+
+
+def is_at_hand(fleet: Fleet, waiter: Waiter) -> bool:
+    """Whether it would go to an engine of this host, now."""
+    places = (fleet.place(name) for name in waiter.profiles)
+    return isinstance(next((place for place in places if place.admits(waiter.ask)), None), Engine)
 
 
 def wait(fleet: Fleet, waiter: Waiter, ahead: int) -> None:

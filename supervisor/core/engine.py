@@ -9,6 +9,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import msgspec
+
 from supervisor.config import Profile
 from supervisor.core.devices import HOST
 from supervisor.core.eviction import Rate
@@ -35,8 +37,7 @@ REMEMBERED = 64
 """Replies whose length is remembered."""
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(msgspec.Struct, frozen=True):
     """A lease that was given: to whom, on what, and the tokens it was taken to need."""
 
     profile: str

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from supervisor.config import Config
 from supervisor.core.devices import Survey
 from supervisor.core.learned import Learned
@@ -17,8 +19,7 @@ from supervisor.core.progress import Progress
 from supervisor.core.routing import Ask
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
+class Arrived(msgspec.Struct, frozen=True):
     """A request asks for a lease; it is willing to wait `patience` seconds. `at_once`: not at all, it comes again
     by a way on which waiting is possible."""
 
@@ -28,8 +29,7 @@ class Arrived:
     at_once: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Left:
+class Left(msgspec.Struct, frozen=True):
     """A request is over, or its client gave up waiting. Exactly one per lease that was not refused.
 
     The tokens are None where the engine did not tell.

@@ -183,6 +183,8 @@ class Fleet:
 
     def offers(self, model: str) -> list[Offer]:
         """What peers have under this name."""
+        if not self.peers:
+            return []
         return [offer for peer in self.peers.values() if (offer := peer.offer(model))]
 
     def serves(self, incarnation: str) -> bool:
@@ -238,8 +240,10 @@ class Fleet:
 
     def is_active(self, source: str) -> bool:
         """Whether it waits or is served now."""
-        served = any(granted.source == source for granted in self.leases.values())
-        return served or source in self.queues.sources()
+        for granted in self.leases.values():
+            if granted.source == source:
+                return True
+        return source in self.queues.sources()
 
     def active_sources(self) -> set[str]:
         """Who waits or is served now."""

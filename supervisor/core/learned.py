@@ -122,7 +122,8 @@ class Learned:
         return replace(self, weights=weights)
 
     def counted(self, letters: int, tokens: int) -> Learned:
-        return replace(self, tokens=self.tokens.count(letters, tokens))
+        known = self.version, self.start, self.wake, self.reload, self.weights, self.peak, self.residue
+        return Learned(*known, self.tokens.count(letters, tokens))
 
     def of_version(self, version: str) -> Learned:
         """The record of another version begins anew, but for the tokens, which are the model's, and the rung, which

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import msgspec
+
 from supervisor.core import context, orders
 from supervisor.core.command import names_of
 from supervisor.core.engine import Engine, Granted
@@ -109,7 +111,7 @@ def estimate(fleet: Fleet, ask: Ask) -> Ask:
     if best is None or not best.seen:
         return ask
     tokens = best.expect(ask.letters)
-    return replace(ask, tokens=tokens, least=min(ask.least, int(tokens * context.SHARE)))
+    return msgspec.structs.replace(ask, tokens=tokens, least=min(ask.least, int(tokens * context.SHARE)))
 
 
 def usual_residue(fleet: Fleet, engine: Engine) -> dict[str, int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from supervisor.core.learned import Learned
 from supervisor.core.routing import Ask, Route
 from supervisor.errors import LlmdError
@@ -102,8 +104,7 @@ class Survey:
     """Read all devices now and report DevicesRead."""
 
 
-@dataclass(frozen=True, slots=True)
-class Routed:
+class Routed(msgspec.Struct, frozen=True):
     """Where a request may go; told before its Grant or Refuse."""
 
     lease: str
@@ -111,8 +112,7 @@ class Routed:
     route: Route
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True):
     """`profile`: or the name of a peer, which has no incarnation."""
 
     lease: str

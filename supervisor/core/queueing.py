@@ -12,14 +12,15 @@ from collections import Counter
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 
+import msgspec
+
 from supervisor.core.routing import Ask, Candidate
 
 Group = dict[str, "Line"]
 """Lines by source, of those who could go to the same profiles."""
 
 
-@dataclass(slots=True)
-class Waiter:
+class Waiter(msgspec.Struct):
     """A request without a lease yet. Times are monotonic seconds."""
 
     lease: str

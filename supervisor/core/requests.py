@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from supervisor.core.routing import Ask, Route
 from supervisor.errors import LlmdError, ModelNotFound
 
@@ -19,8 +21,7 @@ Outcome = Callable[[], Mapping[str, object]]
 """What became of a request, for those few who ask."""
 
 
-@dataclass(slots=True)
-class Try:
+class Try(msgspec.Struct):
     """One lease that was asked for. `waited`: seconds until it was granted, or refused."""
 
     route: Route

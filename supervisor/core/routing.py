@@ -7,7 +7,8 @@ error comes out. Whether a candidate can serve *now* is `placement`'s question.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
 
 from supervisor.config import Config, Profile
 from supervisor.core import context
@@ -18,8 +19,7 @@ ASK_AGAIN = 10.0
 ONLY, ELSEWHEN = "the only profile", "not in this mode"
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """A request as routing sees it. `tokens`: estimated prompt tokens. `tasks`: what could answer the route.
     `max_tokens`: the most it wants written, None where it did not say. `letters`: of its text, None where it is not
     text alone, so that its tokens cannot be told from them. `stream`: token by token."""
@@ -43,16 +43,14 @@ class Ask:
     """The request's id, for those who ask why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """`profile`: its name, or the name of a peer."""
 
     profile: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     candidates: tuple[Candidate, ...] = ()
     passed_over: tuple[Candidate, ...] = ()
     """Who serves the model, but not this request, and why."""
@@ -99,7 +97,7 @@ def _only(ask: Ask, profile: Profile, available: Collection[str]) -> Route:
 
 
 def _able(ask: Ask, config: Config, offers: Sequence[Offer]) -> list[Profile]:
-    asked = _named(ask.model, config)
+    asked = config.named.get(ask.model, ())
     if not asked and not offers:
         known = ", ".join(sorted({name for p in config.profiles.values() for name in (p.model, *p.lora)}))
         raise ModelNotFound(f"model {ask.model!r} is not configured here; there are: {known}", param="model")
@@ -109,13 +107,7 @@ def _able(ask: Ask, config: Config, offers: Sequence[Offer]) -> list[Profile]:
     return fitting
 
 
-def _named(model: str, config: Config) -> list[Profile]:
-    if model in config.profiles:
-        return [config.profiles[model]]
-    return [p for p in config.profiles.values() if p.model == model or model in p.lora]
-
-
-def _wrong_task(ask: Ask, config: Config, asked: list[Profile]) -> WrongTask:
+def _wrong_task(ask: Ask, config: Config, asked: Sequence[Profile]) -> WrongTask:
     able = sorted({p.model for p in config.profiles.values() if p.task in ask.tasks})
     instead = f"; models that do: {', '.join(able)}" if able else "; no configured model does"
     tasks = "/".join(sorted({profile.task for profile in asked}))
@@ -195,4 +187,4 @@ def _homeward(found: Route, home: str | None) -> Route:
         return found
     first = Candidate(home, "has the earlier turns of this conversation in its cache")
     others = (candidate for candidate in found.candidates if candidate.profile != home)
-    return replace(found, candidates=(first, *others), sticky=True)
+    return Route((first, *others), found.passed_over, sticky=True)

@@ -102,7 +102,7 @@ class Driver:
     def post(self, event: Event) -> None:
         """The one way in. Synchronous, so that nothing is read before and acted on after an await."""
         for order in decide.handle(self.fleet, event, time.monotonic()):
-            self._obey(order)
+            self._obeys(type(order))(self, order)
         if self.fleet.due != self._armed:
             self._set_timer()
         self._changed.set()
@@ -243,6 +243,9 @@ class Driver:
     def _(self, order: orders.Remember) -> None:
         self.books.remember(order.profile, order.learned)
 
+    _obeys = staticmethod(_obey.dispatcher.dispatch)
+    """How an order of a type is carried out."""
+
     @_obey.register
     def _(self, order: orders.Note) -> None:
         self.tally.take(order, time.monotonic())
@@ -268,7 +271,7 @@ class Driver:
     @asynccontextmanager
     async def lease(self, ask: Ask, patience: float | None = None) -> AsyncIterator[Lease]:
         """The right to use an engine for `ask`, waited for at most `patience` seconds. Raises LlmdError."""
-        name, began, lease = f"r{next(self._numbers)}", time.monotonic(), None
+        name, began, lease = self._number(), time.monotonic(), None
         waiting: asyncio.Future[orders.Grant] = asyncio.get_running_loop().create_future()
         self._leases[name] = waiting
         self.post(events.Arrived(name, ask, self.config.server.max_wait if patience is None else patience))
@@ -276,22 +279,56 @@ class Driver:
             grant = await waiting
             self.requests.granted(ask.request, grant.profile, grant.reason, time.monotonic())
             lease = self._leased(grant, began)
-            with lease.counted():
-                yield lease
+            yield lease
         except LlmdError as error:
             self.requests.failed(ask.request, error, time.monotonic())
             raise
         finally:
             del self._leases[name]
-            if name in self.fleet.leases or name in self.fleet.queues:
-                self.post(events.Left(name, *(lease.prompt, lease.output) if lease else ()))
+            if lease is not None:
+                self.give_back(lease)
+            elif name in self.fleet.leases or name in self.fleet.queues:
+                self.post(events.Left(name))
+
+    def lease_at_once(self, ask: Ask) -> Lease | None:
+        """What `lease` would give without waiting, to be given back; None where it would wait, or refuse."""
+        name, began = self._number(), time.monotonic()
+        answer = self._leases[name] = asyncio.get_running_loop().create_future()
+        self.post(events.Arrived(name, ask, 0.0, at_once=True))
+        del self._leases[name]
+        if answer.exception() is not None:
+            return None
+        granted = answer.result()
+        self.requests.granted(ask.request, granted.profile, granted.reason, began)
+        try:
+            return self._leased(granted, began)
+        except EngineDied:
+            self.post(events.Left(name))
+            return None
+
+    def give_back(self, lease: Lease) -> None:
+        """Once; a second time is of no effect."""
+        if lease.name in self.fleet.leases:
+            lease.count(-1)
+            self.post(events.Left(lease.name, lease.prompt, lease.output))
+
+    def broke_off(self, request: str, error: LlmdError) -> None:
+        """Note why a lease that was given at once came to nothing, for those who ask why."""
+        self.requests.failed(request, error, time.monotonic())
+
+    def _number(self) -> str:
+        """A name that no lease had."""
+        return f"r{next(self._numbers)}"
 
     def _leased(self, grant: orders.Grant, arrived: float) -> Lease:
         place = self.engines.get(grant.incarnation)
         if place is None and grant.profile not in self.peers:
             raise EngineDied(f"{grant.profile} ended just now", retry_after=5)
         waited, hit = time.monotonic() - arrived, self._hit(grant.profile, arrived)
-        return Lease(grant.profile, grant.reason, waited, hit, place or self.peers[grant.profile])
+        found = place or self.peers[grant.profile]
+        lease = Lease(grant.profile, grant.reason, waited, hit, found, grant.lease)
+        lease.count(1)
+        return lease
 
     def _hit(self, profile: str, arrived: float) -> str:
         """What a request that has its lease found: an engine that was "warm", "waking" or "cold", or a "peer"."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-
 import aiohttp
+import msgspec
 
 from supervisor.config import Peer, Profile
 from supervisor.host.incarnation import Incarnation
@@ -14,29 +11,22 @@ from supervisor.host.peers import Contact
 from supervisor.host.upstream import Pool
 
 
-@dataclass(slots=True)
-class Lease:
-    """A request's right to use an engine."""
+class Lease(msgspec.Struct, eq=False):
+    """A request's right to use an engine, under a `name` of its own."""
 
     profile: str
     reason: str
     queued: float
     hit: str
     _engine: Incarnation | Contact
+    name: str = ""
     prompt: int | None = None
     output: int | None = None
 
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """As long as it is in flight; what watches an engine for silence goes by that."""
-        if isinstance(self._engine, Contact):
-            yield
-            return
-        self._engine.in_flight += 1
-        try:
-            yield
-        finally:
-            self._engine.in_flight -= 1
+    def count(self, by: int) -> None:
+        """One more or less in flight; what watches an engine for silence goes by that."""
+        if isinstance(self._engine, Incarnation):
+            self._engine.in_flight += by
 
     def used(self, prompt: int | None, output: int | None) -> None:
         """Note the tokens that the engine counted; None where it did not tell."""

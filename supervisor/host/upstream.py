@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import mmap
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
 import httptools
+import msgspec
 
 HEAD_LIMIT = 64 << 10
 """Bytes of a head; vLLM's have a few hundred."""
@@ -41,9 +41,9 @@ class Unread(Gone):
     """
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """Of an answer. `length` is its body's where it is told; `raw` is the head as it came."""
+class Head(msgspec.Struct, frozen=True):
+    """Of an answer. `length` is its body's where it is told; `raw` is the head as it came, `headers` its fields with
+    their names in lower case."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -57,7 +57,7 @@ class Head:
         return not self.chunked and self.length is None and self.status not in (204, 304)
 
     def get(self, name: bytes) -> bytes:
-        return next((value for key, value in self.headers if key.lower() == name), b"")
+        return next((value for key, value in self.headers if key == name), b"")
 
 
 class Receiver(Protocol):
@@ -143,7 +143,7 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._head is None:  # trailers go by as they are
-            self._headers.append((name, value))
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._heads_ended += 1
@@ -218,10 +218,9 @@ def _head(status: int, headers: list[tuple[bytes, bytes]], raw: bytes) -> Head:
     """Raises Broken for a coding that is none of ours to undo."""
     length, chunked = None, False
     for name, value in headers:
-        lowered = name.lower()
-        if lowered == b"content-length":  # llhttp has seen to it that there is one, of digits
+        if name == b"content-length":  # llhttp has seen to it that there is one, of digits
             length = int(value)
-        elif lowered == b"transfer-encoding":
+        elif name == b"transfer-encoding":
             chunked = value.strip().lower() == b"chunked"
             if not chunked:
                 raise Broken("sent a transfer coding that nobody asked for")

@@ -62,6 +62,17 @@ class Owner(Protocol):
         """All that there is was written; or the engine refused, and all that it said is in `refusal`."""
 
 
+class _Nobody:
+    """Owns answers that are over."""
+
+    def begun(self) -> None: ...
+    def failed(self, error: Broken | LlmdError) -> None: ...
+    def ended(self) -> None: ...
+
+
+_NOBODY = _Nobody()
+
+
 class Answer:
     """A receiver for the engine's connection, a source for the client's."""
 
@@ -91,6 +102,7 @@ class Answer:
         """What the engine refused with: it is told in the shape that the client reads."""
         self._started = False  # the client has the head
         self._over = False  # nothing more is taken from the engine
+        self._flows = False  # what comes goes on as it is
         self._limits = limits
         self._watch = Watch(limits, record.started, self._expired)
         record.cut = self.withdraw
@@ -110,7 +122,8 @@ class Answer:
         self._connection.source = None
         if not self._over and self._upstream is not None:
             self._upstream.abort()
-        self._over = True
+        self._over, self._flows = True, False
+        self._owner = _NOBODY  # no cycle is left for the garbage collector to find
 
     # From the engine
 
@@ -118,12 +131,20 @@ class Answer:
         self.head = head
         events = head.get(b"content-type").lower().startswith(b"text/event-stream")
         self.passing = Passing(events, MARKS[self._dialect])
+        self._see = self.passing.see
         if head.status >= 300:
             self.refusal = bytearray()
         if not self._chunks or self._held or head.until_close or self.refusal is not None or self._tell_first:
             self._plain = Unframed(head, self._chunks)
 
     def take(self, data: bytes, done: bool) -> None:
+        if self._flows and not done:
+            self._watch.since = time.monotonic()
+            if (end := self._see(data)) < 0:
+                self._client.write(data)
+            else:
+                self._fail_within(data[:end])
+            return
         if self._over:
             return
         if self._plain is not None:
@@ -139,14 +160,12 @@ class Answer:
         elif not self._begin(data, done):
             return
         if end >= 0:
-            self._send(data[:end], False)
-            self._break_off(self._failed("broke off with an error"))
+            self._fail_within(data[:end])
         elif done:
             self._end(data)
-        elif self._plain is None and not self._pending:
-            self._client.write(data)
         else:
             self._send(data, False)
+            self._flows = self._plain is None
 
     def fail(self, error: Broken) -> None:
         self._fail(error, self._failed(str(error)))
@@ -201,19 +220,24 @@ class Answer:
         self._owner.failed(error)
 
     def _stop(self) -> None:
-        self._over = True
+        self._over, self._flows = True, False
         if self._upstream is not None:
             self._upstream.abort()
 
     def _is_short(self) -> bool:
         return self.passing.events and not self.passing.ended()
 
+    def _fail_within(self, data: bytes) -> None:
+        """The engine itself told of an error, which is the last that goes on."""
+        self._send(data, False)
+        self._break_off(self._failed("broke off with an error"))
+
     def _end(self, data: bytes) -> None:
         if self._is_short():
             self._send(self._withhold(data), False)
             self._break_off(self._failed("ended its answer too early"))
         else:
-            self._over = True
+            self._over, self._flows = True, False
             self._send(data, True)
             self._owner.ended()
 

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 import msgspec
 from aiohttp import web
+from msgspec.structs import replace
 
 from supervisor.config import Profile
 from supervisor.core.routing import Ask

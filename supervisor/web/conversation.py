@@ -17,8 +17,16 @@ OPENING = 2048
 
 def by_name(headers: Mapping[str, str], source: str, model: str) -> str | None:
     """As the client calls it; None where it does not."""
-    given = next((headers[name] for name in HEADERS if headers.get(name)), None)
-    return _digest("name", source, model, given) if given else None
+    given = session_of(headers)
+    return by_session(given, source, model) if given else None
+
+
+def session_of(headers: Mapping[str, str]) -> str | None:
+    return next((headers[name] for name in HEADERS if headers.get(name)), None)
+
+
+def by_session(session: str, source: str, model: str) -> str:
+    return _digest("name", source, model, session)
 
 
 def by_words(messages: object, prompt: object, source: str, model: str) -> str | None:

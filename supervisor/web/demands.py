@@ -39,7 +39,7 @@ class Demands:
     @classmethod
     def of(cls, body: bytes | mmap.mmap) -> Demands:
         """What is no JSON demands nothing: it is refused elsewhere."""
-        if all(body.find(word) < 0 for word in _TELLING):
+        if not cls.may_have(body):
             return cls()
         try:
             read = msgspec.json.decode(body)
@@ -47,6 +47,10 @@ class Demands:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return cls()
         return cls(_choosable(read), urls) if isinstance(read, dict) else cls()
+
+    @staticmethod
+    def may_have(body: bytes | mmap.mmap) -> bool:
+        return any(body.find(word) >= 0 for word in _TELLING)
 
     def check(self, profile: Profile) -> None:
         """Raises BadRequest where an engine of this profile may not be given them."""

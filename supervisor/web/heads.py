@@ -43,15 +43,15 @@ def for_engine(headers: Headers) -> bytes:
 def for_peer(headers: Headers) -> bytes:
     """The same, and nothing of the person who asks."""
     kept = _without(headers, _NOT_FOR_ENGINES)
-    return _lines(pair for pair in kept if not pair[0].lower().startswith(_PEOPLE))
+    return _lines([pair for pair in kept if not pair[0].lower().startswith(_PEOPLE)])
 
 
 def for_client(headers: Headers) -> bytes:
     """Of an engine's headers."""
-    return _lines(kept_for_client(headers))
+    return _lines(_without(headers, _NOT_FOR_CLIENTS))
 
 
-def kept_for_client(headers: Headers) -> Headers:
+def kept_for_client(headers: Headers) -> list[tuple[bytes, bytes]]:
     return _without(headers, _NOT_FOR_CLIENTS)
 
 
@@ -63,10 +63,16 @@ def _lines(headers: Headers) -> bytes:
     return b"".join([b"%s: %s\r\n" % pair for pair in headers])
 
 
-def _without(headers: Headers, names: frozenset[bytes]) -> Headers:
+def _without(headers: Headers, names: frozenset[bytes]) -> list[tuple[bytes, bytes]]:
     """Nor those that `Connection` names."""
-    kept = [(name, value, name.lower()) for name, value in headers]
-    hop = [value for _, value, lowered in kept if lowered == b"connection"]
-    if hop:
-        names = names | {name.strip().lower() for value in hop for name in value.split(b",")}
-    return [(name, value) for name, value, lowered in kept if lowered not in names]
+    kept, named = [], b""
+    for pair in headers:
+        lowered = pair[0].lower()
+        if lowered == b"connection":
+            named += pair[1] + b","
+        elif lowered not in names:
+            kept.append(pair)
+    if not named:
+        return kept
+    hop = {name.strip().lower() for name in named.split(b",")}
+    return [pair for pair in kept if pair[0].lower() not in hop]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from supervisor.core.abroad import MOST_HOPS
 from supervisor.core.routing import Ask

@@ -14,7 +14,7 @@ from supervisor.config import Config
 from supervisor.core.context import least
 from supervisor.core.routing import Ask
 from supervisor.errors import BadRequest, EngineFailed, LlmdError
-from supervisor.web.conversation import by_words
+from supervisor.web.conversation import by_session, by_words
 
 LONGEST_RETRY = 60
 """Seconds; openai-node takes a longer Retry-After for a mistake and ignores it."""
@@ -55,8 +55,11 @@ class _Body(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Body)
 
 
-def read_ask(body: bytes | mmap.mmap, source: str, tasks: frozenset[str]) -> Ask:
-    """The ask in a request's JSON; its tokens are a guess from the letters. Raises BadRequest."""
+def read_ask(
+    body: bytes | mmap.mmap, source: str, tasks: frozenset[str], request: str = "", session: str | None = None
+) -> Ask:
+    """The ask in a request's JSON; its tokens are a guess from the letters. `session`: what its client calls the
+    conversation. Raises BadRequest."""
     try:
         read = _decoder.decode(body)
         text = _text_of(read)
@@ -73,8 +76,15 @@ def read_ask(body: bytes | mmap.mmap, source: str, tasks: frozenset[str]) -> Ask
         text.letters if text.alone else None,
         read.stream is True,
         _least(read),
-        by_words(read.messages, read.prompt, source, read.model) if "generate" in tasks else None,
+        _conversation(read, source, session) if "generate" in tasks else None,
+        request=request,
     )
+
+
+def _conversation(body: _Body, source: str, session: str | None) -> str | None:
+    if session is not None:
+        return by_session(session, source, body.model)
+    return by_words(body.messages, body.prompt, source, body.model)
 
 
 def _text_of(body: _Body) -> _Text:
@@ -89,10 +99,11 @@ def _text_of(body: _Body) -> _Text:
         body.text_1,
         body.text_2,
     ):
-        text.add(part)
+        if part is not None:
+            text.add(part)
     query.add(body.query)  # a reranker reads it once more with each document
     text.letters += query.letters * max(1, len(body.documents) if isinstance(body.documents, list) else 1)
-    text.letters += len(bytes(body.tools))
+    text.letters += len(memoryview(body.tools))
     return text
 
 
@@ -102,7 +113,7 @@ def _least(body: _Body) -> int:
         return 0
     batch = _batch(body)
     parts = (body.messages, body.system, body.instructions, body.input, body.prompt)
-    prompts = [_certain(part) for part in parts]
+    prompts = [_certain(part) for part in parts if part is not None]
     return sum(map(_least_of, prompts)) if batch is None else max(map(_least_of, batch), default=0)
 
 

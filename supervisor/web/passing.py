@@ -7,12 +7,13 @@ writes it as two letters.
 from __future__ import annotations
 
 import re
-from collections import deque
 
 from supervisor.web.dialects import MARKS, Marks
 
-KEPT = 16 << 10
-"""Bytes kept from the beginning and from the end of an answer."""
+KEPT = 4 << 10
+"""Bytes kept from the beginning and, at the least, from the end of an answer."""
+
+MOST = 4 * KEPT
 
 _ERROR = re.compile(rb'(?:^|\n)data: ?(\{(?:"type": ?"error", ?)?"error": ?[{"])')
 """A frame that is an error, as OpenAI's and Anthropic's streams have it; `"error": null` is none."""
@@ -40,12 +41,18 @@ class Passing:
         self._frames = 0
         self._edge = b""  # what an error that is not whole yet may have begun with
         self._head = b""
-        self._tail: deque[bytes] = deque()
+        self._whole_head = False
+        self._tail: list[bytes] = []
         self._kept = 0
 
     def see(self, data: bytes) -> int:
         """How many bytes of `data` may go on where an error frame ends in it (vLLM sends [DONE] after it), else -1."""
-        self._keep(data)
+        self._tail.append(data)
+        self._kept += len(data)
+        if self._kept > MOST:
+            self._forget()
+        if not self._whole_head:
+            self._keep_head(data)
         if not self.events:
             return -1
         self._frames += data.count(_FRAME)
@@ -61,13 +68,14 @@ class Passing:
         self._edge = seen[-2:] if self._in_error else whole
         return end - before if end >= 0 else -1
 
-    def _keep(self, data: bytes) -> None:
-        if len(self._head) < KEPT:
-            self._head = data[:KEPT] if not self._head else self._head + data[: KEPT - len(self._head)]
-        self._tail.append(data)
-        self._kept += len(data)
-        while self._kept - len(self._tail[0]) >= KEPT:
-            self._kept -= len(self._tail.popleft())
+    def _keep_head(self, data: bytes) -> None:
+        self._head += data[: KEPT - len(self._head)]
+        self._whole_head = len(self._head) == KEPT
+
+    def _forget(self) -> None:
+        """What is neither beginning nor end."""
+        last = b"".join(self._tail)[-KEPT:]
+        self._tail, self._kept = [last], len(last)
 
     def _error_end(self, seen: bytes) -> int:
         start = 0

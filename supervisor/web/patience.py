@@ -58,6 +58,10 @@ def hurried(request: web.Request, limit: float) -> Iterator[None]:
             timer.cancel()
 
 
+def _ignored(in_all: bool) -> None:
+    """What a watch that is closed has to tell."""
+
+
 class Watch:
     """Watches one answer with one timer, which looks when the last piece came: a piece costs it nothing else.
 
@@ -89,6 +93,7 @@ class Watch:
 
     def close(self) -> None:
         self._timer.cancel()
+        self._expired = _ignored
 
     def _arm(self, now: float) -> None:
         due = min(self.since + self._limit, self._deadline, now + self._limit)

@@ -12,6 +12,7 @@ import re
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Protocol, cast
 
 from aiohttp import HttpVersion10, StreamReader, web
@@ -43,8 +44,10 @@ class Runner(web.AppRunner):
         header_timeout: float,
         shutdown_timeout: float,
         client_timeout: float = CLIENT_TIMEOUT,
+        connection: Connect | None = None,
     ) -> None:
-        self._header_timeout, self._client_timeout = header_timeout, client_timeout
+        """`connection` makes them, where they are more than `Connection`."""
+        self._timeouts, self._connection = (header_timeout, client_timeout), connection or Connection
         super().__init__(app, shutdown_timeout=shutdown_timeout)
 
     def wait_at_most(self, seconds: float) -> None:
@@ -52,21 +55,21 @@ class Runner(web.AppRunner):
         self._shutdown_timeout = seconds
 
     async def _make_server(self) -> web.Server:
-        return _Server(await super()._make_server(), self._header_timeout, self._client_timeout)
+        return _Server(await super()._make_server(), self._timeouts, self._connection)
 
 
 class _Server(web.Server):
     """Makes connections; tells each when a request of its own begins and ends."""
 
-    def __init__(self, application: web.Server, header_timeout: float, client_timeout: float) -> None:
+    def __init__(self, application: web.Server, timeouts: tuple[float, float], connection: Connect) -> None:
         # Without handler_cancellation a request runs on after its client left.
         super().__init__(self._answer, request_factory=self._begin, handler_cancellation=True)
         self._application = application
-        self._timeouts = header_timeout, client_timeout
+        self._timeouts, self._connection = timeouts, connection
         self._complaints = Complaints()
 
     def __call__(self) -> Connection:
-        return Connection(self, self._timeouts, self._complaints)
+        return self._connection(self, self._timeouts, self._complaints)
 
     def _begin(
         self,
@@ -222,6 +225,9 @@ class Complaints:
         if now - self._told.get(kind, -_QUIET) >= _QUIET:
             self._untold[kind], self._told[kind] = 0, now
             log(event, "WARNING", kind=kind, times=times, **fields)
+
+
+Connect = Callable[[web.Server, tuple[float, float], Complaints], Connection]
 
 
 def check_head(request: web.BaseRequest) -> None:

@@ -6,8 +6,8 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
+import msgspec
 from aiohttp import web
 
 from supervisor.host.activity import Request
@@ -21,14 +21,13 @@ def _unknown() -> None:
     return None
 
 
-@dataclass(slots=True)
-class Record:
+class Record(msgspec.Struct, eq=False):
     """Times are monotonic seconds; `queued` is a duration. `status` is what became of it, not only what was sent:
     502 for a stream that broke, 499 for a client that left. `hit`: whether the engine was warm, waking or cold.
     `code`: the error's, one of those in `errors`."""
 
     request_id: str
-    started: float = field(default_factory=time.monotonic)
+    started: float = msgspec.field(default_factory=time.monotonic)
     path: str = ""
     model: str | None = None
     profile: str | None = None
@@ -63,11 +62,10 @@ class Record:
     @classmethod
     def of(cls, presented: str | None) -> Record:
         """Under the client's own request id where it gave a sane one."""
-        return cls(_safe(presented) or f"{random.getrandbits(128):032x}")
+        return cls(request_id_of(presented))
 
     def note_people(self, headers: Mapping[str, str]) -> None:
-        self.person = _safe(headers.get("X-OpenWebUI-User-Id"))
-        self.chat = _safe(headers.get("X-OpenWebUI-Chat-Id"))
+        self.person, self.chat = people_of(headers)
 
     def headers(self) -> dict[str, str]:
         told = {"x-request-id": self.request_id, "request-id": self.request_id}
@@ -81,7 +79,10 @@ class Record:
 
     def head(self) -> bytes:
         """The same as it goes on the wire."""
-        return "".join([f"{name}: {value}\r\n" for name, value in self.headers().items()]).encode()
+        name, profile = self.request_id, f"x-llmd-profile: {self.profile}\r\n" if self.profile else ""
+        queued = "" if self.queued is None else f"x-llmd-queue-ms: {_ms(self.queued)}\r\n"
+        dropped = "" if self.dropped is None else f"x-llmd-dropped: {self.dropped}\r\n"
+        return f"x-request-id: {name}\r\nrequest-id: {name}\r\n{profile}{queued}{dropped}".encode()
 
     @property
     def guessed(self) -> bool:
@@ -167,6 +168,16 @@ class Record:
 
 
 RECORD = web.RequestKey("record", Record)
+
+
+def request_id_of(presented: str | None) -> str:
+    """The client's own where it gave a sane one."""
+    return _safe(presented) or f"{random.getrandbits(128):032x}"
+
+
+def people_of(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """(who asks, in which chat), where Open WebUI forwards it."""
+    return _safe(headers.get("X-OpenWebUI-User-Id")), _safe(headers.get("X-OpenWebUI-Chat-Id"))
 
 
 def _safe(presented: str | None) -> str | None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from functools import partial
 
 from aiohttp import web
+from msgspec.structs import replace
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from supervisor.config import Profile
@@ -36,6 +36,7 @@ from supervisor.web.conversation import by_name
 from supervisor.web.demands import Demands, without_tools
 from supervisor.web.dialects import told
 from supervisor.web.driving import Driver, Lease
+from supervisor.web.front import Front
 from supervisor.web.health import health
 from supervisor.web.holding import BEGUN, Waiting, break_off
 from supervisor.web.kept import RESPONSES, Kept, previous
@@ -49,6 +50,7 @@ from supervisor.web.realtime import relay_socket
 from supervisor.web.record import RECORD, Record
 from supervisor.web.relay import relay
 from supervisor.web.routes import ROUTES, Route, dialect_of
+from supervisor.web.shortway import ShortWay
 from supervisor.web.splice import with_model
 from supervisor.web.traffic import Traffic
 from supervisor.web.ui import UI
@@ -84,6 +86,9 @@ class Router:
         app.cleanup_ctx.append(self._metrics.watch_the_loop)
         app.add_subapp(UI, self._dashboard.app())
         return app
+
+    def short_way(self) -> ShortWay:
+        return ShortWay(self._driver, self._keyring, self._traffic, self._note)
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -176,6 +181,7 @@ class Router:
     async def _pass_on(self, request: web.Request, body: Body, ask: Ask) -> web.StreamResponse:
         """To the place that is leased for it; to another where that one breaks off before it answers."""
         record, before = request[RECORD], None
+        ask = replace(ask, tried=ask.tried | _tried(request))
         record.model = ask.model[:_LONGEST_NAME]
         ask, demands = self._known(ask, request), Demands.of(body.data)
         demands.check_any([p for p in self._driver.config.profiles.values() if ask.model in names_of(p)])
@@ -284,6 +290,14 @@ class Router:
 
     async def _expose(self, request: web.Request) -> web.StreamResponse:
         return web.Response(body=await self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _tried(request: web.Request) -> frozenset[str]:
+    """Places that failed it on the short way, told once."""
+    if not isinstance(request.protocol, Front):
+        return frozenset()
+    tried, request.protocol.tried = request.protocol.tried, frozenset()
+    return tried
 
 
 def _translated(error: web.HTTPException, request: web.Request) -> LlmdError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+from functools import partial
 
 from aiohttp import web
 
@@ -13,6 +14,7 @@ from supervisor.host.logbook import log
 from supervisor.host.tailnet import TAILNET, resolve
 from supervisor.web.auth import Keyring
 from supervisor.web.driving import Driver
+from supervisor.web.front import Front
 from supervisor.web.protocol import Runner
 from supervisor.web.router import Router
 
@@ -28,8 +30,10 @@ class Server:
 
     def __init__(self, driver: Driver, keyring: Keyring) -> None:
         self._driver, self._config = driver, driver.config.server
+        router = Router(driver, keyring)
         self._runner = Runner(
-            Router(driver, keyring).app(),
+            router.app(),
+            connection=partial(Front, short=router.short_way()),
             header_timeout=self._config.header_timeout,
             client_timeout=self._config.client_timeout,
             shutdown_timeout=self._config.drain,

@@ -7,9 +7,10 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from itertools import count
 from typing import Any
+
+import msgspec
 
 from supervisor.core.routing import Ask
 from supervisor.errors import ModelNotFound, Withdrawn
@@ -26,18 +27,17 @@ _WORDS = 300
 """Letters of an error that are kept."""
 
 
-@dataclass(slots=True)
-class Flight:
+class Flight(msgspec.Struct):
     """A request under way. `tokens`: of its prompt, as estimated; `scope` ends it while it waits."""
 
     record: Record
     tokens: int
-    scope: asyncio.Timeout
+    scope: asyncio.Timeout | None = None
 
     def cancel(self) -> None:
         if self.record.cut is not None:
             self.record.cut()
-        else:
+        elif self.scope is not None:
             self.scope.reschedule(asyncio.get_running_loop().time())
 
     def describe(self) -> dict[str, Any]:
@@ -59,6 +59,15 @@ class Traffic:
         self._flights: dict[str, Flight] = {}
         self._recent: deque[tuple[str, Record]] = deque(maxlen=REMEMBERED)
         self._written: Counter[str] = Counter()
+
+    def began(self, record: Record, tokens: int) -> str:
+        """One that needs no scope. Returns its number, by which it is `over`."""
+        number = str(next(self._numbers))
+        self._flights[number] = Flight(record, tokens)
+        return number
+
+    def over(self, number: str) -> None:
+        self._flights.pop(number, None)
 
     @asynccontextmanager
     async def watched(self, record: Record, ask: Ask) -> AsyncIterator[None]:

@@ -244,6 +244,8 @@ class Invariants:
         due = fleet.next_deadline()
         if isinstance(event, events.Ticked):
             assert due is None or due > fleet.now, f"due at {due}, and still due: the clock would spin"
+        told = fleet.due
+        assert due is None or (told is not None and told <= due), f"due at {due}, and {told} was told"
 
 
 def _meet(one: Engine, other: Engine) -> bool:

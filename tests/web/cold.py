@@ -37,6 +37,9 @@ class Cold(FakeDriver):
     left: asyncio.Event
     waited: list[float | None]
 
+    def lease_at_once(self, ask: Ask) -> FakeLease | None:
+        return super().lease_at_once(ask) if self.loaded.is_set() and self.failure is None else None
+
     @asynccontextmanager
     async def lease(self, ask: Ask, patience: float | None = None) -> AsyncIterator[FakeLease]:
         self.waited.append(patience)

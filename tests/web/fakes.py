@@ -29,7 +29,7 @@ vllm:num_requests_running{engine="0"} 2.0
 class FakeLease:
     profile: str
     pool: Pool
-    session: aiohttp.ClientSession
+    session: aiohttp.ClientSession | None
     reason: str = "the only profile"
     incarnation: str = "i1"
     queued: float = 0.25
@@ -41,6 +41,7 @@ class FakeLease:
     output: int | None = None
     failures: list[str] = field(default_factory=list)
     answers: int = 0
+    over: bool = False
 
     def answered(self) -> None:
         self.answers += 1
@@ -76,6 +77,8 @@ class FakeDriver:
     log: Path = Path("/nowhere")
     refusal: LlmdError | None = None
     held: int = 0
+    at_once: bool = True
+    """Whether a lease is to be had without waiting, so that plain requests go the short way."""
     over: bool = False
     """Whether an engine that broke off is found to have died."""
     outcomes: dict[str, Mapping[str, object]] = field(default_factory=dict)
@@ -97,8 +100,7 @@ class FakeDriver:
         profile = candidates(ask, self.config, self.config.profiles)[0].profile
         self.held += 1
         self.asks.append(ask)
-        socket = str(self.engines.get(profile, self.engine))
-        pool = self.pools.setdefault(socket, Pool(Path(socket), self.key, 5.0))
+        pool, socket = self._pool(profile), str(self.engines.get(profile, self.engine))
         try:
             async with aiohttp.ClientSession(
                 connector=aiohttp.UnixConnector(socket), headers={"Authorization": f"Bearer {self.key}"}
@@ -108,6 +110,31 @@ class FakeDriver:
                 yield self.leases[-1]
         finally:
             self.held -= 1
+
+    def lease_at_once(self, ask: Ask) -> FakeLease | None:
+        if not self.at_once or self.refusal is not None:
+            return None
+        try:
+            profile = candidates(ask, self.config, self.config.profiles)[0].profile
+        except LlmdError:
+            return None
+        self.held += 1
+        self.asks.append(ask)
+        known = self.config.profiles[profile]
+        self.leases.append(FakeLease(profile, self._pool(profile), None, configured=known))
+        return self.leases[-1]
+
+    def give_back(self, lease: FakeLease) -> None:
+        if not lease.over:
+            lease.over = True
+            self.held -= 1
+
+    def broke_off(self, request: str, error: LlmdError) -> None:
+        """Nobody asks it why."""
+
+    def _pool(self, profile: str) -> Pool:
+        socket = str(self.engines.get(profile, self.engine))
+        return self.pools.setdefault(socket, Pool(Path(socket), self.key, 5.0))
 
     async def is_over(self, lease: FakeLease) -> bool:
         return self.over

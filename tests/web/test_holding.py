@@ -165,6 +165,7 @@ async def test_a_client_that_leaves_before_the_head_gives_up_its_place(world: Wo
 async def test_a_client_that_says_how_long_it_waits_is_told_before(
     world: World, key: str, headers: dict[str, str], patience: float
 ) -> None:
+    world.driver.at_once = False
     world.driver.loaded.set()
     async with world.post(key, headers=headers) as answer:
         await answer.read()

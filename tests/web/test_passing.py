@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.web.passing import KEPT, Passing
+from supervisor.web.passing import MOST, Passing
 
 STREAM = b'data: {"x": 1}\n\ndata: {"error": {"message": "EngineDead"}}\n\ndata: [DONE]\n\n'
 ANTHROPIC = (
@@ -103,4 +103,4 @@ def test_what_is_remembered_is_bounded() -> None:
     passing = Passing(events=True)
     for _ in range(1000):
         passing.see(b"x" * 1000)
-    assert sum(map(len, passing._tail)) <= KEPT + 1000
+    assert sum(map(len, passing._tail)) <= MOST

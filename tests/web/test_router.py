@@ -143,6 +143,7 @@ async def test_an_answer_comes_back_whole(world: World, capsys: pytest.CaptureFi
 async def test_an_engine_is_asked_by_a_name_that_it_knows(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    world.driver.at_once = False
     monkeypatch.setattr("supervisor.web.router.names_of", lambda profile: (profile.model,))
     async with world.post(json=ASK | {"model": "llama_0"}) as answer:
         assert (await answer.json())["echo"] == ASK

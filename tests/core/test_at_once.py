@@ -1,0 +1,93 @@
+"""Requests that come and go while nobody waits: the short way through the core changes nothing but what it costs."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervisor.core import decide, events
+from supervisor.core.lifecycle import State
+from supervisor.core.routing import Ask
+from supervisor.errors import Overloaded
+from tests.core.world import World, config, profile
+
+
+def warm(**fields: object) -> World:
+    world = World(config(profile("llama_0", 0, max_concurrent=2, **fields), profile("coder_1", 1)))
+    world.up("llama_0")
+    return world
+
+
+def at_once(world: World, lease: str, model: str = "llama") -> None:
+    world.send(events.Arrived(lease, Ask(model, "webui", request=lease), 0.0, at_once=True))
+
+
+def test_what_is_free_is_given_at_once() -> None:
+    world = warm()
+    at_once(world, "a")
+    assert world.granted == {"a": "llama_0"}
+    world.leave("a")
+    assert world.state("llama_0") is State.READY
+
+
+@pytest.mark.parametrize("model", ["llama", "coder", "nobody"])
+def test_what_is_not_free_at_once_leaves_no_trace(model: str) -> None:
+    world = warm()
+    for lease in ("a", "b"):
+        at_once(world, lease)
+    orders = len(world.log)
+    at_once(world, "c", model)
+    assert "c" in world.refused
+    assert (model == "nobody") != isinstance(world.refused["c"], Overloaded)
+    assert len(world.log) == orders + 1  # the refusal, and no note, no route, no start
+    assert world.state("coder_1") is State.COLD
+
+
+def test_nobody_is_served_at_once_before_those_who_wait() -> None:
+    world = warm()
+    first, _, third = (world.ask("llama") for _ in range(3))
+    at_once(world, "c")
+    assert "c" in world.refused
+    world.leave(first)
+    assert third in world.granted
+
+
+def test_an_idle_engine_is_stopped_when_its_time_has_come_all_the_same() -> None:
+    world = warm(idle_ttl=60.0)
+    at_once(world, "a")
+    world.wait(300)
+    world.leave("a")
+    assert world.fleet.due == world.now + 60
+    world.wait(61)
+    assert world.state("llama_0") is not State.READY
+
+
+moves = st.lists(
+    st.tuples(st.sampled_from(["llama", "coder", "leave", "tick"]), st.integers(0, 5)), max_size=40
+)
+
+
+@given(moves)
+def test_the_short_way_decides_as_the_long_one(steps: list[tuple[str, int]]) -> None:
+    def play() -> list[object]:
+        world = warm(idle_ttl=20.0)
+        for number, (what, seconds) in enumerate(steps):
+            world.wait(seconds)
+            held = list(world.fleet.leases)
+            if what in ("llama", "coder"):
+                world.send(events.Arrived(f"r{number}", Ask(what, "webui", 10), 290.0))
+            elif what == "leave" and held:
+                world.leave(held[seconds % len(held)])
+            else:
+                world.send(events.Ticked())
+        return [
+            *map(repr, world.log),
+            sorted(world.granted.items()),
+            [repr(e) for e in world.fleet.engines.values()],
+        ]
+
+    short = play()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(decide, "is_passing", lambda fleet, event: False)
+        assert play() == short
