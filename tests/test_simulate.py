@@ -224,7 +224,7 @@ def test_profiles_that_the_trace_can_do_without_are_left_out_and_named(config: P
 
 def test_cards_are_described_as_for_plan(config: Path) -> None:
     trace = f"{HEADER}0,webui,big,1,1\n"
-    assert found(config, trace, "--gpus", "0:24GiB,1:48GiB") == found(config, trace, "--gpus", "24GiB,48GiB")
+    assert found(config, trace, "--gpus", "0:24GiB,1:24GiB") == found(config, trace, "--gpus", "2x24GiB")
     assert "there is no GPU 0; write some of 1" in simulate(config, trace, "--gpus", "1:24GiB").stderr
 
 

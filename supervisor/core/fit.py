@@ -15,6 +15,9 @@ from supervisor.config import DEFAULT_UTILIZATION, Config, Profile
 from supervisor.core.devices import HOST, Reading, Survey, gib
 from supervisor.errors import Problem
 
+ALIKE = 1.02
+"""Cards of one kind differ by less; the margin covers that."""
+
 _STEPS = 10_000
 """A fraction derived from a size is cut to four decimals, 2.4 MiB of a 24 GiB card, so it never takes more."""
 
@@ -115,8 +118,24 @@ def _gpus(profile: Profile, config: Config, survey: Survey) -> Iterator[tuple[st
     for device, times in Counter(reading.device for reading in known).items():
         if times > 1:
             yield "gpus", f"GPU {device} is named twice", "write each GPU once"
+    yield from _unlike(profile, known)
     for reading in known:
         yield from _card(profile, reading, config, survey)
+
+
+def _unlike(profile: Profile, readings: Sequence[Reading]) -> Iterator[tuple[str, str, str]]:
+    """A size on cards of several sizes: vLLM is given one fraction, and takes more than the size of a larger one."""
+    totals = [reading.total for reading in readings if not reading.trouble]
+    if profile.vram is None or not totals or max(totals) <= min(totals) * ALIKE:
+        return
+    share = math.ceil(utilization(profile, min(readings, key=lambda reading: reading.total)) * 100) / 100
+    have = ", ".join(f"GPU {reading.index} has {gib(reading.total)}" for reading in readings)
+    takes = ", ".join(gib(math.ceil(reading.total * share)) for reading in readings)
+    yield (
+        "vram",
+        f"vLLM takes the same fraction of every GPU, and {have}",
+        f"write gpu_memory_utilization = {share:.2f} instead, which takes {takes}",
+    )
 
 
 def _card(

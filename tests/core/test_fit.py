@@ -114,6 +114,20 @@ def test_a_gpu_the_host_lacks() -> None:
     assert problem.key == ("gpus",)
 
 
+def test_a_size_on_cards_of_several_sizes_is_no_size():
+    cards = Survey((host(), card(0), card(1, 2 * CARD)))
+    [problem] = check_devices(config(profile(gpus=(0, 1), vram=12 * GIB)), cards)
+    assert (
+        problem.what
+        == "vLLM takes the same fraction of every GPU, and GPU 0 has 24.00 GiB, GPU 1 has 48.00 GiB"
+    )
+    assert problem.instead == "write gpu_memory_utilization = 0.50 instead, which takes 12.00 GiB, 24.00 GiB"
+    fraction = profile(gpus=(0, 1), gpu_memory_utilization=0.5)
+    assert check_devices(config(fraction), cards) == []
+    nearly = Survey((host(), card(0), card(1, CARD - 12 * MIB)))
+    assert check_devices(config(profile(gpus=(0, 1), vram=12 * GIB)), nearly) == []
+
+
 def test_a_host_without_gpus() -> None:
     [problem] = check_devices(config(profile()), Survey((host(),)))
     assert problem.instead == 'write device = "cpu"'
