@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from supervisor.core import leaving, orders
+from supervisor.core import ending, leaving, orders
 from supervisor.core.engine import Engine
 from supervisor.core.events import XidReported
 from supervisor.core.failures import Failure, FailureClass
@@ -54,7 +54,7 @@ def _put_out_of_use(fleet: Fleet, device: str, why: str) -> None:
         if engine.state is State.RESERVED:
             leaving.retire(fleet, engine, Reason.SICK, why)
         elif engine.state in LIVE - {State.STOPPING}:
-            leaving.fail(fleet, engine, Failure(FailureClass.GPU_SICK, why))
+            ending.fail(fleet, engine, Failure(FailureClass.GPU_SICK, why))
 
 
 def _stands_on(fleet: Fleet, engine: Engine, device: str) -> bool:

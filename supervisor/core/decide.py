@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from supervisor.core import calendar, leaving, lending, placement, reconfiguring
+from supervisor.core import calendar, ending, leaving, lending, placement, reconfiguring, sleeping
 from supervisor.core.dispatch import dispatch
 from supervisor.core.engine import Engine
 from supervisor.core.events import Arrived, Event, Left
@@ -72,22 +72,22 @@ def look_at_deadlines(fleet: Fleet) -> None:
 def deadline_of(fleet: Fleet, engine: Engine) -> None:
     engine.deadline = None
     if engine.state is State.WAKING:
-        leaving.wake_failed(fleet, engine, f"not within {fleet.config.engine.wake_timeout:g} s")
+        sleeping.wake_failed(fleet, engine, f"not within {fleet.config.engine.wake_timeout:g} s")
     elif engine.state in (State.STARTING, State.ADOPTING):
         minutes = fleet.config.engine.start_timeout / 60
         stage = engine.progress.stage if engine.progress else "before its first stage"
         text = f"no progress for {minutes:g} min while loading ({stage})"
-        leaving.fail(fleet, engine, Failure(FailureClass.TRANSIENT, text))
+        ending.fail(fleet, engine, Failure(FailureClass.TRANSIENT, text))
     elif engine.state is State.READY and not engine.leases:
         leaving.retire(fleet, engine, Reason.IDLE, "idle", asleep=engine.profile.sleep_after is not None)
     elif engine.state is State.SLEEPING:
         if engine.settled:
             leaving.retire(fleet, engine, Reason.IDLE, "asleep and idle")
         else:
-            leaving.sleep_failed(fleet, engine, "its memory did not come back")
+            sleeping.sleep_failed(fleet, engine, "its memory did not come back")
     elif engine.state is State.STOPPING:
         leaving.climb(fleet, engine)
     elif engine.state is State.SETTLING:
-        leaving.stay_away(fleet, engine)
+        ending.stay_away(fleet, engine)
     elif engine.state is State.BACKOFF and not engine.wanted:
         engine.step(Step.RELEASE, fleet.now)

@@ -9,6 +9,7 @@ from supervisor.core import (
     arriving,
     calendar,
     coming,
+    ending,
     events,
     landing,
     learning,
@@ -20,6 +21,7 @@ from supervisor.core import (
     quarantine,
     reconfiguring,
     release,
+    sleeping,
 )
 from supervisor.core.events import Event
 from supervisor.core.failures import Failure, FailureClass, classify
@@ -87,15 +89,15 @@ def _(event: events.DevicesRead, fleet: Fleet) -> None:
     for engine in fleet.engines.values():
         learning.looked_at(fleet, engine)
         if stray := landing.strayed(fleet, engine):
-            leaving.fail(fleet, engine, stray)
+            ending.fail(fleet, engine, stray)
         elif engine.state is State.RESERVED:
             coming.spawn_if_still_fits(fleet, engine)
         elif engine.state is State.WAKING:
             coming.wake_if_still_fits(fleet, engine)
         elif engine.state is State.SETTLING:
-            leaving.settle(fleet, engine)
+            ending.settle(fleet, engine)
         elif engine.state is State.SLEEPING and not engine.settled:
-            leaving.settle_asleep(fleet, engine)
+            sleeping.settle_asleep(fleet, engine)
         elif engine.state is State.READY:
             neighbours.squeeze(fleet, engine)
 
@@ -119,7 +121,7 @@ def _(event: events.Told, fleet: Fleet) -> None:
 def _(event: events.Slept, fleet: Fleet) -> None:
     engine = fleet.current(event.incarnation)
     if engine and engine.state is State.ADOPTING:
-        leaving.lie_down(fleet, engine, engine.asleep)
+        sleeping.lie_down(fleet, engine, engine.asleep)
     if engine and engine.state is State.SLEEPING:
         engine.slept_at = fleet.now
         fleet.order(orders.Survey())
@@ -129,20 +131,20 @@ def _(event: events.Slept, fleet: Fleet) -> None:
 def _(event: events.SleepFailed, fleet: Fleet) -> None:
     engine = fleet.current(event.incarnation)
     if engine and engine.state is State.SLEEPING and not engine.settled:
-        leaving.sleep_failed(fleet, engine, event.reason)
+        sleeping.sleep_failed(fleet, engine, event.reason)
 
 
 @on.register
 def _(event: events.WakeFailed, fleet: Fleet) -> None:
     engine = fleet.current(event.incarnation)
     if engine and engine.state in (State.WAKING, State.ADOPTING):
-        leaving.wake_failed(fleet, engine, event.reason)
+        sleeping.wake_failed(fleet, engine, event.reason)
 
 
 @on.register
 def _(event: events.SpawnFailed, fleet: Fleet) -> None:
     if engine := fleet.current(event.incarnation):
-        leaving.ended(fleet, engine, Failure(FailureClass.IMPOSSIBLE, event.reason), tree_gone=True)
+        ending.ended(fleet, engine, Failure(FailureClass.IMPOSSIBLE, event.reason), tree_gone=True)
 
 
 @on.register
@@ -165,7 +167,7 @@ def _(event: events.ProbePassed, fleet: Fleet) -> None:
 def _(event: events.Unhealthy, fleet: Fleet) -> None:
     engine = fleet.current(event.incarnation)
     if engine and engine.state in (State.READY, State.DRAINING):
-        leaving.fail(fleet, engine, Failure(FailureClass.TRANSIENT, event.reason))
+        ending.fail(fleet, engine, Failure(FailureClass.TRANSIENT, event.reason))
 
 
 @on.register
@@ -173,8 +175,8 @@ def _(event: events.Exited, fleet: Fleet) -> None:
     engine = fleet.current(event.incarnation)
     if engine is None or engine.state not in LIVE:
         return
-    leaving.ended(
-        fleet, engine, leaving.cause(engine, classify(event.code, event.tail, was_ready=engine.proven))
+    ending.ended(
+        fleet, engine, ending.cause(engine, classify(event.code, event.tail, was_ready=engine.proven))
     )
 
 
@@ -183,7 +185,7 @@ def _(event: events.TreeGone, fleet: Fleet) -> None:
     engine = fleet.current(event.incarnation)
     if engine and engine.state is State.SETTLING:
         engine.survivors = ()
-        leaving.tree_is_gone(fleet, engine)
+        ending.tree_is_gone(fleet, engine)
 
 
 @on.register
@@ -205,7 +207,7 @@ def _(event: events.Found, fleet: Fleet) -> None:
     if event.alive:
         fleet.order(orders.Prove(event.incarnation))
     else:
-        leaving.ended(fleet, engine, Failure(FailureClass.TRANSIENT, "the engine ended while llmd was down"))
+        ending.ended(fleet, engine, Failure(FailureClass.TRANSIENT, "the engine ended while llmd was down"))
 
 
 @on.register
@@ -255,7 +257,7 @@ def _(event: events.StopAsked, fleet: Fleet) -> None:
 @on.register
 def _(event: events.SleepAsked, fleet: Fleet) -> None:
     engine = fleet.engines[event.profile]
-    if why := leaving.cannot_sleep(engine):
+    if why := sleeping.cannot_sleep(engine):
         fleet.order(orders.Answer(event.ticket, why, DaemonRefused(why)))
         return
     engine.give_up_wanting()

@@ -12,11 +12,8 @@ from supervisor.core.command import names_of
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fleet import Fleet
 from supervisor.core.learned import Learned, drift, notable, taught
-from supervisor.core.lifecycle import State
+from supervisor.core.lifecycle import SERVING
 from supervisor.core.routing import Ask
-
-SERVING = frozenset({State.READY, State.DRAINING})
-"""Loaded and awake: what it holds now is what it needs."""
 
 
 def learn(fleet: Fleet, engine: Engine, learned: Learned) -> None:

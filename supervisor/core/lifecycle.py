@@ -83,6 +83,9 @@ LIVE = frozenset(
 HOLDING = LIVE | {State.RESERVED, State.SETTLING}
 """Memory is promised to it or not yet proven to be back."""
 
+SERVING = frozenset({State.READY, State.DRAINING})
+"""Loaded and awake: it answers requests, and what it holds now is what it needs."""
+
 COMING = frozenset({State.RESERVED, State.STARTING, State.WAKING, State.ADOPTING})
 """On its way to READY."""
 

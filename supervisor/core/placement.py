@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from supervisor.core import eviction, learning, leaving
+from supervisor.core import eviction, learning, sleeping
 from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine
 from supervisor.core.fleet import Fleet
@@ -148,7 +148,7 @@ def cheapest(
 
 def worth(fleet: Fleet, victim: Engine, engine: Engine, sleep: bool) -> float:
     """What it costs that `victim` makes room for `engine`, put to sleep or stopped."""
-    level = leaving.sleep_level(fleet, victim, fleet.claims(without=victim.name)) if sleep else 0
+    level = sleeping.sleep_level(fleet, victim, fleet.claims(without=victim.name)) if sleep else 0
     kept = learning.usual_residue(fleet, victim) if level else {}
     needed = fleet.ledger.devices_of(engine.profile) or ()
     held = {device: claim.held for device, claim in victim.claims().items() if device in needed}
@@ -173,7 +173,7 @@ def verdict_without(
     }
     freed: dict[str, int] = {}
     for victim in victims:
-        after = sleeping(fleet, victim, staying) if sleep else {}
+        after = held_asleep(fleet, victim, staying) if sleep else {}
         for device, claim in victim.claims().items():
             kept = after.get(device)
             held = claim.reserved if claim.measured is None else claim.measured
@@ -186,9 +186,9 @@ def verdict_without(
 # Can it sleep?
 
 
-def sleeping(fleet: Fleet, engine: Engine, claims: Claims) -> dict[str, Claim]:
+def held_asleep(fleet: Fleet, engine: Engine, claims: Claims) -> dict[str, Claim]:
     """What an engine would hold asleep; nothing where it cannot sleep and would be stopped."""
-    level = leaving.sleep_level(fleet, engine, claims)
+    level = sleeping.sleep_level(fleet, engine, claims)
     if not level:
         return {}
     held = {d: Claim(engine.name, left, None) for d, left in learning.usual_residue(fleet, engine).items()}

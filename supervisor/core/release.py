@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supervisor.core import events, leaving, orders, quarantine
+from supervisor.core import ending, events, orders, quarantine
 from supervisor.core.engine import Engine
 from supervisor.core.fleet import Fleet
 from supervisor.core.ledger import name_of
@@ -35,7 +35,7 @@ def release(fleet: Fleet, event: events.ReleaseAsked) -> None:
 
 
 def write_off(fleet: Fleet, engine: Engine) -> None:
-    leaving.over(fleet, engine, f"an operator wrote off the memory of {engine.name}")
+    ending.over(fleet, engine, f"an operator wrote off the memory of {engine.name}")
 
 
 def refuse(fleet: Fleet, ticket: str, why: str) -> None:

@@ -16,10 +16,10 @@ from functools import singledispatchmethod
 from supervisor.config import Config
 from supervisor.core import events, orders
 from supervisor.core.devices import GIB, HOST, Holder, Reading, Survey
+from supervisor.core.ending import SETTLED_SHARE, SETTLED_SLACK
 from supervisor.core.events import Event
 from supervisor.core.fleet import Fleet
 from supervisor.core.learned import Learned
-from supervisor.core.leaving import SETTLED_SHARE, SETTLED_SLACK
 from supervisor.core.lifecycle import State
 from supervisor.core.orders import Order
 from supervisor.core.routing import Ask
