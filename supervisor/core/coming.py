@@ -156,7 +156,7 @@ def pin(fleet: Fleet, engine: Engine, pinned: bool) -> None:
     if pinned == engine.pinned_by_hand:
         return
     engine.pinned_by_hand = pinned
-    if engine.incarnation:
+    if engine.incarnation and engine.state is not State.RESERVED:  # else its spawn tells
         fleet.order(orders.Pin(engine.incarnation, pinned))
     if engine.state is State.READY and not engine.leases:
         rest(fleet, engine)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supervisor.core import events, orders
+from supervisor.core import decide, events, orders
 from supervisor.core.lifecycle import State
 from tests.core.world import CARD, World, config, profile
 
@@ -23,6 +23,17 @@ def test_a_pinned_engine_outlives_its_idle_time_and_everyone_who_wants_its_place
     assert world.state("llama_1") is State.READY
     assert "llama_1" in str(world.refused[refused])
     assert world.notes().count("engine_pinned") == 1
+
+
+def test_one_that_has_its_place_and_no_process_yet_is_pinned_once_it_has():
+    world = World(config(A))
+    decide.handle(world.fleet, events.StartAsked("t1", "llama_1"), world.now)
+    assert world.state("llama_1") is State.RESERVED
+    asked = decide.handle(world.fleet, events.StartAsked("t2", "llama_1", pin=True), world.now)
+    assert not any(isinstance(order, orders.Pin) for order in asked)
+    world.now += 1
+    world.read()
+    assert [order.pinned for order in world.log if isinstance(order, orders.Pin)] == [True]
 
 
 def test_the_word_taken_back_it_is_as_any_other():
