@@ -199,7 +199,10 @@ class Scenario(Company):
         self.later(600, self.forgive)
 
     def forgive(self) -> None:
-        """A person looks after what was given up or pinned."""
+        """A person looks after what was given up or pinned, and after a card whose reset no reading saw."""
+        for n in range(len(self.cards)):
+            if f"GPU-{n}" in self.fleet.ledger.sick:
+                self.tell(events.ReleaseAsked(f"mend-{n}", n))
         for engine in self.fleet.engines.values():
             if engine.state is State.IMPOSSIBLE or engine.pinned_by_hand:
                 self.tell(events.StopAsked(f"mend-{engine.name}", engine.name))
