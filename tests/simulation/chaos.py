@@ -428,7 +428,8 @@ class Chaos(World):
         for device, size in tree.held.items():
             claims = self.fleet.claims().get(device, [])
             owed = sum(claim.reserved for claim in claims if claim.going)
-            little = max(SETTLED_SLACK, (1 - SETTLED_SHARE) * tree.needs.get(device, 0))
+            largest = max(profile.vram or 0 for profile in self.config.profiles.values())
+            little = max(SETTLED_SLACK, (1 - SETTLED_SHARE) * largest)  # a neighbour's, that ended with it
             told_apart = device != HOST and device not in self.muddled and not self.releasing
             assert not told_apart or size <= owed + little, f"{tree} is forgotten, {claims} there"
 
