@@ -34,9 +34,9 @@ test: check
 	"$$(dirname "$$vllm")/python" packaging/tiny_models.py $(MODELS) && \
 	LLMD_REAL_VLLM="$$vllm" LLMD_REAL_MODELS=$(MODELS) $(PYTEST)
 
-# What needs no vLLM: seconds.
+# What needs no vLLM, on all cores: minutes.
 test-fast: env
-	$(PYTEST) -m "not real"
+	$(PYTEST) -n auto --dist loadscope -m "not real"
 
 # What waiting costs under each policy, what a decision costs, what the router costs beside nginx, and what people who look on cost.
 bench: env

