@@ -13,8 +13,13 @@ Json = dict[str, Any]
 
 
 def show(answer: Json, console: Console) -> None:
+    for line in lines(answer):
+        console.print(line)
+
+
+def lines(answer: Json) -> Iterator[Padding]:
     for depth, line in render(answer):
-        console.print(Padding(line, (0, 0, 0, 2 * depth)))
+        yield Padding(line, (0, 0, 0, 2 * depth))
 
 
 def render(answer: Json) -> Iterator[tuple[int, Text]]:

@@ -37,7 +37,17 @@ def status(place: Place, as_json: bool) -> None:
 @click.command()
 @click.pass_obj
 def top(place: Place) -> None:
-    """Show devices and models as they change; keys choose, sort, stop and tell why."""
+    """Show devices, models and requests in flight as they change.
+
+    \b
+    up, down  choose a model, or a request      o  the order of models
+    tab       from models to requests and back  s  stop the model
+    w         why it is (not) loaded, or why    c  cancel the request
+              the request went where it did     q  quit
+
+    To stop and to cancel is asked about once more. TOK/S is of the last 5 s. Where a terminal is short, GPUs get a line
+    each, and what there is no room for is counted; what is chosen from comes first.
+    """
     from supervisor.cli.watch import watch
 
     with errors(False), contextlib.suppress(Interrupted):
