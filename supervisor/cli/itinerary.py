@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from supervisor.cli.tables import printable
+
 Json = dict[str, Any]
 
 
@@ -24,7 +26,7 @@ def lines(answer: Json) -> Iterator[Padding]:
 
 def render(answer: Json) -> Iterator[tuple[int, Text]]:
     """(depth, line)."""
-    yield 0, Text(f"{answer['request']} asks for {answer['model']}", "bold")
+    yield 0, Text(f"{answer['request']} asks for {printable(answer['model'])}", "bold")
     yield 1, Text(_what(answer))
     for number, tried in enumerate(answer["tries"]):
         if number:
