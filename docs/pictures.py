@@ -166,8 +166,8 @@ def dashboard(browser: Browser, llmd: Llmd) -> None:
 
 def terminal(browser: Browser, llmd: Llmd) -> None:
     env = llmd.env | {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "80"}
-    told = subprocess.run(llmd.command("status"), env=env, capture_output=True, text=True, check=True).stdout
-    draw(browser, "status", Text.from_ansi(told), 80)
+    words = subprocess.run(llmd.command("status"), env=env, capture_output=True, text=True, check=True).stdout
+    draw(browser, "status", Text.from_ansi(words), 80)
     draw(browser, "top", watched(llmd), 80, height=42)
 
 
