@@ -39,13 +39,11 @@ def status(place: Place, as_json: bool) -> None:
 def top(place: Place) -> None:
     """Show devices, models and requests in flight as they change.
 
-    \b
-    up, down  choose a model, or a request      o  the order of models
-    tab       from models to requests and back  s  stop the model
-    w         why it is (not) loaded, or why    c  cancel the request
-              the request went where it did     q  quit
+    Up and down choose a model; Tab goes to the requests, where they choose a request, and back. o: the order of models.
+    s: stop the model. c: cancel the request. w: why the model is (not) loaded, or why the request went where it did.
+    q: quit.
 
-    To stop and to cancel is asked about once more. TOK/S is of the last 5 s. Where a terminal is short, GPUs get a line
+    Stopping and cancelling ask for a y first. TOK/S is of the last 5 s. Where a terminal is short, GPUs get a line
     each, and what there is no room for is counted; what is chosen from comes first.
     """
     from supervisor.cli.watch import watch
