@@ -6,6 +6,7 @@ peer), and people who ask. Chromium (Debian's) draws; what the command line prin
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -28,7 +29,7 @@ from rich.text import Text
 
 from supervisor.cli.screen import Screen
 from supervisor.core.devices import GIB
-from tests.daemon import Llmd, until
+from tests.daemon import Llmd, told, until
 from tests.standin.nvml import FakeGpus, build
 from tests.standin.peer import serving
 
@@ -165,9 +166,19 @@ def dashboard(browser: Browser, llmd: Llmd) -> None:
 
 def terminal(browser: Browser, llmd: Llmd) -> None:
     env = llmd.env | {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "80"}
-    told = subprocess.run(llmd.command("status"), env=env, capture_output=True, text=True, check=True).stdout
-    draw(browser, "status", Text.from_ansi(told), 80)
-    draw(browser, "top", Screen(llmd.status(), cursor="llama_0"), 80, height=36)
+    words = subprocess.run(llmd.command("status"), env=env, capture_output=True, text=True, check=True).stdout
+    draw(browser, "status", Text.from_ansi(words), 80)
+    draw(browser, "top", watched(llmd), 80, height=42)
+
+
+def watched(llmd: Llmd) -> Screen:
+    """As it is after two looks: tokens a second are told from the second one on."""
+    screen = Screen(cursor="llama_0")
+    for _ in range(2):
+        time.sleep(2)
+        screen.status = llmd.status()
+        screen.note(json.loads(told(llmd.home / "admin.sock", "/requests")), time.monotonic())
+    return screen
 
 
 def draw(browser: Browser, name: str, shown: Any, width: int, height: int = 25) -> None:

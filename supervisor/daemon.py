@@ -58,7 +58,7 @@ class Daemon:
         self.reloading.read, self.reloading.locks = read, keyring
         self.reloading.warnings = tuple(map(str, warnings(config)))
         self.server = Server(self.driver, keyring)
-        self.admin = AdminServer(self.driver)
+        self.admin = AdminServer(self.driver, self.server.traffic)
         self.driver.announce = self.describe
         self._stop = asyncio.Event()
         self._stops = 0

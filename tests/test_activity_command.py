@@ -11,7 +11,9 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
+from rich.console import Console
 
+from supervisor.cli import requests
 from tests.daemon import KEY, QUICK, Llmd, profile
 
 SECRET = "what nobody may read later"
@@ -53,6 +55,22 @@ def test_every_request_is_a_line_at_80_columns(llmd: Llmd) -> None:
     assert len(lines) == 4
     assert all(len(line) <= 80 for line in lines)
     assert lines[3].split()[-2:] == ["404", "model_not_found"]
+
+
+def test_a_model_that_is_called_like_a_command_to_the_terminal_is_not_obeyed() -> None:
+    counts = dict.fromkeys(("prompt", "completion", "queue_ms", "latency_ms"), 1)
+    row = {
+        "at": "2026-11-23T10:00:00+00:00",
+        "source": "webui",
+        "model": "m\x1b[2J",
+        "status": 404,
+        "code": None,
+    }
+    console = Console(width=80, color_system=None)
+    with console.capture() as shown:
+        requests.show([row | counts], console, totals=False)
+    assert "m?[2J" in shown.get()
+    assert "\x1b" not in shown.get()
 
 
 def test_filters(llmd: Llmd) -> None:

@@ -15,7 +15,7 @@ import openai
 import pytest
 from rich.console import Console
 
-from supervisor.cli import reasons, tables
+from supervisor.cli import itinerary, reasons, tables
 from supervisor.config import Mode
 from supervisor.core import events
 from supervisor.core.devices import GIB, Holder
@@ -312,3 +312,11 @@ def test_who_holds_a_card_is_named(tmp_path: Path, installed: list[Llmd]) -> Non
     assert f"4.00 GiB PID {os.getpid()}" in told
     assert "it needs 22.00 GiB of GPU 0" in told
     assert "a request now would not be served" in told
+
+
+def test_a_model_that_is_called_like_a_command_to_the_terminal_is_not_obeyed() -> None:
+    asked = {"request": "r1", "model": "m\x1b[2J", "source": "webui", "tokens": 3, "max_tokens": 0, "hops": 0}
+    console = Console(width=80, color_system=None)
+    with console.capture() as shown:
+        itinerary.show(asked | {"tries": [], "outcome": None}, console)
+    assert shown.get().split()[:4] == ["r1", "asks", "for", "m?[2J"]

@@ -11,13 +11,16 @@ import subprocess
 import termios
 import time
 from collections.abc import Iterator
+from typing import Any
 
+import openai
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
 from supervisor.cli.screen import Screen
-from tests.daemon import QUICK, Llmd, profile, until
+from supervisor.core.devices import GIB
+from tests.daemon import KEY, QUICK, Llmd, profile, until
 
 PATIENCE = 60
 ENGINE = {"model": "m", "state": "ready", "in_flight": 0, "queued": 0, "slots": 4, "measured": {}}
@@ -30,6 +33,24 @@ STATUS = {
         ENGINE | {"profile": "c_0", "in_flight": 2, "measured": {"GPU-1": 3}},
     ],
 }
+
+
+def device(name: str, **fields: Any) -> dict[str, Any]:
+    used = {"total": 24 * GIB, "free": 9 * GIB, "ours": {"c_0": 14 * GIB}, "others": GIB}
+    return {"device": f"GPU-{name}", "index": name, "name": "RTX 3090"} | used | fields
+
+
+def request(number: int, **fields: Any) -> dict[str, Any]:
+    """The older, the lower its number."""
+    counts = {"prompt": 1200, "output": 34, "ttft_s": 0.4, "age_s": 100.0 - number}
+    names = {"id": f"r{number}", "source": f"key{number}", "model": "m", "profile": "c_0"}
+    return {"number": str(number)} | names | counts | fields
+
+
+def under_way(*requests: dict[str, Any], **status: Any) -> Screen:
+    screen = Screen(STATUS | status)
+    screen.note({"requests": list(requests), "written": {}}, 0.0)
+    return screen
 
 
 def drawn(screen: Screen, width: int = 80, height: int = 24) -> list[str]:
@@ -67,6 +88,113 @@ def test_a_daemon_without_profiles_has_nothing_to_choose() -> None:
     screen = Screen(STATUS | {"engines": []})
     screen.move(1)
     assert screen.chosen is None
+
+
+def test_requests_in_flight_are_told_with_tokens_and_times() -> None:
+    screen = under_way(request(1), request(2, profile=None, output=None, ttft_s=None, prompt=7))
+    text = "\n".join(drawn(screen))
+    assert re.search(r"key1 +m +c_0 +1200 +34 +0.40s +1m39s", text)
+    assert re.search(r"key2 +m +waiting +7 +- +- +1m38s", text)
+
+
+def test_tokens_a_second_stand_beside_their_profile() -> None:
+    screen = under_way()
+    screen.note({"requests": [], "written": {"c_0": 84}}, 2.0)
+    lines = drawn(screen)
+    assert next(line for line in lines if line.startswith("c_0")).split()[-1] == "42.0"
+    assert next(line for line in lines if line.startswith("a_0")).split()[-1] == "-"
+
+
+def test_what_a_client_wrote_does_not_reach_the_terminal_as_a_command() -> None:
+    screen = under_way(request(1, model="m\x1b[2J\n"))
+    screen.switch()
+    screen.doubt_cancel()
+    assert "\x1b" not in "".join(drawn(screen))
+
+
+def test_the_cursor_goes_to_the_requests_and_back() -> None:
+    screen = under_way(request(1), request(2))
+    assert "tab requests" in drawn(screen)[-1]
+    screen.switch()
+    assert "c cancel" in drawn(screen)[-1]
+    screen.move(1)
+    assert (screen.chosen_request, screen.chosen) == ("2", "a_0")
+    screen.doubt_stop()
+    assert screen.doubt is None
+    screen.doubt_cancel()
+    assert "cancel key2's request for m? y: yes" in drawn(screen)[-1]
+    screen.switch()
+    screen.move(1)
+    assert (screen.chosen_request, screen.chosen) == ("2", "b_0")
+
+
+def test_where_nothing_is_in_flight_the_keys_are_for_models() -> None:
+    screen = under_way()
+    screen.switch()
+    screen.doubt_cancel()
+    assert (screen.at_requests, screen.doubt, screen.chosen_request) == (False, None, None)
+    assert "tab" not in drawn(screen)[-1]
+
+
+def test_a_request_that_ends_leaves_the_cursor_to_the_next_one() -> None:
+    screen = under_way(*map(request, range(4)))
+    screen.switch()
+    screen.move(1)
+    screen.note({"requests": [request(0), request(3), request(4)], "written": {}}, 1.0)
+    assert screen.chosen_request == "3"
+    screen.note({"requests": [], "written": {}}, 2.0)
+    assert screen.chosen_request is None
+
+
+GPUS = {"devices": [device("0"), device("1")]}
+
+
+def test_with_room_devices_are_shown_at_length() -> None:
+    text = "\n".join(drawn(under_way(request(1), **GPUS), 80, 24))
+    assert "RTX 3090" in text
+    assert "others 1.00 GiB" in text
+    assert "more" not in text
+
+
+def test_a_short_screen_has_models_then_gpus_in_a_line_each_then_requests() -> None:
+    screen = under_way(*map(request, range(20)), **GPUS)
+    lines = drawn(screen, 80, 17)
+    starts = [
+        "llmd",
+        "PROFILE",
+        "a_0",
+        "b_0",
+        "c_0",
+        "GPU 0",
+        "GPU 1",
+        "KEY",
+        *(f"key{n} " for n in range(7)),
+    ]
+    assert [line[: len(start)] for line, start in zip(lines, starts, strict=False)] == starts
+    assert lines[5].endswith("9.00 GiB free")
+    assert lines[-2:][0] == "13 more requests"
+
+
+def test_what_is_wrong_with_a_gpu_is_told_on_a_short_screen_too() -> None:
+    assert "  cannot be read" in drawn(under_way(devices=[device("0", trouble="cannot be read")]), 80, 12)
+
+
+def test_a_very_short_screen_counts_what_it_leaves_out() -> None:
+    screen = under_way(*map(request, range(12)), **GPUS)
+    lines = drawn(screen, 80, 7)
+    assert [line.split()[0] for line in lines[1:3]] == ["PROFILE", "a_0"]
+    assert lines[3:-1] == ["2 more models", "2 more devices", "12 more requests"]
+
+
+def test_the_section_of_the_cursor_comes_first_and_keeps_it_in_sight() -> None:
+    screen = under_way(*map(request, range(300)), **GPUS)
+    screen.switch()
+    screen.move(150)
+    lines = drawn(screen, 80, 12)
+    assert len(lines) == 12
+    assert lines[1:3] == ["3 more models", "2 more devices"]
+    assert lines[-3].startswith("key150 ")
+    assert lines[-2] == "294 more requests"
 
 
 class Terminal:
@@ -113,7 +241,8 @@ class Terminal:
 
 @pytest.fixture(scope="module")
 def llmd() -> Iterator[Llmd]:
-    llmd = Llmd({"tiny_0": profile("tiny"), "other_0": profile("other")}, **QUICK)
+    writer = profile("writer", env={"STANDIN_TOKENS_PER_SECOND": "5"})
+    llmd = Llmd({"tiny_0": profile("tiny"), "other_0": profile("other"), "writer_0": writer}, **QUICK)
     try:
         llmd.start()
         assert llmd.run("start", "tiny_0").returncode == 0
@@ -166,6 +295,32 @@ def test_keys_sort_tell_why_and_stop(terminal: Terminal, llmd: Llmd) -> None:
     terminal.press("sy")
     terminal.shows("tiny_0 stopped")
     until(lambda: llmd.engine("tiny_0")["state"] == "cold", PATIENCE)
+
+
+def test_a_request_is_watched_chosen_and_cancelled(terminal: Terminal, llmd: Llmd) -> None:
+    story: Any = [{"role": "user", "content": "Tell me a long story"}]
+    with (
+        openai.OpenAI(base_url=f"{llmd.url}/v1", api_key=KEY, max_retries=0) as api,
+        api.chat.completions.create(model="writer", messages=story, max_tokens=450, stream=True) as answer,
+    ):
+        terminal.shows(r"webui +writer +writer_0 +\d+ +\d+ +[\d.]+s")
+        terminal.shows(r"writer_0 +writer +ready .* [1-9][\d.]*\s*\n")
+        terminal.press("\t")
+        terminal.shows("c cancel")
+        terminal.press("c")
+        terminal.shows(r"cancel webui's request for writer\? y: yes")
+        terminal.press("n")
+        terminal.shows("c cancel")
+        terminal.press("w")
+        terminal.shows("it is not over yet")
+        terminal.press("x")
+        terminal.shows("c cancel")
+        terminal.press("cy")
+        terminal.shows("request for writer: cancelled")
+        with pytest.raises(openai.APIError, match="cancelled"):
+            list(answer)
+    terminal.press("j")
+    terminal.shows("s stop")
 
 
 def test_q_gives_the_terminal_back_as_it_was(terminal: Terminal) -> None:

@@ -58,6 +58,15 @@ class Client:
     async def why(self, name: str) -> dict[str, Any]:
         return await self._json("GET", f"/why/{quote(name, safe='')}", INSTANT)
 
+    async def requests(self) -> dict[str, Any]:
+        """Those in flight, and the tokens `written` by profile since the daemon began."""
+        return await self._json("GET", "/requests", INSTANT)
+
+    async def cancel(self, number: str) -> str:
+        """A request in flight, by the number that it is listed with."""
+        path = f"/requests/{quote(number, safe='')}/cancel"
+        return str((await self._json("POST", path, INSTANT)).get("message", ""))
+
     async def why_request(self, name: str) -> dict[str, Any]:
         return await self._json("GET", f"/requests/{quote(name, safe='')}", INSTANT)
 

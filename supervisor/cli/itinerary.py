@@ -9,17 +9,24 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from supervisor.cli.tables import printable
+
 Json = dict[str, Any]
 
 
 def show(answer: Json, console: Console) -> None:
+    for line in lines(answer):
+        console.print(line)
+
+
+def lines(answer: Json) -> Iterator[Padding]:
     for depth, line in render(answer):
-        console.print(Padding(line, (0, 0, 0, 2 * depth)))
+        yield Padding(line, (0, 0, 0, 2 * depth))
 
 
 def render(answer: Json) -> Iterator[tuple[int, Text]]:
     """(depth, line)."""
-    yield 0, Text(f"{answer['request']} asks for {answer['model']}", "bold")
+    yield 0, Text(f"{answer['request']} asks for {printable(answer['model'])}", "bold")
     yield 1, Text(_what(answer))
     for number, tried in enumerate(answer["tries"]):
         if number:

@@ -37,7 +37,15 @@ def status(place: Place, as_json: bool) -> None:
 @click.command()
 @click.pass_obj
 def top(place: Place) -> None:
-    """Show devices and models as they change; keys choose, sort, stop and tell why."""
+    """Show devices, models and requests in flight as they change.
+
+    Up and down choose a model; Tab goes to the requests, where they choose a request, and back. o: the order of models.
+    s: stop the model. c: cancel the request. w: why the model is (not) loaded, or why the request went where it did.
+    q: quit.
+
+    Stopping and cancelling ask for a y first. TOK/S is of the last 5 s. Where a terminal is short, GPUs get a line
+    each, and what there is no room for is counted; what is chosen from comes first.
+    """
     from supervisor.cli.watch import watch
 
     with errors(False), contextlib.suppress(Interrupted):

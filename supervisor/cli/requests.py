@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from supervisor.cli.tables import printable
 from supervisor.core.spans import span
 
 Json = dict[str, Any]
@@ -54,7 +55,7 @@ def _request(row: Json) -> Iterable[Text | str]:
     return (
         datetime.fromisoformat(row["at"]).astimezone().strftime("%m-%d %H:%M:%S"),
         Text(row["source"]),
-        Text(row["model"]),
+        Text(printable(row["model"])),
         _count(row["prompt"]),
         _count(row["completion"]),
         _seconds(row["queue_ms"]),
@@ -68,7 +69,7 @@ def _total(row: Json) -> Iterable[Text | str]:
     return (
         row["day"],
         Text(row["source"]),
-        Text(row["model"]),
+        Text(printable(row["model"])),
         *numbers,
         span(row["engine_s"]),
         span(row["queue_s"]),

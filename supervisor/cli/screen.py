@@ -5,7 +5,7 @@ Pure: what `watch` reads goes in, what rich draws comes out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +14,27 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from supervisor.cli import reasons, tables
+from supervisor.cli import flights, tables
+from supervisor.cli.folding import Line, Section, blocks, rows_of, shares
+from supervisor.core.speed import Speed
 
 Json = dict[str, Any]
 
-HELP = "q quit  up/down choose  o order  s stop  w why"
+MODELS = "q quit  up/down choose  o order  s stop  w why"
+REQUESTS = "q quit  up/down choose  c cancel  w why  tab models"
 ORDERS = ("name", "state", "busy", "memory")
+
+KEPT = 6
+"""Lines that are kept for requests before devices are shown at length: nothing above them moves as they come and go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """What is done once that is confirmed: `stop` a profile by its name, `cancel` a request by its number."""
+
+    verb: str
+    name: str
+    what: str
 
 
 @dataclass(slots=True)
@@ -29,58 +44,149 @@ class Screen:
     status: Json = field(default_factory=dict)
     order: str = ORDERS[0]
     cursor: str | None = None
-    doubt: str | None = None
-    """A profile that is stopped once that is confirmed."""
-    why: Json | None = None
+    requests: list[Json] = field(default_factory=list)
+    """In flight, oldest first."""
+    request: str | None = None
+    """The number of the one that is chosen."""
+    below: bool = False
+    """Whether keys are about requests, as far as there are any."""
+    speeds: dict[str, float] = field(default_factory=dict)
+    """Tokens a second by profile."""
+    doubt: Doubt | None = None
+    page: Sequence[RenderableType] = ()
+    """What is read instead of the status, until a key is pressed."""
     said: str = ""
+    _speed: Speed = field(default_factory=Speed)
+
+    def note(self, traffic: Json, now: float) -> None:
+        """What is in flight, and the tokens written until `now`, monotonic. The cursor of a request that has ended
+        goes on to the next one."""
+        numbers = [request["number"] for request in self.requests]
+        left = {request["number"] for request in traffic["requests"]}
+        after = numbers[numbers.index(self.chosen_request) :] if self.chosen_request else []
+        self.requests = traffic["requests"]
+        self.request = next((number for number in after if number in left), None)
+        self.speeds = self._speed.look(traffic["written"], now)
 
     def engines(self) -> list[Json]:
         return sorted(self.status.get("engines", []), key=lambda engine: _rank(engine, self.order))
 
     @property
     def chosen(self) -> str | None:
-        names = [engine["profile"] for engine in self.engines()]
-        return self.cursor if self.cursor in names else next(iter(names), None)
+        return _among([engine["profile"] for engine in self.engines()], self.cursor)
+
+    @property
+    def chosen_request(self) -> str | None:
+        return _among([request["number"] for request in self.requests], self.request)
+
+    @property
+    def at_requests(self) -> bool:
+        return self.below and bool(self.requests)
 
     def move(self, steps: int) -> None:
-        names = [engine["profile"] for engine in self.engines()]
-        if self.chosen in names:
-            at = names.index(self.chosen) + steps
-            self.cursor = names[max(0, min(len(names) - 1, at))]
+        if self.at_requests:
+            self.request = _moved([r["number"] for r in self.requests], self.chosen_request, steps)
+        else:
+            self.cursor = _moved([e["profile"] for e in self.engines()], self.chosen, steps)
+
+    def switch(self) -> None:
+        self.below = not self.at_requests
 
     def reorder(self) -> None:
         self.order = ORDERS[(ORDERS.index(self.order) + 1) % len(ORDERS)]
 
+    def doubt_stop(self) -> None:
+        if self.chosen is not None and not self.at_requests:
+            self.doubt = Doubt("stop", self.chosen, self.chosen)
+
+    def doubt_cancel(self) -> None:
+        if self.at_requests:
+            request = next(r for r in self.requests if r["number"] == self.chosen_request)
+            self.doubt = Doubt("cancel", request["number"], flights.called(request))
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """As many lines as there are: the last one is the keys', whatever else there is no room for."""
-        height = options.height or console.height
-        body = Group(*(reasons.render(self.why) if self.why else self._parts()))
-        lines = console.render_lines(body, options.update(height=None), pad=False)
-        for line in lines[: height - 1]:
+        height, options = options.height or console.height, options.update(height=None)
+        for line in self._lines(console, options, height - 1)[: height - 1]:
             yield from line
             yield Segment.line()
         yield Text(f" {self._foot()}", "reverse", no_wrap=True, overflow="ellipsis", end="")
 
     def _foot(self) -> str:
         if self.doubt:
-            return f"stop {self.doubt}? y: yes, any other key: no"
-        return self.said or (f"{HELP}  by {self.order}" if self.why is None else "any key: back")
+            return f"{self.doubt.verb} {self.doubt.what}? y: yes, any other key: no"
+        return self.said or ("any key: back" if self.page else self._keys())
 
-    def _parts(self) -> Iterator[RenderableType]:
-        yield tables.headline(self.status.get("daemon", {}))
-        yield self._table()
-        for device in self.status.get("devices", []):
-            yield tables.device(device)
+    def _keys(self) -> str:
+        if self.at_requests:
+            return REQUESTS
+        return MODELS + ("  tab requests" if self.requests else "") + f"  by {self.order}"
+
+    def _lines(self, console: Console, options: ConsoleOptions, room: int) -> list[Line]:
+        if self.page:
+            return list(console.render_lines(Group(*self.page), options, pad=False))
+        [head] = blocks([tables.headline(self.status.get("daemon", {}))], console, options)
+        sections = list(self._sections(console, options, room - len(head)))
+        ranked = sorted(sections, key=lambda section: section.what != "request" or not self.at_requests)
+        given = shares([section.height for section in ranked], room - len(head))
+        share = {section.what: lines for section, lines in zip(ranked, given, strict=True)}
+        return head + [line for section in sections for line in section.within(share[section.what])]
+
+    def _sections(self, console: Console, options: ConsoleOptions, room: int) -> Iterator[Section]:
+        """In the order in which they are drawn, and rank."""
+        head, rows = rows_of(self._models(options.max_width), console, options)
+        models = Section("model", rows, head, at=self._at())
+        said = blocks(list(self._notices()), console, options)
+        notices = Section("line", [[line] for lines in said for line in lines])
+        yield models
+        yield self._devices(console, options, room - models.height - notices.height - KEPT)
+        yield notices
+        if self.requests:
+            yield self._flights(console, options, room)
+
+    def _devices(self, console: Console, options: ConsoleOptions, room: int) -> Section:
+        """At length where there is room for that."""
+        devices = self.status.get("devices", [])
+        full = Section("device", blocks([tables.device(device) for device in devices], console, options))
+        if full.height <= room and not self.at_requests:
+            return full
+        return Section("device", blocks([tables.brief(device) for device in devices], console, options))
+
+    def _flights(self, console: Console, options: ConsoleOptions, room: int) -> Section:
+        """Those about the one that is chosen: there may be hundreds, and each costs a millisecond."""
+        at = [request["number"] for request in self.requests].index(self.chosen_request)
+        first = max(0, at - room)
+        near = self.requests[first : at + room]
+        table = flights.table(near)
+        if self.at_requests:
+            table.rows[at - first].style = "reverse"
+        head, rows = rows_of(table, console, options)
+        return Section("request", rows, head, at=at - first, beyond=len(self.requests) - len(near))
+
+    def _notices(self) -> Iterator[RenderableType]:
         yield from map(tables.lent, self.status.get("loans", []))
         yield from map(tables.told_of, self.status.get("peers", []))
         yield from tables.troubles(self.status)
 
-    def _table(self) -> Table:
-        table = tables.models(self.engines())
-        names = [engine["profile"] for engine in self.engines()]
-        if self.chosen in names:
-            table.rows[names.index(self.chosen)].style = "reverse"
+    def _models(self, width: int) -> Table:
+        """Profiles as whole as can be: names often differ at their ends alone."""
+        table = tables.models(self.engines(), self.speeds)
+        table.columns[0].no_wrap, table.columns[0].max_width = True, width * 2 // 5
+        if table.rows and not self.at_requests:
+            table.rows[self._at()].style = "reverse"
         return table
+
+    def _at(self) -> int:
+        names = [engine["profile"] for engine in self.engines()]
+        return names.index(self.chosen) if self.chosen else 0
+
+
+def _among(names: Sequence[str], wanted: str | None) -> str | None:
+    return wanted if wanted in names else next(iter(names), None)
+
+
+def _moved(names: Sequence[str], name: str | None, steps: int) -> str | None:
+    return names[max(0, min(len(names) - 1, names.index(name) + steps))] if name is not None else None
 
 
 def _rank(engine: Json, order: str) -> tuple[object, ...]:

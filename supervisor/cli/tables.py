@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -109,17 +109,33 @@ def _daemon(daemon: Json) -> Text:
 
 
 def device(device: Json) -> Group:
-    lines = [_title(device)]
-    if trouble := (device.get("trouble") or device.get("quarantined")):
-        lines.append(Text(f"  {trouble if isinstance(trouble, str) else 'not trusted'}", "red"))
+    lines = [_title(device), *_trouble(device)]
     lines += [Text(f"  {xid_line(found)}", "yellow") for found in device.get("xids") or ()]
-    if total := device.get("total") or 0:
-        ours = {name: size or 0 for name, size in (device.get("ours") or {}).items()}
-        foreign = device.get("others") or 0
-        free = max(0, min(device.get("free") or 0, total - sum(ours.values()) - foreign))
-        lines.append(Text("  ") + bar(total, ours, foreign) + Text(f"  {gib(free)} free"))
-        lines += _holders(ours, foreign, device.get("foreign") or [])
+    if device.get("total"):
+        lines.append(Text("  ") + _filled(device))
+        lines += _holders(_ours(device), device.get("others") or 0, device.get("foreign") or [])
     return Group(*lines)
+
+
+def brief(device: Json) -> Group:
+    """One line, and another where something is wrong."""
+    name = Text(f"{_name(device):<5} ", "bold")
+    return Group(name + _filled(device) if device.get("total") else name, *_trouble(device))
+
+
+def _trouble(device: Json) -> Iterator[Text]:
+    if trouble := (device.get("trouble") or device.get("quarantined")):
+        yield Text(f"  {trouble if isinstance(trouble, str) else 'not trusted'}", "red")
+
+
+def _ours(device: Json) -> dict[str, int]:
+    return {name: size or 0 for name, size in (device.get("ours") or {}).items()}
+
+
+def _filled(device: Json) -> Text:
+    total, ours, foreign = device["total"], _ours(device), device.get("others") or 0
+    free = max(0, min(device.get("free") or 0, total - sum(ours.values()) - foreign))
+    return bar(total, ours, foreign) + Text(f"  {gib(free)} free")
 
 
 def xid_line(found: Json) -> str:
@@ -129,13 +145,17 @@ def xid_line(found: Json) -> str:
 
 
 def _title(device: Json) -> Text:
-    host = device.get("device") == "host"
-    name = "Host" if host else f"GPU {device.get('index')}"
-    text = Text(name, "bold").append(f"  {device.get('name')}, {gib(device.get('total') or 0)}", "not bold")
+    text = Text(_name(device), "bold").append(
+        f"  {device.get('name')}, {gib(device.get('total') or 0)}", "not bold"
+    )
     for key, unit, factor in (("utilization", " %", 100), ("temperature", " °C", 1), ("power", " W", 1)):
         if device.get(key) is not None:
             text.append(f", {device[key] * factor:.0f}{unit}", "not bold")
     return text
+
+
+def _name(device: Json) -> str:
+    return "Host" if device.get("device") == "host" else f"GPU {device.get('index')}"
 
 
 def _holders(ours: dict[str, int], foreign: int, processes: list[Json]) -> Iterator[Text]:
@@ -167,12 +187,13 @@ def _process(process: Json) -> str:
     return f"{process.get('name')} {process.get('pid')} ({process.get('user')}){used}"
 
 
-def models(engines: list[Json]) -> Table:
+def models(engines: list[Json], speeds: Mapping[str, float] | None = None) -> Table:
+    """`speeds`: tokens a second by profile, where they are known."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     table.add_column("PROFILE", overflow="fold")
     table.add_column("MODEL", overflow="fold")
     table.add_column("STATE", overflow="fold")
-    for heading in ("TTL", "BUSY", "QUEUED"):
+    for heading in ("TTL", "BUSY", "QUEUED", *(("TOK/S",) if speeds is not None else ())):
         table.add_column(heading, justify="right", no_wrap=True)
     for engine in engines:
         table.add_row(
@@ -182,8 +203,13 @@ def models(engines: list[Json]) -> Table:
             span(engine.get("ttl_left_s")),
             f"{engine.get('in_flight') or 0}/{engine.get('slots') or engine.get('max_concurrent') or '-'}",
             str(engine.get("queued") or 0),
+            *((_pace(speeds.get(engine["profile"])),) if speeds is not None else ()),
         )
     return table
+
+
+def _pace(speed: float | None) -> str:
+    return f"{speed:.1f}" if speed else "-"
 
 
 def _state(engine: Json) -> Text:
@@ -227,6 +253,11 @@ def _warnings(status: Json) -> Iterator[Text]:
         )
     for warning in daemon.get("warnings", []):
         yield _line(f"warning: {warning}")
+
+
+def printable(words: str | None) -> str:
+    """What a client wrote, without what a terminal would obey."""
+    return "-" if words is None else "".join(c if c.isprintable() else "?" for c in words)
 
 
 def _line(message: str) -> Text:

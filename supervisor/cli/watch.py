@@ -9,15 +9,17 @@ import re
 import signal
 import sys
 import termios
+import time
 import tty
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 
+from supervisor.cli import itinerary, reasons
 from supervisor.cli.client import Client
-from supervisor.cli.screen import Screen
+from supervisor.cli.screen import Doubt, Screen
 from supervisor.errors import LlmdError, OperatorError
 
 EVERY = 1.0
@@ -25,6 +27,16 @@ EVERY = 1.0
 
 KEYS = {"\x1b[A": "k", "\x1bOA": "k", "\x1b[B": "j", "\x1bOB": "j", "\x03": "q"}
 """What a terminal sends -> the key that it means."""
+
+CHANGES: dict[str, Callable[[Screen], None]] = {
+    "j": lambda screen: screen.move(1),
+    "k": lambda screen: screen.move(-1),
+    "\t": Screen.switch,
+    "o": Screen.reorder,
+    "s": Screen.doubt_stop,
+    "c": Screen.doubt_cancel,
+}
+"""What a key does on the screen alone."""
 
 _KEY = re.compile(r"\x1b[\[O][0-9;]*[A-Za-z~]|.", re.DOTALL)
 """Keys that are pressed fast, or pasted, come together."""
@@ -62,6 +74,7 @@ async def _look(client: Client, screen: Screen, live: Live) -> None:
     while True:
         try:
             screen.status = await client.status()
+            screen.note(await client.requests(), time.monotonic())
         except LlmdError as error:
             screen.said = error.message
         live.refresh()
@@ -71,29 +84,31 @@ async def _look(client: Client, screen: Screen, live: Live) -> None:
 def _press(client: Client, screen: Screen, key: str) -> Coroutine[Any, Any, None] | None:
     """Change the screen, or say what is to be asked of the daemon."""
     doubt, screen.doubt, screen.said = screen.doubt, None, ""
-    chosen = screen.chosen
-    if screen.why is not None:
-        screen.why = None
+    if screen.page:
+        screen.page = ()
     elif doubt is not None:
-        return _stop(client, screen, doubt) if key == "y" else None
-    elif key in "jk":
-        screen.move(1 if key == "j" else -1)
-    elif key == "o":
-        screen.reorder()
-    elif key == "s":
-        screen.doubt = chosen
-    elif key == "w" and chosen is not None:
-        return _explain(client, screen, chosen)
+        return _do(client, screen, doubt) if key == "y" else None
+    elif key == "w":
+        return _explain(client, screen)
+    elif change := CHANGES.get(key):
+        change(screen)
     return None
 
 
-async def _stop(client: Client, screen: Screen, profile: str) -> None:
-    screen.said = f"stopping {profile}"
-    screen.said = await client.stop(profile)
+async def _do(client: Client, screen: Screen, doubt: Doubt) -> None:
+    if doubt.verb == "cancel":
+        screen.said = f"{doubt.what}: {await client.cancel(doubt.name)}"
+        return
+    screen.said = f"stopping {doubt.name}"
+    screen.said = await client.stop(doubt.name)
 
 
-async def _explain(client: Client, screen: Screen, profile: str) -> None:
-    screen.why = await client.why(profile)
+async def _explain(client: Client, screen: Screen) -> None:
+    if screen.at_requests:
+        asked = next(r["id"] for r in screen.requests if r["number"] == screen.chosen_request)
+        screen.page = tuple(itinerary.lines(await client.why_request(asked)))
+    elif screen.chosen is not None:
+        screen.page = tuple(reasons.render(await client.why(screen.chosen)))
 
 
 async def _done(work: Coroutine[Any, Any, None], screen: Screen, live: Live) -> None:

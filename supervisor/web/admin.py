@@ -37,6 +37,7 @@ from supervisor.host.logbook import log
 from supervisor.host.logstream import DAEMON, Entry, Logs
 from supervisor.web.driving import Driver
 from supervisor.web.protocol import Runner
+from supervisor.web.traffic import Traffic
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -67,8 +68,8 @@ class LoanWish(msgspec.Struct, frozen=True):
 
 
 class AdminServer:
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
+    def __init__(self, driver: Driver, traffic: Traffic) -> None:
+        self._driver, self._traffic = driver, traffic
         self._path = driver.config.server.admin_socket
         self._runner = Runner(
             self._app(), header_timeout=driver.config.server.header_timeout, shutdown_timeout=1
@@ -78,7 +79,9 @@ class AdminServer:
         app = web.Application(middlewares=[self._guard])
         app.router.add_get("/status", self._status)
         app.router.add_get("/why/{name:.+}", self._why)
+        app.router.add_get("/requests", self._requests)
         app.router.add_get("/requests/{name:.+}", self._request)
+        app.router.add_post("/requests/{number}/cancel", self._cancel)
         app.router.add_get("/decisions", self._decisions)
         app.router.add_get("/activity", self._activity)
         app.router.add_get("/logs", self._all_logs)
@@ -119,6 +122,13 @@ class AdminServer:
 
     async def _why(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(self._driver.why(request.match_info["name"]))
+
+    async def _requests(self, request: web.Request) -> web.StreamResponse:
+        """Those in flight, and the tokens that each profile wrote since the daemon began."""
+        return web.json_response({"requests": self._traffic.listed(), "written": self._traffic.written()})
+
+    async def _cancel(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response({"message": self._traffic.cancel(request.match_info["number"])})
 
     async def _request(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(self._driver.why_request(request.match_info["name"]))

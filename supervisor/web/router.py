@@ -65,11 +65,11 @@ _LONGEST_NAME = 200
 
 
 class Router:
-    def __init__(self, driver: Driver, keyring: Keyring) -> None:
+    def __init__(self, driver: Driver, keyring: Keyring, traffic: Traffic) -> None:
         self._driver, self._keyring = driver, keyring
         self._metrics = Metrics(driver)
         self._kept, self._batches = Kept(driver), Batches(driver)
-        self._traffic = Traffic()
+        self._traffic = traffic
         self._dashboard = Dashboard(driver, keyring, self._traffic)
 
     def app(self) -> web.Application:

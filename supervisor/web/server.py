@@ -17,6 +17,7 @@ from supervisor.web.driving import Driver
 from supervisor.web.front import Front
 from supervisor.web.protocol import Runner
 from supervisor.web.router import Router
+from supervisor.web.traffic import Traffic
 
 _LOOK_AGAIN = 5.0
 """Seconds between looks for the tailnet's address; nothing announces it."""
@@ -30,7 +31,8 @@ class Server:
 
     def __init__(self, driver: Driver, keyring: Keyring) -> None:
         self._driver, self._config = driver, driver.config.server
-        router = Router(driver, keyring)
+        self.traffic = Traffic()
+        router = Router(driver, keyring, self.traffic)
         self._runner = Runner(
             router.app(),
             connection=partial(Front, short=router.short_way()),

@@ -20,9 +20,6 @@ from supervisor.web.record import Record
 REMEMBERED = 300
 """Requests that ended."""
 
-WINDOW = 5.0
-"""Seconds that tokens a second are counted over."""
-
 _WORDS = 300
 """Letters of an error that are kept."""
 
@@ -103,6 +100,13 @@ class Traffic:
     def in_flight(self) -> dict[str, dict[str, Any]]:
         return {number: flight.describe() for number, flight in self._flights.items()}
 
+    def listed(self) -> list[dict[str, Any]]:
+        """Those under way, oldest first, each with the `number` that it is cancelled by, and its age in seconds."""
+        return [
+            {"number": number, "age_s": round(flight.record.latency(), 1), **flight.describe()}
+            for number, flight in self._flights.items()
+        ]
+
     def recent(self) -> dict[str, dict[str, Any]]:
         """By number, oldest first."""
         return {number: _ended(record) for number, record in self._recent}
@@ -113,23 +117,6 @@ class Traffic:
         for flight in self._flights.values():
             total[flight.record.profile or ""] += flight.record.made() or 0
         return total
-
-
-class Speed:
-    """Tokens a second by profile, over the last WINDOW seconds that were looked at."""
-
-    def __init__(self) -> None:
-        self._seen: deque[tuple[float, Mapping[str, int]]] = deque()
-
-    def look(self, written: Mapping[str, int], now: float) -> dict[str, float]:
-        """`now`: monotonic. The first look tells nothing."""
-        self._seen.append((now, written))
-        while len(self._seen) > 2 and self._seen[1][0] <= now - WINDOW:
-            self._seen.popleft()
-        then, before = self._seen[0]
-        if now <= then:
-            return {}
-        return {name: max(0.0, (made - before.get(name, 0)) / (now - then)) for name, made in written.items()}
 
 
 def _tokens(record: Record) -> int:

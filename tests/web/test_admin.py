@@ -7,6 +7,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,17 @@ from fakes import FakeDriver
 from supervisor.config import Config, Profile, Server
 from supervisor.errors import EngineFailed, ModelNotFound
 from supervisor.web.admin import AdminServer, may_administer
+from supervisor.web.record import Record
+from supervisor.web.traffic import Traffic
 
 
 @pytest.fixture
-async def driver() -> AsyncIterator[FakeDriver]:
+def traffic() -> Traffic:
+    return Traffic()
+
+
+@pytest.fixture
+async def driver(traffic: Traffic) -> AsyncIterator[FakeDriver]:
     folder = Path(tempfile.mkdtemp(prefix="llmd-", dir="/tmp"))
     names = {"llama_0": "llama", "qwen_0": "qwen", "qwen_1": "qwen"}
     config = Config(
@@ -29,7 +37,7 @@ async def driver() -> AsyncIterator[FakeDriver]:
         profiles={n: Profile(name=n, model=m, weights="w", gpus=(0,)) for n, m in names.items()},
     )
     driver = FakeDriver(config, log=folder / "log")
-    server = AdminServer(driver)
+    server = AdminServer(driver, traffic)
     await server.open()
     yield driver
     await server.close()
@@ -138,3 +146,28 @@ async def test_what_decisions_are_not_asked_for_like(client: aiohttp.ClientSessi
     async with client.get(f"/decisions?{query}") as answer:
         assert answer.status == 400
         assert query.split("=")[0] in (await answer.json())["error"]["message"]
+
+
+async def test_requests_in_flight_oldest_first(traffic: Traffic, client: aiohttp.ClientSession) -> None:
+    for profile, made in (("llama_0", 7), (None, None)):
+        record = Record("x", model="llama", profile=profile, source="webui", made=partial(int, made or 0))
+        traffic.began(record, 40)
+    async with client.get("/requests") as answer:
+        told = await answer.json()
+    assert told["written"] == {"llama_0": 7, "": 0}
+    first, second = told["requests"]
+    assert first["age_s"] >= 0
+    assert (first["number"], first["profile"], first["prompt"], first["output"]) == ("1", "llama_0", 40, 7)
+    assert (second["number"], second["profile"], second["ttft_s"]) == ("2", None, None)
+
+
+async def test_a_request_is_cancelled_once(traffic: Traffic, client: aiohttp.ClientSession) -> None:
+    cuts = list[str]()
+    number = traffic.began(Record("x", model="llama", cut=partial(cuts.append, "cut")), 40)
+    async with client.post(f"/requests/{number}/cancel") as answer:
+        assert (await answer.json()) == {"message": "cancelled"}
+    assert cuts == ["cut"]
+    traffic.over(number)
+    async with client.post(f"/requests/{number}/cancel") as answer:
+        assert answer.status == 404
+        assert "has ended" in (await answer.json())["error"]["message"]

@@ -24,6 +24,7 @@ from supervisor.web.admin import AdminServer
 from supervisor.web.auth import Keyring
 from supervisor.web.protocol import Complaints, Runner
 from supervisor.web.server import Server as Port
+from supervisor.web.traffic import Traffic
 
 HEADER_TIMEOUT = 0.4
 PATIENCE = 30
@@ -106,7 +107,7 @@ def driver() -> FakeDriver:
 
 @pytest.fixture
 async def wire(driver: FakeDriver) -> AsyncIterator[Wire]:
-    port, admin = Port(driver, Keyring({}, open=True)), AdminServer(driver)
+    port, admin = Port(driver, Keyring({}, open=True)), AdminServer(driver, Traffic())
     await port.open()
     await admin.open()
     socket = driver.config.server.admin_socket

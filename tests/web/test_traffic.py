@@ -9,7 +9,7 @@ import pytest
 from supervisor.core.routing import Ask
 from supervisor.errors import ModelNotFound, Withdrawn
 from supervisor.web.record import Record
-from supervisor.web.traffic import REMEMBERED, WINDOW, Speed, Traffic
+from supervisor.web.traffic import REMEMBERED, Traffic
 
 ASK = Ask("llama", "webui", tokens=12)
 
@@ -100,11 +100,3 @@ def test_a_long_error_is_cut_short() -> None:
     traffic = Traffic()
     traffic.ended(record(error="x" * 5000))
     assert len(next(iter(traffic.recent().values()))["error"]) == 300
-
-
-def test_speed_is_of_the_last_seconds() -> None:
-    speed = Speed()
-    assert speed.look({}, 0.0) == {}
-    assert speed.look({"llama_0": 100}, 2.0) == {"llama_0": 50.0}
-    speed.look({"llama_0": 100}, 2.0 + WINDOW)
-    assert speed.look({"llama_0": 100}, 3.0 + WINDOW) == {"llama_0": 0.0}

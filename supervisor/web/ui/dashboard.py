@@ -13,11 +13,12 @@ from typing import Any
 
 from aiohttp import web
 
+from supervisor.core.speed import Speed
 from supervisor.errors import BadRequest, Forbidden, LlmdError, RouteNotFound, Unauthorized
 from supervisor.host.logbook import log
 from supervisor.web.auth import Keyring
 from supervisor.web.driving import Driver
-from supervisor.web.traffic import Speed, Traffic
+from supervisor.web.traffic import Traffic
 from supervisor.web.ui import UI
 from supervisor.web.ui.gate import COOKIE, LASTS, Gate, Session, check_origin
 from supervisor.web.ui.history import EVERY, History
