@@ -122,8 +122,7 @@ class Learned:
         return replace(self, weights=weights)
 
     def counted(self, letters: int, tokens: int) -> Learned:
-        known = self.version, self.start, self.wake, self.reload, self.weights, self.peak, self.residue
-        return Learned(*known, self.tokens.count(letters, tokens))
+        return replace(self, tokens=self.tokens.count(letters, tokens))
 
     def of_version(self, version: str) -> Learned:
         """The record of another version begins anew, but for the tokens, which are the model's, and the rung, which

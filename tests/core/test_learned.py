@@ -149,3 +149,10 @@ def test_one_request_and_the_empty_prompt_break_nothing():
     assert Tokens().expect(4000) == 1000
     assert Tokens().count(1000, 250).expect(1000) == pytest.approx(250, abs=3)
     assert Tokens().count(0, 12).expect(0) >= 0
+
+
+def test_a_counted_request_teaches_of_tokens_alone():
+    known = Learned("0.32.0", 1.0, 2.0, 3.0, 4, {"GPU-0": 5}, {"GPU-0": 6}, rung=2, sleepless=True)
+    after = known.counted(400, 100)
+    assert after.tokens.seen == 1
+    assert replace(after, tokens=known.tokens) == known
