@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -227,7 +226,7 @@ class Exchange:
             self._refuse(error)
             return
         self._lease.answered()
-        record.first, record.status = time.monotonic(), answer.head.status
+        record.status = answer.head.status
         told = dialects.retold(record.status, said, dialect_of(record.path)) or said
         self._respond(heads.for_client(answer.head.headers), told)
 
