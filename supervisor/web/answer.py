@@ -204,6 +204,8 @@ class Answer:
         self._owner.begun()
         if not done:
             self._watch.began()
+        if self._connection.writing_paused:  # it has not taken the answer before this one
+            self.pause()
         return True
 
     def _collect(self, refusal: bytearray, data: bytes, done: bool) -> None:

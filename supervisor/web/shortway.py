@@ -17,7 +17,7 @@ from multidict import CIMultiDict
 
 from supervisor.core.command import names_of
 from supervisor.core.routing import Ask
-from supervisor.errors import EngineDied, LlmdError
+from supervisor.errors import EngineDied, EngineFailed, LlmdError
 from supervisor.host.upstream import Broken, Connection, Unread
 from supervisor.web import dialects, heads
 from supervisor.web.answer import Answer
@@ -173,7 +173,8 @@ class Exchange:
             self._answer.begin_anew()
             self._task = asyncio.get_running_loop().create_task(self._connect())
             return
-        self._lease.failed(str(error))
+        if isinstance(error, Broken | EngineFailed):  # not what a person cancelled
+            self._lease.failed(str(error))
         told = translated(error, self._lease) if isinstance(error, Broken) else error
         self._way.driver.broke_off(self._ask.request, told)
         if isinstance(told, EngineDied):
