@@ -140,8 +140,10 @@ async def test_a_long_request_behind_one_that_goes_elsewhere_is_read_on(world: W
 
     world.engine, world.driver.over = dies, True
     reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
-    at = MOST_EARLY + 1000
-    writer.write(PLAIN + LONG[:at])
+    at = MOST_EARLY + 10
+    writer.write(PLAIN)
+    await until(lambda: world.asked)
+    writer.write(LONG[:at])
     await until(lambda: any(len(front._early) == at for front in fronts(world)))
     go_on.set()
     writer.write(LONG[at:])
