@@ -147,7 +147,7 @@ class Exchange:
         try:
             connection = await self._lease.pool.open()
         except Broken as error:
-            self.failed(error)
+            self._answer.fail(error)  # of no effect where it is over, by then
         else:
             self._send(connection)
 

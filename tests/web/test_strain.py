@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from wires import BODY, CHUNKED, JSON, World, chunk, opened, request
 
+from supervisor.host.upstream import Connection, Gone, Pool
 from supervisor.web.front import MOST_EARLY
 
 PLAIN = request(stream=False)
+MODELS = b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"
 LONG = PLAIN.replace(b"Length: %d" % len(BODY), b"Length: %d" % (len(BODY) + 500_000)) + b" " * 500_000
 
 
@@ -152,3 +154,35 @@ async def test_a_long_request_behind_one_that_goes_elsewhere_is_read_on(world: W
             assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
             assert await reader.readexactly(2) == b"{}"
     writer.close()
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_a_request_cancelled_while_it_connects_is_answered_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """What becomes of the connection is nobody's business then."""
+    go_on, opened_at_last = asyncio.Event(), Pool.open
+
+    async def slowly(pool: Pool) -> Connection:
+        await go_on.wait()
+        go_on.clear()
+        if fails:
+            raise Gone("cannot be reached")
+        return await opened_at_last(pool)
+
+    monkeypatch.setattr(Pool, "open", slowly)
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+    writer.write(PLAIN)
+    traffic = world.server.router._traffic
+    await until(traffic.in_flight)
+    traffic.cancel(*traffic.in_flight())
+    assert b" 503 " in await reader.readuntil(b"\r\n\r\n")
+    await reader.readuntil(b"}}")
+    go_on.set()
+    await until(lambda: not go_on.is_set())
+    writer.write(MODELS)
+    async with asyncio.timeout(5):
+        assert (await reader.readuntil(b"\r\n")) == b"HTTP/1.1 200 OK\r\n"
+    writer.close()
+    assert (world.driver.held, world.asked) == (0, [])
+    assert world.driver.leases[0].failures == []
