@@ -41,6 +41,23 @@ def streamed(*extra: tuple[str, Any]) -> bytes:
     return json.dumps(whole | dict(extra)).encode()
 
 
+async def says_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+async def falls_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(CHUNKED + chunk(FRAME))
+    await reader.read()
+
+
+async def never_ends(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A refusal without an end."""
+    writer.write(b"HTTP/1.1 500 Oh\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for _ in range(1000):
+        writer.write(chunk(b"x" * (1 << 16)))
+        await writer.drain()
+
+
 ANSWERS = {
     "json": (asked(), says(JSON)),
     "used": (asked(), says(of_json(200, USED))),
@@ -62,6 +79,38 @@ ANSWERS = {
     "401": (asked(), says(of_json(401, b'{"error": "Unauthorized"}'))),
     "429": (asked(), says(of_json(429, b"{}", b"Retry-After: 3\r\n"))),
     "500": (asked(), says(of_json(500, b"Internal Server Error"))),
+    "500 in pieces": (asked(), says(of_json(500, b"")[:-2], b"\r\n")),
+    "500 cut": (asked(), says(of_json(500, b"Internal Server Error")[:-5])),
+    "500 chunked": (
+        asked(),
+        says(b"HTTP/1.1 500 Oh\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n", chunk(b"{") + chunk(b"}"), b"0\r\n\r\n"),
+    ),
+    "500 until close": (asked(), says(b"HTTP/1.1 500 No\r\nContent-Type: text/plain\r\n\r\n", b"oh")),
+    "500 without end": (asked(), never_ends),
+    "silent": (asked(), says_nothing),
+    "silent stream": (asked(streamed()), says_nothing),
+    "falls silent": (asked(streamed()), falls_silent),
+    "own reason": (asked(), says(JSON.replace(b"200 OK", b"299 Odd"))),
+    "folded": (asked(), says(of_json(200, b"{}", b"X-Folded: a\r\n b\r\n"))),
+    "two lengths": (asked(), says(of_json(200, b"{}", b"Content-Length: 3\r\n"))),
+    "both": (asked(), says(of_json(200, b"{}", b"Transfer-Encoding: chunked\r\n"))),
+    "gzip": (asked(), says(of_json(200, b"{}", b"Transfer-Encoding: gzip, chunked\r\n"))),
+    "chunk extension": (
+        asked(),
+        says(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;a=b\r\n{}\r\n0\r\n\r\n"),
+    ),
+    "204 with a length": (asked(), says(b"HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\n{}")),
+    "204 chunked": (asked(), says(b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n")),
+    "blank line behind": (asked(), says(JSON + b"\r\n")),
+    "blank line behind chunks": (
+        asked(),
+        says(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n\r\n"),
+    ),
+    "anthropic stream": (
+        asked(streamed(), path="/v1/messages"),
+        says(CHUNKED, chunk(b'event: message_stop\ndata: {"type": "message_stop"}\n\n') + b"0\r\n\r\n"),
+    ),
+    "completions": (asked(json.dumps({"model": "llama", "prompt": "a"}).encode(), "/v1/completions"), says(JSON)),
     "anthropic": (asked(path="/v1/messages"), says(of_json(400, b'{"error": {"message": "no"}}'))),
     "anthropic 401": (asked(path="/v1/messages"), says(of_json(401, b"{}"))),
     "anthropic cut": (asked(streamed(), path="/v1/messages"), says(CHUNKED, chunk(FRAME))),
@@ -94,12 +143,8 @@ def without(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in MEASURED}
 
 
-async def left_of(
-    world: World, sent: bytes, engine: Handler, capsys: pytest.CaptureFixture[str]
-) -> dict[str, Any]:
-    world.engine = engine
-    got = await answer(world, sent)
-    status, headers, body = split(got)
+async def remains(world: World, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """What llmd knows of the one request, and what its engine was sent."""
     (line,) = [line for line in log_lines(capsys) if line["request_id"] == "same"]
     router = world.server.router
     await asyncio.sleep(0)
@@ -108,12 +153,7 @@ async def left_of(
     (lease,) = world.driver.leases
     lines = (await router._metrics.text()).decode().splitlines()
     counted = [line for line in lines if line.startswith("llmd_") and COUNT.search(line)]
-    for name in (b"date", b"server"):  # aiohttp's own
-        headers.pop(name, None)
     return {
-        "status": status,
-        "headers": headers,
-        "body": body,
         "asked": world.asked,
         "ask": world.driver.asks,
         "line": without(line),
@@ -122,6 +162,22 @@ async def left_of(
         "outcome": {name: without(dict(one)) for name, one in world.driver.outcomes.items()},
         "lease": (lease.prompt, lease.output, lease.failures, lease.answers),
         "counted": counted,
+    }
+
+
+async def left_of(
+    world: World, sent: bytes, engine: Handler, capsys: pytest.CaptureFixture[str]
+) -> dict[str, Any]:
+    world.engine = engine
+    got = await answer(world, sent)
+    status, headers, body = split(got)
+    for name in (b"date", b"server"):  # aiohttp's own
+        headers.pop(name, None)
+    return {
+        "status": status,
+        "headers": headers,
+        "body": body,
+        **await remains(world, capsys),
     }
 
 
@@ -139,3 +195,28 @@ async def test_nobody_can_tell_which_way_a_request_went(
     short, ordinary = found
     for name, value in short.items():
         assert value == ordinary[name], name
+
+
+@pytest.mark.parametrize("engine", [says_nothing, falls_silent])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_nobody_can_tell_which_way_a_request_went_whose_client_left(
+    engine: Handler, stream: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for at_once in (True, False):
+        async with opened() as world:
+            world.engine, world.driver.at_once = engine, at_once
+            reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+            writer.write(asked(streamed()) if stream else asked())
+            async with asyncio.timeout(5):
+                while not world.asked:  # noqa: ASYNC110 - nothing announces it
+                    await asyncio.sleep(0)
+                if engine is falls_silent:
+                    await reader.readuntil(FRAME)
+                writer.transport.abort()
+                await world.left.wait()
+                while not world.driver.register.noted:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+            found.append(await remains(world, capsys))
+    assert found[0] == found[1]
+    assert found[0]["line"]["status"] == 499
