@@ -56,7 +56,7 @@ class Requests:
 
     def granted(self, name: str, profile: str, reason: str, now: float) -> None:
         if found := self._last(name):
-            found.granted, found.reason, found.waited = profile, reason, now - found.began
+            found.granted, found.reason, found.waited = profile, reason, max(0.0, now - found.began)
 
     def failed(self, name: str, error: LlmdError, now: float) -> None:
         """Refused, or broken off after it was granted."""

@@ -183,6 +183,10 @@ class Answer:
         if self._upstream is not None and not self._over:
             self._upstream.go_on()
 
+    def lost(self) -> None:
+        if not self._over:
+            self._stop()
+
     def withdraw(self) -> None:
         error = Withdrawn(CANCELLED)
         self._fail(error, error)
@@ -190,7 +194,10 @@ class Answer:
     # What follows
 
     def _begin(self, data: bytes, done: bool) -> bool:
-        """The first byte is here: tell the client, or nobody but llmd."""
+        """The first byte is here: tell the client, where it is not gone, or nobody but llmd."""
+        if self._connection.transport is None:
+            self.lost()
+            return False
         if done and data in (b"", _LAST_CHUNK) and self._is_short():
             self._refuse(self._failed("ended its answer before it began"))
             return False
@@ -204,6 +211,8 @@ class Answer:
         self._owner.begun()
         if not done:
             self._watch.began()
+        if self._connection.writing_paused:  # it has not taken the answer before this one
+            self.pause()
         return True
 
     def _collect(self, refusal: bytearray, data: bytes, done: bool) -> None:

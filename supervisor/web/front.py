@@ -56,6 +56,8 @@ class Front(Connection):
         super().__init__(server, timeouts, complaints)
         self._short = short
         self._exchange: Exchange | None = None
+        self._untaken_end = False  # an answer is over, and the client has yet to take the last of it
+        self._keeps = True
         self.tried: frozenset[str] = frozenset()
         """Places that failed the request which now goes the ordinary way."""
         self._taking = False
@@ -72,7 +74,7 @@ class Front(Connection):
     def data_received(self, data: bytes) -> None:
         if not data or not self._known:  # aiohttp itself comes with nothing, to go on
             super().data_received(data)
-        elif self._exchange is not None:
+        elif self._exchange is not None or self._untaken_end:
             self._keep(data)
         elif self._parts:
             self._gather(data)
@@ -89,21 +91,24 @@ class Front(Connection):
             self._gathering.cancel()
         if exchange is not None:
             exchange.left()
+        self._tell_drained()
         super().connection_lost(exc)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._untaken_end:
+            self._untaken_end = False
+            self._ended()
 
     # From the exchange
 
     def over(self, keeps: bool) -> None:
-        """The answer is written, all of it."""
-        self._exchange = None
-        self.end()
-        self._next_keepalive_close_time = self._loop.time() + self.keepalive_timeout
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
-        if not keeps or self._close or self._force_close:
-            self.force_close()
-        elif self._early and not self._taking:
-            self._go_on()
+        """The answer is written, all of it. The connection serves no other before the client has taken it: who
+        takes nothing is found out, and is not given more and more."""
+        self._exchange, self._keeps = None, keeps
+        self._untaken_end = self.writing_paused
+        if not self._untaken_end:
+            self._ended()
 
     def begun(self) -> None:
         """It will not go round any more."""
@@ -113,12 +118,27 @@ class Front(Connection):
         """Nothing was sent: have aiohttp read the request, and all that follows it."""
         self._exchange = None
         self.end()
+        self._tell_drained()
+        self._resume_transport_reading()
         request, self._request = self._request, b""
         early, self._early = self._early, b""
         self._known = self._known and not early
         self._feed(request + early)
 
     # What follows
+
+    def _ended(self) -> None:
+        self.end()
+        self._next_keepalive_close_time = self._loop.time() + self.keepalive_timeout
+        self._tell_drained()
+        if not self._keeps or self._close or self._force_close:
+            self.force_close()
+        elif self._early and not self._taking:
+            self._go_on()
+
+    def _tell_drained(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
 
     def _feed(self, data: bytes) -> None:
         self._fed = True
@@ -167,7 +187,7 @@ class Front(Connection):
         if exchange is None:
             self.go_round()
         elif self._busy:  # it is not over already
-            self._exchange = exchange
+            self._exchange = None if self._untaken_end else exchange
         elif self._early:
             self._go_on()
 
@@ -190,7 +210,7 @@ class Front(Connection):
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:
         """What is under way has `timeout` seconds."""
-        if self._exchange is not None:
+        if self._exchange is not None or self._untaken_end:
             self._drained = self._loop.create_future()
             await asyncio.wait([self._drained], timeout=timeout)
         await super().shutdown(timeout)

@@ -94,10 +94,12 @@ class _Server(web.Server):
 
 
 class Source(Protocol):
-    """What a connection's answer comes from, told when the client takes no more and when it does again."""
+    """What a connection's answer comes from, told when the client takes no more, when it does again, and that it is
+    gone: a handler hears of that later, and nothing may be written meanwhile."""
 
     def pause(self) -> None: ...
     def resume(self) -> None: ...
+    def lost(self) -> None: ...
 
 
 class Connection(web.RequestHandler):
@@ -135,6 +137,8 @@ class Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self.begin()
         self._cancel_stall()
+        if self.source is not None:
+            self.source.lost()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:

@@ -55,7 +55,7 @@ async def relay(
         await _asked(asking, answer, lease, _head(request, len(body), lease, record), body)
         await asking.over
         if answer.refusal is not None:
-            return _refused(request, answer, lease, record, held is not None)
+            return _refused(request, answer, held is not None)
         return _Spliced(request, record.status, answer.keeps)
     except asyncio.CancelledError:
         if request.protocol.stalled:
@@ -98,6 +98,8 @@ async def _asked(asking: _Asking, answer: Answer, lease: Lease, head: bytes, bod
     """Until the first byte went to the client, or the engine refused. The lease is told of what fails."""
     try:
         await _sent(asking, answer, lease, head, body)
+        if answer.refusal is not None:
+            check_refusal(answer.head.status, bytes(answer.refusal), lease)
     except Broken as error:
         lease.failed(str(error))
         raise translated(error, lease) from error
@@ -131,12 +133,9 @@ def translated(error: Broken, lease: Lease) -> EngineFailed:
     return kind(f"{who(lease)} {error}", log=lease.log_tail(), retry_after=5)
 
 
-def _refused(
-    request: web.Request, answer: Answer, lease: Lease, record: Record, held: bool
-) -> web.StreamResponse:
-    """What the engine refuses, in the shape that the client reads. Raises LlmdError where it is not for the client."""
+def _refused(request: web.Request, answer: Answer, held: bool) -> web.StreamResponse:
+    """What the engine refuses, in the shape that the client reads. Raises it where the head of a stream is out."""
     status, said = answer.head.status, bytes(answer.refusal or b"")
-    check_refusal(status, said, lease)
     if held:
         raise retold(status, said)
     told = dialects.retold(status, said, dialect_of(request.path))

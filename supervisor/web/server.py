@@ -32,7 +32,7 @@ class Server:
     def __init__(self, driver: Driver, keyring: Keyring) -> None:
         self._driver, self._config = driver, driver.config.server
         self.traffic = Traffic()
-        router = Router(driver, keyring, self.traffic)
+        self.router = router = Router(driver, keyring, self.traffic)
         self._runner = Runner(
             router.app(),
             connection=partial(Front, short=router.short_way()),

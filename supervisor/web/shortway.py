@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from multidict import CIMultiDict
 
 from supervisor.core.command import names_of
 from supervisor.core.routing import Ask
-from supervisor.errors import EngineDied, LlmdError
+from supervisor.errors import EngineDied, EngineFailed, LlmdError
 from supervisor.host.upstream import Broken, Connection, Unread
 from supervisor.web import dialects, heads
 from supervisor.web.answer import Answer
@@ -148,7 +147,7 @@ class Exchange:
         try:
             connection = await self._lease.pool.open()
         except Broken as error:
-            self.failed(error)
+            self._answer.fail(error)  # of no effect where it is over, by then
         else:
             self._send(connection)
 
@@ -174,7 +173,8 @@ class Exchange:
             self._answer.begin_anew()
             self._task = asyncio.get_running_loop().create_task(self._connect())
             return
-        self._lease.failed(str(error))
+        if isinstance(error, Broken | EngineFailed):  # not what a person cancelled
+            self._lease.failed(str(error))
         told = translated(error, self._lease) if isinstance(error, Broken) else error
         self._way.driver.broke_off(self._ask.request, told)
         if isinstance(told, EngineDied):
@@ -227,7 +227,7 @@ class Exchange:
             self._refuse(error)
             return
         self._lease.answered()
-        record.first, record.status = time.monotonic(), answer.head.status
+        record.status = answer.head.status
         told = dialects.retold(record.status, said, dialect_of(record.path)) or said
         self._respond(heads.for_client(answer.head.headers), told)
 

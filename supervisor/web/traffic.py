@@ -59,7 +59,7 @@ class Traffic:
 
     def began(self, record: Record, tokens: int) -> str:
         """One that needs no scope. Returns its number, by which it is `over`."""
-        number = str(next(self._numbers))
+        number, record.guess = str(next(self._numbers)), tokens
         self._flights[number] = Flight(record, tokens)
         return number
 

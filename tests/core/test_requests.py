@@ -69,3 +69,12 @@ def test_what_was_never_routed_is_no_request():
     requests.failed("a", EngineDied("no"), 0.0)
     requests.ended("a", lambda: {"status": 401})
     assert len(requests) == 0
+
+
+def test_one_that_was_granted_at_once_waited_for_nothing():
+    """Its clock may have been read before it was routed."""
+    requests = Requests()
+    requests.routed(ask("a"), ROUTE, 10.00001)
+    requests.granted("a", "llama_0", "the only profile", 10.0)
+    (tried,) = requests.describe("a")["tries"]
+    assert str(tried["waited"]) == "0.0"

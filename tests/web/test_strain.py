@@ -1,0 +1,188 @@
+"""Clients that take nothing, leave, or ask on and on, on connections whose requests go the short way."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from wires import BODY, CHUNKED, JSON, World, chunk, opened, request
+
+from supervisor.host.upstream import Connection, Gone, Pool
+from supervisor.web.front import MOST_EARLY
+
+PLAIN = request(stream=False)
+MODELS = b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"
+LONG = PLAIN.replace(b"Length: %d" % len(BODY), b"Length: %d" % (len(BODY) + 500_000)) + b" " * 500_000
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    async with opened() as made:
+        yield made
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.005)
+
+
+def fronts(world: World) -> list[Any]:
+    server = world.server._runner.server
+    return [] if server is None else list(server.connections)
+
+
+def waiting(front: Any) -> int:
+    """Bytes that were written for a client, and that the kernel did not take."""
+    return 0 if front.transport is None else int(front.transport.get_write_buffer_size())
+
+
+def narrow(world: World) -> socket.socket:
+    """A client for whose answers the kernel has hardly any room."""
+    for site in world.server._runner.sites:
+        for listening in site._server.sockets:  # type: ignore[union-attr, attr-defined]
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", world.port))
+    return client
+
+
+def of_size(size: int) -> bytes:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    return head % size + b"x" * size
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_who_takes_nothing_of_a_last_answer_is_cut_off(world: World, at_once: bool) -> None:
+    async def whole(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(of_size(60 << 10))
+        await writer.drain()
+
+    world.engine, world.driver.at_once = whole, at_once
+    with narrow(world) as client:
+        client.sendall(request(headers=b"Connection: close\r\n", stream=False))
+        await until(lambda: world.asked)
+        await until(lambda: not fronts(world))
+    assert world.driver.held == 0
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_who_takes_nothing_and_asks_again_is_given_little(world: World, at_once: bool) -> None:
+    """The first answer comes whole, and is more than the kernel holds; the second has no end."""
+
+    async def first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        world.engine = pours
+        writer.write(of_size(60 << 10))
+
+    async def pours(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED)
+        for _ in range(1000):
+            writer.write(chunk(b"data: " + b"x" * (1 << 20) + b"\n\n"))
+            await writer.drain()
+
+    world.engine, world.driver.at_once = first, at_once
+    most = 0
+    with narrow(world) as client:
+        client.sendall(PLAIN + request())
+        await until(lambda: world.asked)
+        async with asyncio.timeout(10):
+            while held := [waiting(front) for front in fronts(world)]:
+                most = max(most, *held)
+                await asyncio.sleep(0.002)
+    assert 0 < most < 1 << 20
+    assert world.driver.held == 0
+
+
+async def test_a_port_that_closes_does_not_wait_for_a_client_that_left(world: World) -> None:
+    async def hangs(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    world.engine = hangs
+    world.server._runner._shutdown_timeout = 30
+    _reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+    writer.write(PLAIN)
+    await until(lambda: world.asked)
+    closing = asyncio.create_task(world.server._runner.cleanup())
+    await until(lambda: any(front._drained for front in fronts(world)))
+    writer.transport.abort()
+    async with asyncio.timeout(5):
+        await closing
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_what_is_cancelled_by_a_person_is_no_failure_of_its_engine(world: World, at_once: bool) -> None:
+    async def hangs(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    world.engine, world.driver.at_once = hangs, at_once
+    asking = asyncio.create_task(world.ask(stream=False))
+    await until(lambda: world.asked)
+    traffic = world.server.router._traffic
+    (number,) = traffic.in_flight()
+    traffic.cancel(number)
+    assert (await asking).startswith(b"HTTP/1.1 503 ")
+    assert [lease.failures for lease in world.driver.leases] == [[]]
+
+
+async def test_a_long_request_behind_one_that_goes_elsewhere_is_read_on(world: World) -> None:
+    """It was held back while the first place had the other."""
+    go_on = asyncio.Event()
+
+    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await go_on.wait()
+        world.engine = answers
+        writer.close()
+
+    async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(JSON)
+
+    world.engine, world.driver.over = dies, True
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+    at = MOST_EARLY + 10
+    writer.write(PLAIN)
+    await until(lambda: world.asked)
+    writer.write(LONG[:at])
+    await until(lambda: any(len(front._early) == at for front in fronts(world)))
+    go_on.set()
+    writer.write(LONG[at:])
+    async with asyncio.timeout(5):
+        for _ in range(2):
+            assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readexactly(2) == b"{}"
+    writer.close()
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_a_request_cancelled_while_it_connects_is_answered_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """What becomes of the connection is nobody's business then."""
+    go_on, opened_at_last = asyncio.Event(), Pool.open
+
+    async def slowly(pool: Pool) -> Connection:
+        await go_on.wait()
+        go_on.clear()
+        if fails:
+            raise Gone("cannot be reached")
+        return await opened_at_last(pool)
+
+    monkeypatch.setattr(Pool, "open", slowly)
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+    writer.write(PLAIN)
+    traffic = world.server.router._traffic
+    await until(traffic.in_flight)
+    traffic.cancel(*traffic.in_flight())
+    assert b" 503 " in await reader.readuntil(b"\r\n\r\n")
+    await reader.readuntil(b"}}")
+    go_on.set()
+    await until(lambda: not go_on.is_set())
+    writer.write(MODELS)
+    async with asyncio.timeout(5):
+        assert (await reader.readuntil(b"\r\n")) == b"HTTP/1.1 200 OK\r\n"
+    writer.close()
+    assert (world.driver.held, world.asked) == (0, [])
+    assert world.driver.leases[0].failures == []
