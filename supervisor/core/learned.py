@@ -123,7 +123,7 @@ class Learned:
 
     def counted(self, letters: int, tokens: int) -> Learned:
         known = self.version, self.start, self.wake, self.reload, self.weights, self.peak, self.residue
-        return Learned(*known, self.tokens.count(letters, tokens))
+        return Learned(*known, self.tokens.count(letters, tokens), self.rung, self.sleepless)
 
     def of_version(self, version: str) -> Learned:
         """The record of another version begins anew, but for the tokens, which are the model's, and the rung, which
