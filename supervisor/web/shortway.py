@@ -37,11 +37,13 @@ from supervisor.web.traffic import Traffic
 
 _LEFT = 499
 _MOST_CALLERS = 512
+_NOTHING = memoryview(b"")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks by which head; clients send the same one over and over. `onward`: what an engine is sent of it."""
+    """Who asks by which head; clients send the same one over and over. `onward`: what an engine is
+    sent of it, with its first line."""
 
     head: Head
     size: int
@@ -62,6 +64,7 @@ class ShortWay:
     ) -> None:
         self.driver, self.traffic, self.note = driver, traffic, note
         self._keyring = keyring
+        self.gathered = 0
         self._callers: OrderedDict[bytes, Caller] = OrderedDict()
         self._known = driver.config, keyring.sources
 
@@ -92,16 +95,17 @@ class ShortWay:
             source = self._keyring.identify(presented_key(headers))
         except LlmdError:
             return None
-        people, onward = people_of(headers), heads.for_engine(head.pairs)
+        people, line = people_of(headers), f"POST {head.path} HTTP/1.1\r\n".encode()
+        onward = line + heads.for_engine(head.pairs)
         told = headers.get("x-request-id"), session_of(headers), *people
         return Caller(head, head.size, head.length, source, onward, *told)
 
-    def take(self, client: Front, head: Caller, body: bytes) -> Exchange | None:
+    def take(self, client: Front, head: Caller, body: memoryview) -> Exchange | None:
         try:
             ask = read_ask(body, head.source, GENERATE, request_id_of(head.presented), head.session)
         except LlmdError:
             return None
-        if Demands.may_have(body):
+        if Demands.of(body):
             return None
         lease = self.driver.lease_at_once(ask)
         if lease is None:
@@ -124,7 +128,7 @@ class Exchange:
         caller: Caller,
         ask: Ask,
         lease: Lease,
-        body: bytes,
+        body: memoryview,
     ) -> None:
         self._way, self._client, self._caller, self._ask = way, client, caller, ask
         self._lease, self._body = lease, body
@@ -155,8 +159,7 @@ class Exchange:
         self._connection = connection
         self._answer.attach(connection)
         caller = self._caller
-        line = f"POST {caller.head.path} HTTP/1.1\r\n".encode()
-        head = line + caller.onward + own_head(self._lease, self._record, caller.length)
+        head = caller.onward + own_head(self._lease, self._record, caller.length)
         connection.ask(head, self._body, self._answer)
 
     # Of the answer
@@ -164,7 +167,7 @@ class Exchange:
     def begun(self) -> None:
         self._lease.answered()
         self._client.begun()
-        self._body = b""
+        self._body = _NOTHING
 
     def failed(self, error: Broken | LlmdError) -> None:
         """Before anything was sent to the client."""

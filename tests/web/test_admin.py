@@ -150,7 +150,7 @@ async def test_what_decisions_are_not_asked_for_like(client: aiohttp.ClientSessi
 
 async def test_requests_in_flight_oldest_first(traffic: Traffic, client: aiohttp.ClientSession) -> None:
     for profile, made in (("llama_0", 7), (None, None)):
-        record = Record("x", model="llama", profile=profile, source="webui", made=partial(int, made or 0))
+        record = Record("x", model="llama", profile=profile, source="webui", counter=partial(int, made or 0))
         traffic.began(record, 40)
     async with client.get("/requests") as answer:
         told = await answer.json()
