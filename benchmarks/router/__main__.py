@@ -1,6 +1,6 @@
 """What llmd's router costs, as ratios to nginx, taken in turns in one run: `make bench`, or
 
-    python benchmarks/router [--rounds 3] [--seconds 3] [--nginx PROGRAM] [--llmd NAME=COMMAND ...]
+    python benchmarks/router [--rounds 3] [--seconds 3] [--only WORDS] [--nginx PROGRAM] [--llmd NAME=COMMAND ...]
 
 The engine and the load share the first CPU, the router under test has the second. Each round measures every router
 in every case, in another order; a figure is the median of the rounds, with its spread. nginx does nothing but pass
@@ -95,6 +95,7 @@ CASES = [
     Case("chunks/s, 64 streams", 64, 200, 0, 0, "chunks"),
     Case("CPU a chunk, 64 streams every 2.5 ms, us", 64, 4000, 2500, 0, "cpu_chunk"),
     Case("first chunk p50, 64 clients, us", 64, 5, 1000, 0, "first_p50"),
+    Case("p99 delay of a chunk, 256 streams every 50 ms, us", 256, 4000, 50_000, 0, "delay_p99"),
     Case("2 MB body p50, us", 1, 0, 0, 2_000_000, "p50"),
     Case("resident MB, 256 streams", 256, 4000, 50_000, 0, "resident"),
 ]
@@ -104,6 +105,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="What a hop through llmd costs, next to nginx.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--only", default="", metavar="WORDS", help="cases whose name has these words in it")
     parser.add_argument("--nginx", default=shutil.which("nginx") or "/usr/sbin/nginx")
     parser.add_argument("--llmd", action="append", default=[], metavar="NAME=COMMAND")
     given = parser.parse_args()
@@ -113,8 +115,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="llmd-", dir="/tmp") as home:
         for program in ("engine", "load"):
             subprocess.run([compiler, "-O2", "-o", f"{home}/{program}", HERE / f"{program}.c"], check=True)
-        bench = Bench(Path(home), given.seconds)
-        report(bench.run(given.rounds, *targets(given)))
+        cases = [case for case in CASES if given.only in case.name]
+        bench = Bench(Path(home), given.seconds, cases)
+        report(bench.run(given.rounds, *targets(given)), cases)
     return 0
 
 
@@ -129,8 +132,8 @@ def targets(given: argparse.Namespace) -> tuple[str | None, dict[str, list[str]]
 
 
 class Bench:
-    def __init__(self, home: Path, seconds: float) -> None:
-        self.home, self.seconds = home, seconds
+    def __init__(self, home: Path, seconds: float, cases: list[Case]) -> None:
+        self.home, self.seconds, self.cases = home, seconds, cases
 
     def run(self, rounds: int, nginx: str | None, llmds: dict[str, list[str]]) -> Figures:
         figures: Figures = defaultdict(list)
@@ -140,7 +143,7 @@ class Bench:
             for name in names:
                 opened = self.nginx(nginx) if nginx and name == "nginx" else self.llmd(llmds[name])
                 with opened as (port, process):
-                    for case in CASES:
+                    for case in self.cases:
                         figures[case.name, name].append(self.measure(case, port, process))
             print(f"round {number + 1} of {rounds} done", flush=True)
         return figures
@@ -236,11 +239,11 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def report(figures: Figures) -> None:
+def report(figures: Figures, cases: list[Case]) -> None:
     names = list(dict.fromkeys(name for _, name in figures))
     names.sort(key=lambda name: name != "nginx")
     print("\n| case | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
-    for case in CASES:
+    for case in cases:
         print(f"| {case.name} | " + " | ".join(cell(figures, case.name, name) for name in names) + " |")
 
 

@@ -3,6 +3,7 @@
  *   engine serve MODEL --uds PATH ...     as `vllm serve` is called; all other flags are ignored
  *
  * "stream": true answers with max_tokens events, one every `seed` microseconds, 0 for as fast as they are taken.
+ * `created` is when an event was due: microseconds of the monotonic clock, the last ten digits.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -25,7 +26,7 @@ static struct client *clients[MOST];
 static int poller;
 
 static const char EVENT[] =
-    "data: {\"id\":\"chatcmpl-0\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,\"model\":\"m\","
+    "data: {\"id\":\"chatcmpl-0\",\"object\":\"chat.completion.chunk\",\"created\":%010llu,\"model\":\"m\","
     "\"choices\":[{\"index\":0,\"delta\":{\"content\":\" word\"},\"logprobs\":null,\"finish_reason\":null}]}\n\n";
 static const char LAST[] =
     "data: {\"id\":\"chatcmpl-0\",\"object\":\"chat.completion.chunk\",\"choices\":[],"
@@ -106,7 +107,9 @@ static int chunk(struct client *c, const char *event, size_t size)
 
 static int tick(struct client *c)
 {
-    if (!chunk(c, EVENT, sizeof EVENT - 1))
+    char event[512];
+    int size = sprintf(event, EVENT, (unsigned long long)(c->due % 10000000000));
+    if (!chunk(c, event, size))
         return 0;
     if (--c->left == 0)
         return chunk(c, LAST, sizeof LAST - 1) && put(c, "0\r\n\r\n", 5);
@@ -124,8 +127,10 @@ static int answer(struct client *c, const char *body)
     if (body && strstr(body, "\"stream\":true")) {
         c->left = number(body, "\"max_tokens\"", 20);
         c->pause = number(body, "\"seed\"", 0);
-        c->due = now() + c->pause;
-        return put(c, STREAM, sizeof STREAM - 1) && tick(c);
+        c->due = now();
+        int went = put(c, STREAM, sizeof STREAM - 1) && tick(c);
+        c->due += c->pause;
+        return went;
     }
     char whole[2048];
     int size = sprintf(whole, "HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-length: %zu\r\n"
@@ -174,11 +179,11 @@ static long pace(void)
         if (!c || !c->left)
             continue;
         if (!c->full && c->due <= at) {
-            c->due = c->pause ? (at / c->pause + 1) * c->pause : 0; /* all streams tick together, as behind one engine */
             if (!tick(c)) {
                 drop(c);
                 continue;
             }
+            c->due = c->pause ? (at / c->pause + 1) * c->pause : 0; /* all streams tick together, as behind one engine */
         }
         long wait = c->full ? -1 : c->due > at ? (long)(c->due - at) : 0;
         if (wait >= 0 && (next < 0 || wait < next))

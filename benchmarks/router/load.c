@@ -3,7 +3,8 @@
  *   load HOST:PORT CLIENTS SECONDS TOKENS PAUSE BODY
  *
  * TOKENS 0: answers in one piece; else streams of so many events, one every PAUSE microseconds. BODY: bytes added to
- * each request. Times are microseconds. The first fifth of the time is not counted.
+ * each request. Times are microseconds; that of
+ * `delay_p99` runs from when an event was due. The first fifth of the time is not counted.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -24,9 +25,9 @@ struct times { float *at; size_t count, room; };
 static struct sockaddr_in server = { .sin_family = AF_INET };
 static char *request, buffer[1 << 18];
 static size_t size;
-static int streams, counting, poller;
+static int streams, paced, counting, poller;
 static long requests, chunks, errors;
-static struct times whole, first;
+static struct times whole, first, delay;
 
 static uint64_t now(void)
 {
@@ -35,13 +36,18 @@ static uint64_t now(void)
     return t.tv_sec * 1000000000ull + t.tv_nsec;
 }
 
-static void note(struct times *t, uint64_t began)
+static void note(struct times *t, double microseconds)
 {
     if (!counting)
         return;
     if (t->count == t->room)
         t->at = realloc(t->at, (t->room = t->room * 2 + 1024) * sizeof *t->at);
-    t->at[t->count++] = (now() - began) / 1e3;
+    t->at[t->count++] = microseconds;
+}
+
+static double since(uint64_t began)
+{
+    return (now() - began) / 1e3;
 }
 
 static int order(const void *a, const void *b)
@@ -98,7 +104,7 @@ static void again(struct client *c, int error)
 
 static void done(struct client *c)
 {
-    note(&whole, c->began);
+    note(&whole, since(c->began));
     requests += counting;
     ask(c);
 }
@@ -135,6 +141,15 @@ static void count(const char *data, size_t n)
         chunks += counting;
 }
 
+/* How long ago the events of `data` were due, as far as they are told in one piece. */
+static void time_events(const char *data, size_t n)
+{
+    uint64_t at = now() / 1000, wrap = 10000000000;
+    for (const char *p = data; (p = memmem(p, data + n - p, "\"created\":", 10)); p += 10)
+        if (data + n - p >= 20)
+            note(&delay, (at % wrap + wrap - strtoull(p + 10, NULL, 10)) % wrap);
+}
+
 static void take(struct client *c)
 {
     ssize_t got = recv(c->fd, buffer, sizeof buffer, MSG_DONTWAIT);
@@ -151,13 +166,15 @@ static void take(struct client *c)
     if (c->need == -1 || !n)
         return;
     if (!c->first++)
-        note(&first, c->began);
+        note(&first, since(c->began));
     if (!streams) {
         if ((c->need -= n) <= 0)
             done(c);
         return;
     }
     count(data, n);
+    if (paced)
+        time_events(data, n);
     if (ends(c, data, n))
         done(c);
 }
@@ -188,6 +205,7 @@ int main(int words, char **word)
     int many = atoi(word[2]);
     double seconds = atof(word[3]);
     streams = atol(word[4]) > 0;
+    paced = streams && atol(word[5]) > 0;
     write_request(atol(word[4]), atol(word[5]), atol(word[6]));
     poller = epoll_create1(0);
     struct client *all = calloc(many, sizeof *all);
@@ -208,8 +226,10 @@ int main(int words, char **word)
     }
     qsort(whole.at, whole.count, sizeof(float), order);
     qsort(first.at, first.count, sizeof(float), order);
+    qsort(delay.at, delay.count, sizeof(float), order);
     double counted = (now() - from) / 1e9;
-    printf("{\"requests\": %.1f, \"chunks\": %.1f, \"errors\": %ld, \"p50\": %.1f, \"p99\": %.1f, \"first_p50\": %.1f}\n",
-           requests / counted, chunks / counted, errors, share(&whole, .5), share(&whole, .99), share(&first, .5));
+    printf("{\"requests\": %.1f, \"chunks\": %.1f, \"errors\": %ld, \"p50\": %.1f, \"p99\": %.1f, \"first_p50\": %.1f, "
+           "\"delay_p99\": %.1f}\n", requests / counted, chunks / counted, errors, share(&whole, .5),
+           share(&whole, .99), share(&first, .5), share(&delay, .99));
     return 0;
 }
