@@ -20,7 +20,7 @@ from supervisor.config import Config, warnings
 from supervisor.core import events
 from supervisor.driver import Driver
 from supervisor.errors import LlmdError, OperatorError
-from supervisor.host import logbook, systemd
+from supervisor.host import heap, logbook, systemd
 from supervisor.host.gpus import Gpus
 from supervisor.host.journal import Journal
 from supervisor.host.logbook import log
@@ -40,6 +40,7 @@ GARBAGE = 20_000
 def serve(config: Config, read: Callable[[], Config], *, keep_engines: bool = False) -> int:
     """Run until SIGTERM or Ctrl-C; `read` gives the configuration anew at every reload. Returns the exit code: 0, or 1 after an error said in one line."""
     faulthandler.enable()  # systemd's watchdog aborts a stalled daemon: its last word is where it stood
+    heap.keep()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(Daemon(config, read, keep_engines).run())

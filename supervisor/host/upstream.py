@@ -154,12 +154,12 @@ class Connection(asyncio.Protocol):
 
     # Of whoever asks
 
-    def ask(self, head: bytes, body: bytes | mmap.mmap, receiver: Receiver) -> None:
+    def ask(self, head: bytes, body: bytes | mmap.mmap | memoryview, receiver: Receiver) -> None:
         """Send a request; `receiver` hears of the answer from now on."""
         self._receiver, self._head, self._headers = receiver, None, []
         self._heads_ended, self._complete = 0, False
-        if isinstance(body, bytes) and len(body) <= PIECE:
-            self.transport.write(head + body)
+        if len(body) <= PIECE:
+            self.transport.write(b"".join((head, body)))
         else:
             self.transport.write(head)
             self._rest = memoryview(body)

@@ -20,6 +20,9 @@ from supervisor.errors import BadRequest
 _TELLING = (b"tools", b"_url", b"source", b"\\u")
 """A body with none of these has no demands: keys can be written otherwise only with \\u escapes."""
 
+_SEARCHED = 16 << 10
+"""Bytes up to which looking for these costs less than reading the body; of 2 MB it takes 4 to 12 ms, reading 0.7."""
+
 _MEDIA = frozenset({"image_url", "audio_url", "video_url", "file_url"})
 _PLAIN = re.compile(r"https?://([a-z0-9.-]+)(:\d{1,5})?(?:[/?#][!-\[\]-~]*)?", re.ASCII | re.IGNORECASE)
 """Visible ASCII without a backslash, no user, no brackets in the host: every parser reads the same host."""
@@ -37,20 +40,19 @@ class Demands:
     urls: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, body: bytes | mmap.mmap) -> Demands:
+    def of(cls, body: bytes | mmap.mmap | memoryview) -> Demands:
         """What is no JSON demands nothing: it is refused elsewhere."""
-        if not cls.may_have(body):
-            return cls()
+        if len(body) <= _SEARCHED and not any(word in bytes(body) for word in _TELLING):
+            return _NONE
         try:
             read = msgspec.json.decode(body)
             urls = tuple(url for url in _urls(read) if url[:5].lower() != "data:")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return cls()
-        return cls(_choosable(read), urls) if isinstance(read, dict) else cls()
+            return _NONE
+        return cls(_choosable(read), urls) if isinstance(read, dict) else _NONE
 
-    @staticmethod
-    def may_have(body: bytes | mmap.mmap) -> bool:
-        return any(body.find(word) >= 0 for word in _TELLING)
+    def __bool__(self) -> bool:
+        return bool(self.tools or self.urls)
 
     def check(self, profile: Profile) -> None:
         """Raises BadRequest where an engine of this profile may not be given them."""
@@ -74,6 +76,9 @@ class Demands:
 
     def drops_tools(self, profile: Profile) -> bool:
         return bool(self.tools) and profile.tools == "drop" and profile.tool_parser is None
+
+
+_NONE = Demands()
 
 
 def without_tools(body: bytes | mmap.mmap) -> bytes:

@@ -17,6 +17,10 @@ from supervisor.web.protocol import Complaints, Connection
 GATHER = 0.1
 """Seconds that the rest of a small body is waited for here; aiohttp's reader waits longer, and answers 408."""
 
+MOST_GATHERED = 64 << 20
+"""Bytes of bodies in several pieces, of all clients, that are in memory until their answers begin. Beyond them bodies
+go the ordinary way, and wait on disk."""
+
 MOST_EARLY = 64 << 10
 """Bytes of later requests that are kept while one is answered, before nothing more is read."""
 
@@ -41,10 +45,13 @@ B = TypeVar("B", bound=Beginning)
 
 
 class Short(Protocol[B]):
+    gathered: int
+    """Bytes of bodies in several pieces that are in memory now."""
+
     def read(self, data: bytes) -> B | None:
         """None where this does not begin with the whole head of a plain request from somebody known."""
 
-    def take(self, client: Front, head: B, body: bytes) -> Exchange | None:
+    def take(self, client: Front, head: B, body: memoryview) -> Exchange | None:
         """None where it has to go the ordinary way. The client is told when its answer has `begun`, when it is
         `over`, or that it has to `go_round` after all."""
 
@@ -66,7 +73,7 @@ class Front(Connection):
         self._request = self._early = b""
         self._gathering: asyncio.TimerHandle | None = None
         self._parts: list[bytes] = []
-        self._lacking = 0
+        self._lacking = self._gathered = 0
         self._drained: asyncio.Future[None] | None = None
 
     # From the client
@@ -78,7 +85,7 @@ class Front(Connection):
             self._keep(data)
         elif self._parts:
             self._gather(data)
-        elif (head := self._short.read(data)) is not None and self._is_free():
+        elif (head := self._short.read(data)) and self._is_free() and self._has_room(head, data):
             self._begin(head, data)
         else:
             self._known = is_bare(data) if head is None else head.size + head.length == len(data)
@@ -86,9 +93,8 @@ class Front(Connection):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         exchange, self._exchange = self._exchange, None
-        self._parts.clear()
-        if self._gathering:
-            self._gathering.cancel()
+        self._join()
+        self.begun()
         if exchange is not None:
             exchange.left()
         self._tell_drained()
@@ -106,6 +112,7 @@ class Front(Connection):
         """The answer is written, all of it. The connection serves no other before the client has taken it: who
         takes nothing is found out, and is not given more and more."""
         self._exchange, self._keeps = None, keeps
+        self.begun()
         self._untaken_end = self.writing_paused
         if not self._untaken_end:
             self._ended()
@@ -113,6 +120,8 @@ class Front(Connection):
     def begun(self) -> None:
         """It will not go round any more."""
         self._request = b""
+        self._short.gathered -= self._gathered
+        self._gathered = 0
 
     def go_round(self) -> None:
         """Nothing was sent: have aiohttp read the request, and all that follows it."""
@@ -144,6 +153,11 @@ class Front(Connection):
         self._fed = True
         super().data_received(data)
 
+    def _has_room(self, head: Beginning, data: bytes) -> bool:
+        """Whether the body is here, or may be gathered here."""
+        whole = head.size + head.length <= len(data)
+        return whole or self._short.gathered + head.length <= MOST_GATHERED
+
     def _is_free(self) -> bool:
         """Whether aiohttp has answered all that it was given."""
         closes = self._close or self._force_close
@@ -156,7 +170,8 @@ class Front(Connection):
         if self._lacking <= 0:
             self._take(head, data)
             return
-        self._head, self._parts = head, [data]
+        self._head, self._parts, self._gathered = head, [data], head.length
+        self._short.gathered += head.length
         self._gathering = self._loop.call_later(GATHER, self._give_up)
 
     def _gather(self, data: bytes) -> None:
@@ -164,9 +179,9 @@ class Front(Connection):
         self._lacking -= len(data)
         if self._lacking > 0:
             return
-        self._take(self._head, self._gathered())
+        self._take(self._head, self._join())
 
-    def _gathered(self) -> bytes:
+    def _join(self) -> bytes:
         data = b"".join(self._parts)
         self._parts.clear()
         if self._gathering:
@@ -175,14 +190,14 @@ class Front(Connection):
 
     def _give_up(self) -> None:
         """What is still to come is aiohttp's to wait for."""
-        self._known, self._request = False, self._gathered()
+        self._known, self._request = False, self._join()
         self.go_round()
 
     def _take(self, head: Beginning, data: bytes) -> None:
         end = head.size + head.length
         self._request, self._early = (data, b"") if len(data) == end else (data[:end], data[end:])
         self._taking = True
-        exchange = self._short.take(self, head, self._request[head.size :])
+        exchange = self._short.take(self, head, memoryview(self._request)[head.size :])
         self._taking = False
         if exchange is None:
             self.go_round()

@@ -56,7 +56,11 @@ _decoder = msgspec.json.Decoder(_Body)
 
 
 def read_ask(
-    body: bytes | mmap.mmap, source: str, tasks: frozenset[str], request: str = "", session: str | None = None
+    body: bytes | mmap.mmap | memoryview,
+    source: str,
+    tasks: frozenset[str],
+    request: str = "",
+    session: str | None = None,
 ) -> Ask:
     """The ask in a request's JSON; its tokens are a guess from the letters. `session`: what its client calls the
     conversation. Raises BadRequest."""

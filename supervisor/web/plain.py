@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 LONGEST_HEAD = 8 << 10
-LONGEST_BODY = 1 << 20
+LONGEST_BODY = 8 << 20
 """Bytes; what is longer waits on disk, by the ordinary way, as does what comes slowly."""
 
 _HEAD = re.compile(

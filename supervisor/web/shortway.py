@@ -37,6 +37,7 @@ from supervisor.web.traffic import Traffic
 
 _LEFT = 499
 _MOST_CALLERS = 512
+_NOTHING = memoryview(b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class ShortWay:
     ) -> None:
         self.driver, self.traffic, self.note = driver, traffic, note
         self._keyring = keyring
+        self.gathered = 0
         self._callers: OrderedDict[bytes, Caller] = OrderedDict()
         self._known = driver.config, keyring.sources
 
@@ -96,12 +98,12 @@ class ShortWay:
         told = headers.get("x-request-id"), session_of(headers), *people
         return Caller(head, head.size, head.length, source, onward, *told)
 
-    def take(self, client: Front, head: Caller, body: bytes) -> Exchange | None:
+    def take(self, client: Front, head: Caller, body: memoryview) -> Exchange | None:
         try:
             ask = read_ask(body, head.source, GENERATE, request_id_of(head.presented), head.session)
         except LlmdError:
             return None
-        if Demands.may_have(body):
+        if Demands.of(body):
             return None
         lease = self.driver.lease_at_once(ask)
         if lease is None:
@@ -124,7 +126,7 @@ class Exchange:
         caller: Caller,
         ask: Ask,
         lease: Lease,
-        body: bytes,
+        body: memoryview,
     ) -> None:
         self._way, self._client, self._caller, self._ask = way, client, caller, ask
         self._lease, self._body = lease, body
@@ -164,7 +166,7 @@ class Exchange:
     def begun(self) -> None:
         self._lease.answered()
         self._client.begun()
-        self._body = b""
+        self._body = _NOTHING
 
     def failed(self, error: Broken | LlmdError) -> None:
         """Before anything was sent to the client."""

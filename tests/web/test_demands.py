@@ -174,3 +174,12 @@ def test_all_but_the_tools_stays_as_it_was_written() -> None:
     assert without_tools(body) == (
         b'{"model":"llama","temperature":0.10,"seed":12345678901234567890123,"x":{"tools": [1]}}'
     )
+
+
+@pytest.mark.parametrize("size", [10, 1 << 20])
+def test_a_body_of_any_size_tells_what_it_demands(size: int) -> None:
+    words = {"type": "text", "text": "x" * size}
+    assert not Demands.of(asking(words))
+    assert Demands.of(asking(words, image("http://a.b/c"))).urls == ("http://a.b/c",)
+    assert Demands.of(asking(words, tools=[TOOL])).tools == 1
+    assert Demands.of(memoryview(asking(words, tools=[TOOL]))).tools == 1

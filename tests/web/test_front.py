@@ -12,7 +12,9 @@ from collections.abc import AsyncIterator
 import pytest
 from wires import CHUNKED, FRAME, JSON, World, chunk, log_lines, opened, request, says, split
 
+from supervisor.web import front
 from supervisor.web.answer import Answer
+from supervisor.web.front import Front
 from supervisor.web.plain import read_head
 from supervisor.web.shortway import Exchange
 
@@ -53,6 +55,10 @@ async def wired(world: World) -> AsyncIterator[Wire]:
     writer.close()
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()
+
+
+def connections(world: World) -> list[Front]:
+    return world.server._runner.server.connections  # type: ignore[union-attr, return-value]
 
 
 def short(world: World) -> int:
@@ -115,6 +121,40 @@ async def test_a_body_in_pieces_still_goes_the_short_way(world: World) -> None:
             wire.writer.write(PLAIN[at:])
             assert (await wire.answer())[0] == 200
     assert short(world) == 2
+
+
+LARGE = json.dumps({"model": "llama", "messages": [{"role": "user", "content": "x" * (3 << 20)}]}).encode()
+UPLOAD = PLAIN.partition(b"Content-Length")[0] + b"Content-Length: %d\r\n\r\n" % len(LARGE) + LARGE
+
+
+async def test_a_large_body_goes_the_short_way_and_is_not_kept_once_it_is_answered(world: World) -> None:
+    async with wired(world) as wire:
+        wire.writer.write(PLAIN)
+        await wire.answer()
+        [way] = {connection._short for connection in connections(world)}
+        for number in (2, 3):
+            wire.writer.write(UPLOAD)
+            assert (await wire.answer())[0] == 200
+            assert (short(world), way.gathered) == (number, 0)
+        wire.writer.write(UPLOAD[:-1])
+        while not way.gathered:  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0)
+    while connections(world):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert way.gathered == 0
+    assert [len(asked) > len(LARGE) for asked in world.asked] == [False, True, True]
+
+
+async def test_large_bodies_beyond_what_may_be_in_memory_go_the_ordinary_way(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front, "MOST_GATHERED", len(LARGE) - 1)
+    async with wired(world) as wire:
+        for sent in (PLAIN, UPLOAD):
+            wire.writer.write(sent)
+            assert (await wire.answer())[0] == 200
+    assert (short(world), len(world.driver.leases)) == (1, 2)
+    assert world.asked[1].endswith(LARGE)
 
 
 async def test_a_body_that_does_not_come_is_a_408_and_takes_no_slot(world: World) -> None:
