@@ -101,11 +101,17 @@ class Driver:
 
     def post(self, event: Event) -> None:
         """The one way in. Synchronous, so that nothing is read before and acted on after an await."""
-        for order in decide.handle(self.fleet, event, time.monotonic()):
+        self._decide(event)
+
+    def _decide(self, event: Event) -> list[Order]:
+        """What was ordered, and is carried out."""
+        ordered = decide.handle(self.fleet, event, time.monotonic())
+        for order in ordered:
             self._obeys(type(order))(self, order)
         if self.fleet.due != self._armed:
             self._set_timer()
         self._changed.set()
+        return ordered
 
     async def until(self, condition: Callable[[Fleet], bool], timeout: float) -> bool:
         """Wait for a condition on the fleet; whether it came true in time."""
@@ -293,12 +299,10 @@ class Driver:
     def lease_at_once(self, ask: Ask) -> Lease | None:
         """What `lease` would give without waiting, to be given back; None where it would wait, or refuse."""
         name, began = self._number(), time.monotonic()
-        answer = self._leases[name] = asyncio.get_running_loop().create_future()
-        self.post(events.Arrived(name, ask, 0.0, at_once=True))
-        del self._leases[name]
-        if answer.exception() is not None:
+        ordered = self._decide(events.Arrived(name, ask, 0.0, at_once=True))
+        granted = next((o for o in ordered if isinstance(o, orders.Grant) and o.lease == name), None)
+        if granted is None:
             return None
-        granted = answer.result()
         self.requests.granted(ask.request, granted.profile, granted.reason, began)
         try:
             return self._leased(granted, began)

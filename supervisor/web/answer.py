@@ -204,7 +204,7 @@ class Answer:
         if self._tell_first is not None:
             self._tell_first(data)
         self._record.first, self._record.status = time.monotonic(), self.head.status
-        self._record.streamed, self._record.made = self.passing.events, self.passing.made
+        self._record.streamed, self._record.counter = self.passing.events, self.passing.made
         self._pending = b"" if self._held else self._head_for_client()
         self._connection.source = self
         self._started = True

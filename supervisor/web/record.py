@@ -17,10 +17,6 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _WHERE_KNOWN = ("guessed", "error", "code", "person", "chat", "dropped")
 
 
-def _unknown() -> None:
-    return None
-
-
 class Record(msgspec.Struct, eq=False):
     """Times are monotonic seconds; `queued` is a duration. `status` is what became of it, not only what was sent:
     502 for a stream that broke, 499 for a client that left. `hit`: whether the engine was warm, waking or cold.
@@ -52,8 +48,9 @@ class Record(msgspec.Struct, eq=False):
     dropped: str | None = None
     """What of the request the engine was not given."""
     code: str | None = None
-    made: Callable[[], int | None] = _unknown
-    """Tokens that went by so far, about; None where they cannot be told before the end."""
+    written: int | None = None
+    counter: Callable[[], int | None] | None = None
+    """Counts the tokens of an answer under way."""
     cut: Callable[[], None] | None = None
     """Ends an answer that has begun: an error frame, then the connection is cut."""
     over: float | None = None
@@ -109,8 +106,12 @@ class Record(msgspec.Struct, eq=False):
 
     def end(self) -> None:
         """From now on it tells what was, and holds nothing of the answer."""
-        self.over, made, self.cut = time.monotonic(), self.made(), None
-        self.made = lambda: made
+        self.over, self.written = time.monotonic(), self.made()
+        self.counter = self.cut = None
+
+    def made(self) -> int | None:
+        """Tokens that went by so far, about; None where they cannot be told before the end."""
+        return self.written if self.counter is None else self.counter()
 
     def latency(self) -> float:
         """Seconds, so far or in all."""

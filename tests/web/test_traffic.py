@@ -28,7 +28,7 @@ async def wait(traffic: Traffic) -> None:
 
 async def test_a_request_is_there_while_it_is_under_way() -> None:
     traffic = Traffic()
-    async with traffic.watched(record(made=lambda: 7), ASK):
+    async with traffic.watched(record(counter=lambda: 7), ASK):
         (one,) = traffic.in_flight().values()
         assert (one["source"], one["model"], one["prompt"], one["output"]) == ("webui", "llama", 12, 7)
         assert traffic.written() == {"llama_0": 7}
@@ -80,7 +80,7 @@ def test_those_that_ended_are_kept_but_not_for_ever() -> None:
 
 
 def test_a_stream_that_nobody_counted_is_told_about() -> None:
-    streamed: dict[str, object] = {"streamed": True, "first": 1.0, "guess": 12, "made": lambda: 7}
+    streamed: dict[str, object] = {"streamed": True, "first": 1.0, "guess": 12, "counter": lambda: 7}
     uncounted, counted = record(**streamed), record(**streamed, prompt=10, completion=8)
     assert (uncounted.tokens(), counted.tokens()) == ((12, 7), (10, 8))
     assert (uncounted.guessed, counted.guessed) == (True, False)
