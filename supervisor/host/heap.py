@@ -14,7 +14,10 @@ LARGEST = 16 << 20
 KEPT = 32 << 20
 """Bytes at the heap's end that are kept for the next."""
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
+ARENAS = 1
+"""One event loop makes nearly all objects: arenas for the threads beside it would keep what they once needed."""
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of malloc.h
 
 
 def keep() -> bool:
@@ -22,4 +25,5 @@ def keep() -> bool:
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
         return False
-    return bool(library.mallopt(_MMAP_THRESHOLD, LARGEST) and library.mallopt(_TRIM_THRESHOLD, KEPT))
+    options = {_MMAP_THRESHOLD: LARGEST, _TRIM_THRESHOLD: KEPT, _ARENA_MAX: ARENAS}
+    return min(library.mallopt(option, value) for option, value in options.items()) == 1
