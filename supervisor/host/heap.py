@@ -26,4 +26,4 @@ def keep() -> bool:
     if not hasattr(library, "gnu_get_libc_version"):
         return False
     options = {_MMAP_THRESHOLD: LARGEST, _TRIM_THRESHOLD: KEPT, _ARENA_MAX: ARENAS}
-    return min(library.mallopt(option, value) for option, value in options.items()) == 1
+    return bool(min(library.mallopt(option, value) for option, value in options.items()))

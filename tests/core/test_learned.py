@@ -21,6 +21,13 @@ def test_seconds_are_moving_means_and_sizes_maxima():
     assert (known.peak, known.residue) == ({"GPU-0": 9, "GPU-1": 7}, {"GPU-0": 4})
 
 
+def test_a_prompt_that_was_counted_changes_nothing_but_the_tokens():
+    known = replace(KNOWN, version="0.32.0", wake=2.0, reload=9.0, residue={"GPU-0": MIB}, rung=4, sleepless=True)
+    counted = known.counted(400, 100)
+    assert counted == replace(known, tokens=counted.tokens)
+    assert counted.tokens.seen == 1
+
+
 def test_another_version_begins_anew_but_its_tokens_are_the_models():
     known = KNOWN.counted(400, 100).of_version("0.33.0")
     assert (known.version, known.start, known.peak, known.tokens.seen) == ("0.33.0", None, {}, 1)
