@@ -53,8 +53,10 @@ def admit(fleet: Fleet, event: Arrived, waiter: Waiter, found: Route) -> None:
 
 def is_at_hand(fleet: Fleet, waiter: Waiter) -> bool:
     """Whether it would go to an engine of this host, now."""
-    places = (fleet.place(name) for name in waiter.profiles)
-    return isinstance(next((place for place in places if place.admits(waiter.ask)), None), Engine)
+    for name in waiter.profiles:
+        if (place := fleet.place(name)).admits(waiter.ask):
+            return isinstance(place, Engine)
+    return False
 
 
 def wait(fleet: Fleet, waiter: Waiter, ahead: int) -> None:

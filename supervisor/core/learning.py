@@ -8,7 +8,6 @@ from dataclasses import replace
 import msgspec
 
 from supervisor.core import context, orders
-from supervisor.core.command import names_of
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fleet import Fleet
 from supervisor.core.learned import Learned, drift, notable, taught
@@ -103,7 +102,7 @@ def estimate(fleet: Fleet, ask: Ask) -> Ask:
     """With the tokens that its letters come to with its model, as far as that was seen."""
     if ask.letters is None:
         return ask
-    named = [e.learned.tokens for e in fleet.engines.values() if ask.model in names_of(e.profile)]
+    named = [fleet.engines[p.name].learned.tokens for p in fleet.config.named.get(ask.model, ())]
     best = max(named, key=lambda tokens: tokens.seen, default=None)
     if best is None or not best.seen:
         return ask

@@ -42,7 +42,8 @@ _NOTHING = memoryview(b"")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks by which head; clients send the same one over and over. `onward`: what an engine is sent of it."""
+    """Who asks by which head; clients send the same one over and over. `onward`: what an engine is
+    sent of it, with its first line."""
 
     head: Head
     size: int
@@ -94,7 +95,8 @@ class ShortWay:
             source = self._keyring.identify(presented_key(headers))
         except LlmdError:
             return None
-        people, onward = people_of(headers), heads.for_engine(head.pairs)
+        people, line = people_of(headers), f"POST {head.path} HTTP/1.1\r\n".encode()
+        onward = line + heads.for_engine(head.pairs)
         told = headers.get("x-request-id"), session_of(headers), *people
         return Caller(head, head.size, head.length, source, onward, *told)
 
@@ -157,8 +159,7 @@ class Exchange:
         self._connection = connection
         self._answer.attach(connection)
         caller = self._caller
-        line = f"POST {caller.head.path} HTTP/1.1\r\n".encode()
-        head = line + caller.onward + own_head(self._lease, self._record, caller.length)
+        head = caller.onward + own_head(self._lease, self._record, caller.length)
         connection.ask(head, self._body, self._answer)
 
     # Of the answer

@@ -22,7 +22,9 @@ def test_seconds_are_moving_means_and_sizes_maxima():
 
 
 def test_a_prompt_that_was_counted_changes_nothing_but_the_tokens():
-    known = replace(KNOWN, version="0.32.0", wake=2.0, reload=9.0, residue={"GPU-0": MIB}, rung=4, sleepless=True)
+    known = replace(
+        KNOWN, version="0.32.0", wake=2.0, reload=9.0, residue={"GPU-0": MIB}, rung=4, sleepless=True
+    )
     counted = known.counted(400, 100)
     assert counted == replace(known, tokens=counted.tokens)
     assert counted.tokens.seen == 1
