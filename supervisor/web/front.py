@@ -129,8 +129,8 @@ class Front(Connection):
         self.end()
         self._tell_drained()
         self._resume_transport_reading()
-        request, self._request = self._request, b""
-        early, self._early = self._early, b""
+        request, early, self._early = self._request, self._early, b""
+        self.begun()
         self._known = self._known and not early
         self._feed(request + early)
 
