@@ -42,7 +42,7 @@ class Demands:
     @classmethod
     def of(cls, body: bytes | mmap.mmap | memoryview) -> Demands:
         """What is no JSON demands nothing: it is refused elsewhere."""
-        if len(body) <= _SEARCHED and not any(word in bytes(body) for word in _TELLING):
+        if len(body) <= _SEARCHED and not _tells(bytes(body)):
             return _NONE
         try:
             read = msgspec.json.decode(body)
@@ -79,6 +79,10 @@ class Demands:
 
 
 _NONE = Demands()
+
+
+def _tells(body: bytes) -> bool:
+    return any(word in body for word in _TELLING)
 
 
 def without_tools(body: bytes | mmap.mmap) -> bytes:

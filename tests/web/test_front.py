@@ -136,6 +136,9 @@ async def test_a_large_body_goes_the_short_way_and_is_not_kept_once_it_is_answer
             wire.writer.write(UPLOAD)
             assert (await wire.answer())[0] == 200
             assert (short(world), way.gathered) == (number, 0)
+        wire.writer.write(UPLOAD.replace(b'"llama"', b'"nope!"'))
+        assert ((await wire.answer())[0], way.gathered) == (404, 0)
+    async with wired(world) as wire:
         wire.writer.write(UPLOAD[:-1])
         while not way.gathered:  # noqa: ASYNC110 - nothing announces it
             await asyncio.sleep(0)
