@@ -191,9 +191,20 @@ def forgive(fleet: Fleet, engine: Engine) -> None:
 
 
 def remember_before(fleet: Fleet, engine: Engine) -> None:
-    for device, measured in engine.measured.items():
-        if device not in engine.devices and measured < landing.MUCH:
+    """What to hold its end against: what the devices show now, or, of one that cannot be read, what it took."""
+    for device in {*engine.devices, *engine.measured}:
+        measured, found = engine.measured.get(device), fleet.ledger.reading(device)
+        if device not in engine.devices and (measured or 0) < landing.MUCH:
             continue
-        found = fleet.ledger.reading(device)
-        if found and not found.trouble:
-            engine.before[device] = Before(fleet.rest_of(found, engine), measured)
+        if found is None or found.trouble:
+            presume(engine, device)
+        elif measured is not None:
+            engine.before[device] = Before(max(measured, fleet.rest_of(found, engine)), measured)
+
+
+def presume(engine: Engine, device: str) -> None:
+    """It holds what it was seen to hold, or was promised, on top of what was there before it."""
+    rest, measured = engine.before.get(device, (0, 0))
+    if not measured:
+        taken = engine.expected.peak.get(device, engine.reserved.get(device, 0))
+        engine.before[device] = Before(rest + taken, taken)

@@ -110,3 +110,22 @@ def test_a_card_stays_quarantined_while_another_reason_stands() -> None:
     assert any("stays quarantined" in order.message for order in world.log if isinstance(order, orders.Note))
     world.returned(trees[1])
     assert not world.fleet.ledger.quarantined
+
+
+def test_memory_that_could_not_be_read_as_its_engine_stopped_is_nobody_elses() -> None:
+    world = Leaky(config(profile("llama_0", 0, gib=8), profile("coder_0", 0, gib=12)))
+    for name in ("llama_0", "coder_0"):
+        world.up(name)
+    llama, coder = world.incarnation("llama_0"), world.incarnation("coder_0")
+    world.sticky = True
+    world.trouble[0] = "GPU is lost"
+    world.read()
+    world.send(events.StopAsked("stop-coder", "coder_0"))
+    world.trouble.clear()
+    world.now += 1
+    world.read()
+    world.send(events.StopAsked("stop-llama", "llama_0"))
+    world.returned(coder)
+    assert (world.state("coder_0"), world.state("llama_0")) == (State.COLD, State.SETTLING)
+    world.returned(llama)
+    assert world.state("llama_0") is State.COLD
