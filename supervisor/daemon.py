@@ -38,7 +38,10 @@ GARBAGE = 20_000
 
 
 def serve(config: Config, read: Callable[[], Config], *, keep_engines: bool = False) -> int:
-    """Run until SIGTERM or Ctrl-C; `read` gives the configuration anew at every reload. Returns the exit code: 0, or 1 after an error said in one line."""
+    """Run until SIGTERM or Ctrl-C; `read` gives the configuration anew at every reload.
+
+    Returns the exit code: 0, or 1 after an error said in one line.
+    """
     faulthandler.enable()  # systemd's watchdog aborts a stalled daemon: its last word is where it stood
     heap.keep()
     try:

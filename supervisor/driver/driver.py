@@ -249,14 +249,14 @@ class Driver:
     def _(self, order: orders.Remember) -> None:
         self.books.remember(order.profile, order.learned)
 
-    _obeys = staticmethod(_obey.dispatcher.dispatch)
-    """How an order of a type is carried out."""
-
     @_obey.register
     def _(self, order: orders.Note) -> None:
         self.tally.take(order, time.monotonic())
         log(order.event, order.level, profile=order.profile, message=order.message, **order.facts)
         self.books.note(order)
+
+    _obeys = staticmethod(_obey.dispatcher.dispatch)
+    """How an order of a type is carried out."""
 
     async def _survey(self) -> None:
         await self._report(await self.gpus.read())

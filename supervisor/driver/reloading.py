@@ -69,21 +69,22 @@ class Reloading:
     async def watch(self) -> None:
         """Keep `newer` true, until cancelled."""
         while True:
-            config = self._driver.config
-            seen = await asyncio.to_thread(stamp, config.path, config.server.profiles)
-            self.newer = seen != self._stamp
+            async with self._turn:  # a reload would take up other files than were seen
+                config = self._driver.config
+                seen = await asyncio.to_thread(stamp, config.path, config.server.profiles)
+                self.newer = seen != self._stamp
             await asyncio.sleep(LOOK_AGAIN)
 
     async def reload(self, *, plan: bool = False) -> dict[str, Any]:
         """Take up what is written, or with `plan` only tell what that would do. Raises ConfigError, DaemonRefused."""
         async with self._turn:
-            if self._driver.fleet.closing:
-                raise DaemonRefused("llmd is shutting down")
             try:
                 draft = await self._draft()
             except ConfigError as error:
                 self._failed(error, plan)
                 raise
+            if self._driver.fleet.closing:
+                raise DaemonRefused("llmd is shutting down")
             return self._answer(draft) if plan else self._take(draft)
 
     def describe(self) -> dict[str, Any]:
