@@ -63,7 +63,7 @@ class ModeKeeper:
     async def run(self) -> None:
         """Until cancelled."""
         async with self._holding:
-            self.forced = await asyncio.to_thread(self._read)
+            self.forced = self._known(await asyncio.to_thread(self._read))
         warmed = datetime.now(UTC)
         while True:
             now = datetime.now(UTC)
@@ -91,10 +91,14 @@ class ModeKeeper:
     async def _hold(self, forced: Forced | None) -> None:
         async with self._holding:
             await asyncio.to_thread(self._write, forced)
-            self.forced = forced
+            self.forced = self._known(forced)
         now = datetime.now(UTC)
         self._tell(present(self._config(), self.forced, now), now)
         self._woken.set()
+
+    def _known(self, forced: Forced | None) -> Forced | None:
+        """None where its mode is not configured: any more, once the disk was waited for."""
+        return forced if forced and forced.mode in self._config().modes else None
 
     def reconfigured(self, config: Config) -> events.ModeChanged | None:
         """What is to be told under `config`, which holds from now on; None where modes are what they were."""
@@ -128,13 +132,12 @@ class ModeKeeper:
 
     def _read(self) -> Forced | None:
         try:
-            found = msgspec.json.decode(self._path.read_bytes(), type=Forced)
+            return msgspec.json.decode(self._path.read_bytes(), type=Forced)
         except FileNotFoundError:
             return None
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             log("mode_unreadable", "WARNING", path=str(self._path), message=str(error))
             return None
-        return found if found.mode in self._config().modes else None
 
     def _write(self, forced: Forced | None) -> None:
         if forced is None:

@@ -74,6 +74,16 @@ async def test_words_that_come_together_end_alike_in_memory_and_on_disk(tmp_path
     assert later._read() == keeper.forced == Forced("day")
 
 
+async def test_a_mode_that_went_while_its_word_was_written_is_not_held(tmp_path: Path):
+    config = [configured(tmp_path)]
+    keeper = ModeKeeper(lambda: config[0], lambda _: None)
+    forcing = asyncio.create_task(keeper.force("night", None))
+    await asyncio.sleep(0)  # it writes
+    config[0] = config[0].model_copy(update={"modes": {"day": config[0].modes["day"]}})
+    await forcing
+    assert keeper.forced is None
+
+
 async def test_a_damaged_word_is_said_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "mode.json").write_text('{"mode": "ni')
     heard = asyncio.Event()
