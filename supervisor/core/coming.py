@@ -111,11 +111,8 @@ def spawn_if_still_fits(fleet: Fleet, engine: Engine) -> None:
     engine.deadline = fleet.now + fleet.config.engine.start_timeout
     indices = tuple(card.index for card in cards if card.index is not None)
     share = utilization(engine.profile, fleet.reading(engine.devices[0]))
-    fleet.order(
-        orders.Spawn(engine.name, engine.incarnation or "", engine.devices, indices, share, engine.slots)
-    )
-    if engine.pinned_by_hand:
-        fleet.order(orders.Pin(engine.incarnation or "", True))
+    terms = indices, share, engine.slots, engine.pinned_by_hand
+    fleet.order(orders.Spawn(engine.name, engine.incarnation or "", engine.devices, *terms))
     free = {device: fleet.reading(device).free for device in engine.devices}
     fleet.note(
         "engine_starting",

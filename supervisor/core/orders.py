@@ -15,7 +15,7 @@ from supervisor.errors import LlmdError
 @dataclass(frozen=True, slots=True)
 class Spawn:
     """Launch this incarnation. `indices`: CUDA indices, empty on the CPU. `utilization`: vLLM's fraction.
-    `slots`: requests at a time, vLLM's --max-num-seqs."""
+    `slots`: requests at a time, vLLM's --max-num-seqs. `pinned`: as Pin's."""
 
     profile: str
     incarnation: str
@@ -23,6 +23,7 @@ class Spawn:
     indices: tuple[int, ...]
     utilization: float
     slots: int
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,7 @@ class Engines:
             log=str(self.log_path(profile.name)),
             devices=order.devices,
             ready=False,
+            pinned=order.pinned,
         )
         return Incarnation(record, profile, self._config, self._journal, self._post)
 

@@ -33,7 +33,7 @@ def test_one_that_has_its_place_and_no_process_yet_is_pinned_once_it_has():
     assert not any(isinstance(order, orders.Pin) for order in asked)
     world.now += 1
     world.read()
-    assert [order.pinned for order in world.log if isinstance(order, orders.Pin)] == [True]
+    assert [order.pinned for order in world.log if isinstance(order, orders.Spawn)] == [True]
 
 
 def test_the_word_taken_back_it_is_as_any_other():
@@ -65,7 +65,7 @@ def test_the_next_incarnation_after_a_crash_is_pinned_too():
     world.crash("llama_1")
     world.wait(60)
     world.ready("llama_1")
-    first, second = (order for order in world.log if isinstance(order, orders.Pin))
+    first, second = (order for order in world.log if isinstance(order, orders.Spawn))
     assert (first.pinned, second.pinned) == (True, True)
     assert first.incarnation != second.incarnation
 

@@ -299,6 +299,8 @@ class Chaos(World):
         fate = self.fate()
         self.spawned.add(order.incarnation)
         self.records[order.incarnation] = order.profile, order.devices
+        if order.pinned:
+            self.pinned.add(order.incarnation)
         if fate == "no spawn":
             self.later(0.1, lambda: self.tell(events.SpawnFailed(order.incarnation, "no such file")))
             return
