@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,14 +13,6 @@ import pytest
 from tests.daemon import KEY, QUICK, Llmd, profile, until
 
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
-
-
-@pytest.fixture
-def installed() -> Iterator[list[Llmd]]:
-    made: list[Llmd] = []
-    yield made
-    for llmd in made:
-        llmd.close()
 
 
 def cold(installed: list[Llmd], seconds: float = 2.0, *, mode: str = "comment", **knobs: str) -> Llmd:

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,6 @@ import pytest
 from supervisor.core.devices import GIB
 from tests.daemon import KEY, QUICK, Llmd, profile, until
 from tests.standin.nvml import FakeGpus, build
-
-
-@pytest.fixture
-def installed() -> Iterator[list[Llmd]]:
-    made: list[Llmd] = []
-    yield made
-    for llmd in made:
-        llmd.close()
 
 
 @pytest.fixture

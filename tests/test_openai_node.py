@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,6 @@ def script() -> Path:
         if done.returncode != 0:
             pytest.skip(f"npm cannot fetch openai: {done.stderr.strip()[-200:]}")
     return Path(shutil.copy(SCRIPT, folder))
-
-
-@pytest.fixture
-def installed() -> Iterator[list[Llmd]]:
-    made: list[Llmd] = []
-    yield made
-    for llmd in made:
-        llmd.close()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import time
 from io import StringIO
 from pathlib import Path
@@ -141,14 +141,6 @@ def test_the_history_is_a_table_in_80_columns() -> None:
 
 
 # Against a real daemon
-
-
-@pytest.fixture
-def installed() -> Iterator[list[Llmd]]:
-    made: list[Llmd] = []
-    yield made
-    for llmd in made:
-        llmd.close()
 
 
 @pytest.fixture

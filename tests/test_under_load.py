@@ -6,7 +6,6 @@ import asyncio
 import http.client
 import json
 import socket
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -19,14 +18,6 @@ from tests.daemon import KEY, QUICK, Llmd, profile, until
 from tests.standin.nvml import GIB, FakeGpus, build
 
 OTHER = "sk-other"
-
-
-@pytest.fixture
-def installed() -> Iterator[list[Llmd]]:
-    made: list[Llmd] = []
-    yield made
-    for llmd in made:
-        llmd.close()
 
 
 def run(installed: list[Llmd], profiles: dict[str, dict[str, Any]], **tables: Any) -> Llmd:

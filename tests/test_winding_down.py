@@ -5,21 +5,10 @@ from __future__ import annotations
 import json
 import signal
 import socket
-from collections.abc import Iterator
-
-import pytest
 
 from tests.daemon import KEY, QUICK, Llmd, profile, until
 
 PATIENCE = 60
-
-
-@pytest.fixture
-def installed() -> Iterator[list[Llmd]]:
-    made: list[Llmd] = []
-    yield made
-    for llmd in made:
-        llmd.close()
 
 
 def running(installed: list[Llmd], drain: float) -> Llmd:
