@@ -89,4 +89,5 @@ def test_a_programs_own_fault_is_told_and_stops_nothing(llmd: Llmd, gpus: FakeGp
     assert [(x["xid"], x["policy"]) for x in card(llmd, 1)["xids"]] == [(31, "application")]
     assert (card(llmd, 1)["quarantined"], llmd.engine("alpha_1")["pid"]) == (None, before)
     assert say(llmd, "alpha_1")
+    until(lambda: reports(llmd, 31) != [], 5, llmd.text)
     assert reports(llmd, 31)[0]["engines"] == ["alpha_1"]

@@ -206,5 +206,6 @@ def presume(engine: Engine, device: str) -> None:
     """It holds what it was seen to hold, or was promised, on top of what was there before it."""
     rest, measured = engine.before.get(device, (0, 0))
     if not measured:
-        taken = engine.expected.peak.get(device, engine.reserved.get(device, 0))
+        promised = engine.reserved.get(device, 0)
+        taken = promised if engine.asleep else engine.expected.peak.get(device, promised)
         engine.before[device] = Before(rest + taken, taken)

@@ -35,7 +35,6 @@ def cannot_sleep(engine: Engine) -> str | None:
 
 def fall_asleep(fleet: Fleet, engine: Engine, level: int) -> None:
     """Its memory stays promised to it until the devices show that it came back; its weights' place is taken now."""
-    ending.remember_before(fleet, engine)
     lie_down(fleet, engine, level)
     fleet.order(orders.Sleep(engine.incarnation or "", level))
 

@@ -11,7 +11,7 @@ from supervisor.core.lifecycle import State
 from supervisor.core.orders import Order
 from tests.core.world import World, config, profile
 
-RESIDUE = 2 * GIB
+RESIDUE = 3 * GIB // 2
 ALPHA = profile("alpha_0", 0, sleep=True)
 BETA = profile("beta_0", 0, sleep=True)
 CARD = "GPU-0"
@@ -281,3 +281,27 @@ def test_a_sleeper_alone_on_its_card_is_stopped_at_once() -> None:
     assert world.asleep("alpha_0")
     world.send(events.StopAsked("u", "alpha_0"))
     assert world.state("alpha_0") is State.COLD
+
+
+def test_what_a_sleeper_held_awake_is_not_counted_as_what_it_returns() -> None:
+    """Its card could not be read as both ended: what it had kept asleep comes back, not what it once had."""
+    world = Sleepers(config(ALPHA, BETA))
+    lease = beta_after_alpha(world)
+    world.ready("beta_0")
+    world.leave(lease)
+    alpha, beta = world.incarnation("alpha_0"), world.incarnation("beta_0")
+    world.sticky = True
+    world.trouble[0] = "GPU is lost"
+    world.read()
+    for name in ("alpha_0", "beta_0"):
+        world.send(events.StopAsked(f"stop-{name}", name))
+    world.wait(1)
+    world.trouble.clear()
+    world.read()
+    assert (world.state("alpha_0"), world.state("beta_0")) == (State.SETTLING, State.SETTLING), "nothing is back"
+    world.held[alpha] = {}
+    world.read()
+    assert world.state("beta_0") is State.SETTLING, "its 20 GiB are still out"
+    world.held[beta] = {}
+    world.read()
+    assert (world.state("alpha_0"), world.state("beta_0")) == (State.COLD, State.COLD)
