@@ -18,7 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = ("cli", "daemon", "web", "driver", "host", "simulation", "planning", "core", "config", "errors")
 """Top to bottom. `errors` is the lowest, though it and `config` are named in one breath."""
 
-OWNED = {"pynvml": "host/gpus.py", "apscheduler": "host/timetable.py", "tomllib": "config/"}
+OWNED = {"pynvml": "host/nvml.py", "apscheduler": "host/timetable.py", "tomllib": "config/"}
 """Facility -> the one place that may import it."""
 
 HEAVY = ("vllm", "torch", "transformers")

@@ -13,7 +13,7 @@ from supervisor.cli.doctor.finding import Finding
 from supervisor.cli.doctor.ground import Access
 from supervisor.core.devices import GIB, HOST, MIB, Holder, Reading, Survey
 from supervisor.errors import LlmdError, NoDaemon, OperatorError, Problem
-from supervisor.host.gpus import Health
+from supervisor.host.nvml import Health
 from supervisor.host.ports import Door
 from supervisor.host.vllm import Installed
 

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from supervisor.core.devices import GIB, MIB, Reading, Survey
-from supervisor.host import gpus as gpus_module
+from supervisor.host import nvml
 from supervisor.host.gpus import Gpus
 from tests.standin.nvml import FakeGpus, build, preload
 
@@ -402,7 +402,7 @@ class Listener:
 
 @pytest.fixture
 async def listener(cards: FakeGpus, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Listener]:
-    monkeypatch.setattr(gpus_module, "_LISTEN_AGAIN", 0.05)
+    monkeypatch.setattr(nvml, "LISTEN_AGAIN", 0.05)
     made = Listener()
     yield made
     made.gpus.close()
@@ -417,7 +417,7 @@ async def test_errors_are_told_in_order_with_their_card(cards: FakeGpus, listene
 async def test_waiting_for_an_error_holds_up_no_reading(
     cards: FakeGpus, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpus_module, "_PATIENCE", 60_000)
+    monkeypatch.setattr(nvml, "_PATIENCE", 60_000)
     cards.xid(0, 13)
     await listener.next()  # the next wait is as long as is allowed
     for _ in range(3):

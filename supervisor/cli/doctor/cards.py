@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 from supervisor.cli.doctor.finding import Finding, fail, good, warn
 from supervisor.core.devices import GIB, HOST, Holder, Reading, Survey, gib
-from supervisor.host.gpus import Health
+from supervisor.host.nvml import Health
 
 HOT = 87
 """Degrees Celsius from which a card is called hot that does not tell where it slows down."""

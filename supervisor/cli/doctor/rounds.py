@@ -27,7 +27,7 @@ from supervisor.core.fit import host_reading, need
 from supervisor.errors import ConfigError, LlmdError, OperatorError, Problem
 from supervisor.host import cgroup, clock, ports, tailnet
 from supervisor.host.disk import free_for, standing
-from supervisor.host.gpus import read_health
+from supervisor.host.nvml import read_health
 from supervisor.host.vllm import installed
 from supervisor.host.weights import locate, read_checkpoint, whereabouts
 from supervisor.planning.checkpoint import weights
