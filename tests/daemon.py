@@ -128,6 +128,15 @@ class Llmd:
             f"== {log.name}\n{log.read_text(errors='replace')[-6000:]}" for log in logs if log.exists()
         )
 
+    def logged(self) -> list[dict[str, Any]]:
+        """Its log so far. A line is written a moment after what it tells of."""
+        whole = self.log.read_text().rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+
+    def says(self, words: str) -> None:
+        """Wait for them in its log."""
+        until(lambda: words in self.log.read_text(), 5, self.text)
+
     def close(self) -> None:
         """End the daemon and every engine of this installation, whatever became of them."""
         if self.process and self.process.poll() is None:

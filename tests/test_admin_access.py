@@ -79,8 +79,7 @@ def test_a_stranger_who_gets_past_the_mode_is_denied_and_logged(llmd: Llmd) -> N
     assert "may not administer" in json.loads(answer.partition("\n\n")[2])["error"]["message"]
 
     def denials() -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in llmd.log.read_text().splitlines() if line.endswith("}")]
-        return [line for line in lines if line["event"] == "admin_denied"]
+        return [line for line in llmd.logged() if line["event"] == "admin_denied"]
 
     until(lambda: bool(denials()), 5, llmd.text)
     (denied,) = denials()

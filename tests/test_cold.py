@@ -37,8 +37,7 @@ def statuses(llmd: Llmd, least: int) -> list[int]:
     """Of requests in the log, oldest first, once there are so many: a line comes after its answer."""
 
     def logged() -> list[int]:
-        lines = [json.loads(line) for line in llmd.log.read_text().splitlines() if line.startswith("{")]
-        return [line["status"] for line in lines if line["event"] == "request" and line.get("model")]
+        return [line["status"] for line in llmd.logged() if line["event"] == "request" and line.get("model")]
 
     until(lambda: len(logged()) >= least, 5, llmd.text)
     return logged()
