@@ -52,7 +52,7 @@ async def test_a_loan_granted_in_the_moment_its_asker_leaves_is_given_back(
     post = driver.post
     try:
         await driver.open()
-        asking = asyncio.create_task(driver.lend("comfy", (), 1 << 30, 60.0, 1))
+        asking = asyncio.create_task(driver.operators.lend("comfy", (), 1 << 30, 60.0, 1))
 
         def watched(event: events.Event) -> None:
             post(event)
@@ -62,7 +62,7 @@ async def test_a_loan_granted_in_the_moment_its_asker_leaves_is_given_back(
         monkeypatch.setattr(driver, "post", watched)
         with pytest.raises(asyncio.CancelledError):
             await asking
-        assert (driver.fleet.loans, driver._borrowers) == ({}, {})
+        assert (driver.fleet.loans, driver.operators.borrowers) == ({}, {})
     finally:
         await driver.close()
         installed.close()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.config import Config, Profile
-from supervisor.core import calendar, decide, events, lending, orders, outlook
+from supervisor.core import decide, events, orders, outlook
 from supervisor.core.devices import Survey
 from supervisor.core.events import Event
 from supervisor.core.fleet import Fleet
@@ -28,8 +28,9 @@ from supervisor.core.why import explain
 from supervisor.driver.books import Books
 from supervisor.driver.engines import Engines
 from supervisor.driver.lease import Lease
+from supervisor.driver.operators import Operators
 from supervisor.driver.reloading import Reloading
-from supervisor.errors import EngineDied, LlmdError, ModelNotFound
+from supervisor.errors import EngineDied, LlmdError
 from supervisor.host import logbook, pagecache, probe, weights
 from supervisor.host.activity import Register
 from supervisor.host.gpus import Gpus
@@ -55,12 +56,10 @@ class Driver:
         self.engines = Engines(journal, self.fleet, self.post, self._later)
         self.peers = Peers(config, os.environ, self.post)
         self.reloading = Reloading(self)
+        self.operators = Operators(self.fleet, self.modes, self.post)
         self.requests = Requests()
         """The last ones, for those who ask why."""
-        self._borrowers: dict[str, int] = {}
-        """Loan -> the process that uses it, where it was named."""
         self._leases: dict[str, asyncio.Future[orders.Grant]] = {}
-        self._tickets: dict[str, asyncio.Future[str]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._armed: float | None = None
         """What it is set for."""
@@ -150,7 +149,9 @@ class Driver:
         whole = Survey(
             (*survey.readings, host), survey.at, survey.trouble, survey.driver, survey.holders_known
         )
-        measured, ours = await asyncio.to_thread(measure, self.engines.trees(), whole, dict(self._borrowers))
+        measured, ours = await asyncio.to_thread(
+            measure, self.engines.trees(), whole, dict(self.operators.borrowers)
+        )
         self.post(events.DevicesRead(whole, measured, ours))
 
     # Orders
@@ -237,13 +238,7 @@ class Driver:
 
     @_obey.register
     def _(self, order: orders.Answer) -> None:
-        waiting = self._tickets.get(order.ticket)
-        if waiting is None or waiting.done():
-            return
-        if order.error:
-            waiting.set_exception(order.error)
-        else:
-            waiting.set_result(order.message)
+        self.operators.answer(order)
 
     @_obey.register
     def _(self, order: orders.Remember) -> None:
@@ -356,87 +351,6 @@ class Driver:
     def why_request(self, request: str) -> dict[str, Any]:
         """Where a request might have gone, and why it went where it did. Raises ModelNotFound."""
         return self.requests.describe(request)
-
-    async def start(self, profile: str, *, pin: bool | None = None) -> str:
-        """`pin`: that it stays from now on, or no longer; None leaves that as it is."""
-        return await self._ask(profile, lambda ticket: events.StartAsked(ticket, profile, pin))
-
-    async def stop(self, profile: str, *, at_once: bool = False) -> str:
-        return await self._ask(profile, lambda ticket: events.StopAsked(ticket, profile, at_once))
-
-    async def sleep(self, profile: str) -> str:
-        """Give up the GPU and keep the process. Raises DaemonRefused where it cannot."""
-        return await self._ask(profile, lambda ticket: events.SleepAsked(ticket, profile))
-
-    async def release(self, gpu: int | str) -> str:
-        """Write off memory that did not come back on a quarantined GPU. Raises DaemonRefused."""
-        ticket = secrets.token_hex(8)
-        return await self._answer(ticket, events.ReleaseAsked(ticket, gpu))
-
-    async def _ask(self, profile: str, event: Callable[[str], Event]) -> str:
-        if profile not in self.config.profiles:
-            known = ", ".join(self.config.profiles)
-            raise ModelNotFound(f"no profile {profile!r}; there are: {known}")
-        ticket = secrets.token_hex(8)
-        return await self._answer(ticket, event(ticket))
-
-    async def _answer(self, ticket: str, event: Event) -> str:
-        """Post an event and wait for the core's answer to its ticket."""
-        waiting: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._tickets[ticket] = waiting
-        self.post(event)
-        try:
-            return await waiting
-        finally:
-            del self._tickets[ticket]
-            self.post(events.TicketDropped(ticket))
-
-    async def set_mode(self, name: str, seconds: float | None = None) -> str:
-        """Force a mode, for `seconds` or until told otherwise; "auto" goes back to the calendar."""
-        if name == "auto":
-            await self.modes.release()
-        else:
-            self._mode_named(name)
-            await self.modes.force(name, seconds)
-        mode = self.fleet.mode
-        until = f" until {mode.until}" if mode.until else ""
-        return f"mode {mode.name}{until}" + (", forced" if mode.forced else ", by the calendar")
-
-    def plan_mode(self, name: str) -> dict[str, Any]:
-        """What a change to mode `name` would do now; "auto" is the calendar's."""
-        if name == "auto" and self.config.modes:
-            name = self.modes.by_calendar()
-        self._mode_named(name)
-        return calendar.plan(self.fleet, name)
-
-    def _mode_named(self, name: str) -> None:
-        if name not in self.config.modes:
-            raise ModelNotFound(f"no mode {name!r}; there are: {', '.join(self.config.modes) or 'none'}")
-
-    async def lend(
-        self, borrower: str, gpus: tuple[int | str, ...], size: int, ttl: float, pid: int | None = None
-    ) -> tuple[str, str]:
-        """Promise `size` bytes on each GPU to another program: (the loan's name, words for people).
-
-        Waits for engines that are busy there. `pid`: whose use is the borrower's. Raises DaemonRefused.
-        """
-        name = secrets.token_hex(4)
-        if pid is not None:
-            self._borrowers[name] = pid
-        try:
-            message = await self._answer(name, events.LoanAsked(name, borrower, gpus, size, ttl))
-        except BaseException:  # it may have been granted in the very moment in which its asker left
-            self._borrowers.pop(name, None)
-            self.post(events.LoanEnded(name, "nobody waits for it any more"))
-            raise
-        return name, message
-
-    def take_back(self, name: str, why: str = "it was given back") -> str:
-        """End a loan, called by its name or its borrower. Raises ModelNotFound where there is none, or several."""
-        name = lending.named(self.fleet, name)
-        self._borrowers.pop(name, None)
-        self.post(events.LoanEnded(name, why))
-        return f"the loan {name} is over"
 
     async def reload(self, *, plan: bool = False) -> dict[str, Any]:
         """See Reloading.reload."""

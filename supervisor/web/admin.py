@@ -159,16 +159,16 @@ class AdminServer:
     async def _set_mode(self, request: web.Request) -> web.StreamResponse:
         seconds = _seconds(request, "seconds")
         return web.json_response(
-            {"message": await self._driver.set_mode(request.match_info["name"], seconds)}
+            {"message": await self._driver.operators.set_mode(request.match_info["name"], seconds)}
         )
 
     async def _plan_mode(self, request: web.Request) -> web.StreamResponse:
-        return web.json_response(self._driver.plan_mode(request.match_info["name"]))
+        return web.json_response(self._driver.operators.plan_mode(request.match_info["name"]))
 
     async def _release(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
         return web.json_response(
-            {"message": await self._driver.release(int(name) if name.isdecimal() else name)}
+            {"message": await self._driver.operators.release(int(name) if name.isdecimal() else name)}
         )
 
     async def _lend(self, request: web.Request) -> web.StreamResponse:
@@ -177,7 +177,9 @@ class AdminServer:
             wish = msgspec.json.decode(await request.read(), type=LoanWish)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadRequest(f"no wish for a loan: {error}") from None
-        name, message = await self._driver.lend(wish.borrower, wish.gpus, wish.size, wish.ttl, wish.pid)
+        name, message = await self._driver.operators.lend(
+            wish.borrower, wish.gpus, wish.size, wish.ttl, wish.pid
+        )
         answer = {"name": name, "message": message}
         if not wish.held:
             return web.json_response(answer)
@@ -188,21 +190,21 @@ class AdminServer:
             await asyncio.sleep(wish.ttl)
         finally:
             with contextlib.suppress(ModelNotFound):  # its time ran out before
-                self._driver.take_back(name, "its borrower is done")
+                self._driver.operators.take_back(name, "its borrower is done")
         return response
 
     async def _take_back(self, request: web.Request) -> web.StreamResponse:
-        return web.json_response({"message": self._driver.take_back(request.match_info["name"])})
+        return web.json_response({"message": self._driver.operators.take_back(request.match_info["name"])})
 
     async def _start(self, request: web.Request) -> web.StreamResponse:
         profile = profile_named(request.match_info["name"], self._driver.config)
         pin = {"1": True, "0": False}.get(request.query.get("pin", ""))
-        return web.json_response({"message": await self._driver.start(profile, pin=pin)})
+        return web.json_response({"message": await self._driver.operators.start(profile, pin=pin)})
 
     async def _stop(self, request: web.Request) -> web.StreamResponse:
         profile = profile_named(request.match_info["name"], self._driver.config)
         at_once = request.query.get("now") == "1"
-        return web.json_response({"message": await self._driver.stop(profile, at_once=at_once)})
+        return web.json_response({"message": await self._driver.operators.stop(profile, at_once=at_once)})
 
     async def _all_logs(self, request: web.Request) -> web.StreamResponse:
         """JSON lines: how many entries there are, those, and with `follow` each new one. `profile`: its log alone;

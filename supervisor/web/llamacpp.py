@@ -108,7 +108,7 @@ class LlamaCpp:
     async def _tried(self, profile: str) -> LlmdError | None:
         """Why it did not come up. Told later than at once, it is in the log."""
         try:
-            await self._driver.start(profile)
+            await self._driver.operators.start(profile)
         except LlmdError as error:
             return error
         return None
@@ -118,7 +118,7 @@ class LlamaCpp:
         name = await self._named(request)
         for profile in profiles_called(name, self._driver.config):
             if self._engines()[profile]["state"] != State.COLD:
-                await self._driver.stop(profile)
+                await self._driver.operators.stop(profile)
         return web.json_response({"success": True})
 
     async def _named(self, request: web.Request) -> str:

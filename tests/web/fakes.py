@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 
@@ -144,6 +144,11 @@ class FakeDriver:
 
     def why_request(self, request: str) -> dict[str, Any]:
         return {"request": request}
+
+    @property
+    def operators(self) -> Self:
+        """It obeys them itself."""
+        return self
 
     async def start(self, profile: str, *, pin: bool | None = None) -> str:
         if self.refusal is not None:

@@ -396,7 +396,7 @@ async def test_a_whole_picture_then_what_changed(place: Any, client: aiohttp.Cli
         assert (xid["xid"], xid["meaning"], xid["count"]) == (63, "a row is remapped", 2)
         assert whole["devices"]["GPU-1"]["quarantined"] == CARD["quarantined"]
         assert whole["engines"]["llama_0"]["planned"] == 92
-        await driver.start("llama_0")
+        await driver.operators.start("llama_0")
         name, told = await events.next()
         while "engines" not in told:  # a clock's second turned just now
             name, told = await events.next()

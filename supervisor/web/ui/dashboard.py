@@ -93,13 +93,13 @@ class Dashboard:
         }
 
     def _actions(self) -> dict[str, Callable[[web.Request], Awaitable[str]]]:
-        start = self._driver.start
+        start = self._driver.operators.start
         return {
             "/profiles/{name:.+}/start": lambda request: self._begin(request, start),
             "/profiles/{name:.+}/pin": lambda request: self._begin(request, partial(start, pin=True)),
             "/profiles/{name:.+}/unpin": lambda request: self._begin(request, partial(start, pin=False)),
-            "/profiles/{name:.+}/stop": lambda request: self._begin(request, self._driver.stop),
-            "/profiles/{name:.+}/sleep": lambda request: self._begin(request, self._driver.sleep),
+            "/profiles/{name:.+}/stop": lambda request: self._begin(request, self._driver.operators.stop),
+            "/profiles/{name:.+}/sleep": lambda request: self._begin(request, self._driver.operators.sleep),
             "/requests/{name}/cancel": self._cancel,
             "/mode/{name}": self._set_mode,
             "/reload": self._reload,
@@ -196,7 +196,7 @@ class Dashboard:
         return web.json_response(self._driver.why(request.match_info["name"]))
 
     async def _plan(self, request: web.Request) -> web.StreamResponse:
-        return web.json_response(self._driver.plan_mode(request.match_info["name"]))
+        return web.json_response(self._driver.operators.plan_mode(request.match_info["name"]))
 
     async def _plan_reload(self, request: web.Request) -> web.StreamResponse:
         """For those alone who may act on it: an error quotes the files."""
@@ -266,14 +266,14 @@ class Dashboard:
             seconds = -1.0
         if seconds is not None and not 0 < seconds < _LONGEST_FORCED:
             raise BadRequest(f"hours={given!r} is no number of hours", param="hours")
-        return await self._driver.set_mode(request.match_info["name"], seconds)
+        return await self._driver.operators.set_mode(request.match_info["name"], seconds)
 
     async def _reload(self, request: web.Request) -> str:
         answer = await self._driver.reload()
         return "changed; the journal has what" if answer["changes"] else "nothing differs"
 
     async def _release(self, request: web.Request) -> str:
-        return await self._driver.release(request.match_info["name"])
+        return await self._driver.operators.release(request.match_info["name"])
 
     # Beside
 
