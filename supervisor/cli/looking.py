@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @as_json
 @click.pass_obj
 def status(place: Place, as_json: bool) -> None:
-    """Show devices and models."""
+    """Show devices and models. TTL is what is left until an idle model stops; TOK/S is of the last seconds."""
     with errors(as_json):
         answer = call(place, lambda client: client.status())
         if as_json:
@@ -39,9 +39,9 @@ def status(place: Place, as_json: bool) -> None:
 def top(place: Place) -> None:
     """Show devices, models and requests in flight as they change.
 
-    Up and down choose a model; Tab goes to the requests, where they choose a request, and back. o: the order of models.
-    s: stop the model. c: cancel the request. w: why the model is (not) loaded, or why the request went where it did.
-    q: quit.
+    Up and down choose a model; Tab goes to the requests, where they choose a request, and back. o: the order of
+    either. s: stop the model. c: cancel the request. w: why the model is (not) loaded, or why the request went where
+    it did. q: quit.
 
     Stopping and cancelling ask for a y first. TOK/S is of the last 5 s. Where a terminal is short, GPUs get a line
     each, and what there is no room for is counted; what is chosen from comes first.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -187,13 +187,12 @@ def _process(process: Json) -> str:
     return f"{process.get('name')} {process.get('pid')} ({process.get('user')}){used}"
 
 
-def models(engines: list[Json], speeds: Mapping[str, float] | None = None) -> Table:
-    """`speeds`: tokens a second by profile, where they are known."""
+def models(engines: list[Json]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     table.add_column("PROFILE", overflow="fold")
     table.add_column("MODEL", overflow="fold")
     table.add_column("STATE", overflow="fold")
-    for heading in ("TTL", "BUSY", "QUEUED", *(("TOK/S",) if speeds is not None else ())):
+    for heading in ("TTL", "BUSY", "QUEUED", "TOK/S"):
         table.add_column(heading, justify="right", no_wrap=True)
     for engine in engines:
         table.add_row(
@@ -203,13 +202,9 @@ def models(engines: list[Json], speeds: Mapping[str, float] | None = None) -> Ta
             span(engine.get("ttl_left_s")),
             f"{engine.get('in_flight') or 0}/{engine.get('slots') or engine.get('max_concurrent') or '-'}",
             str(engine.get("queued") or 0),
-            *((_pace(speeds.get(engine["profile"])),) if speeds is not None else ()),
+            f"{engine['tokens_per_s']:.1f}" if engine.get("tokens_per_s") else "-",
         )
     return table
-
-
-def _pace(speed: float | None) -> str:
-    return f"{speed:.1f}" if speed else "-"
 
 
 def _state(engine: Json) -> Text:
