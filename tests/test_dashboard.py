@@ -400,6 +400,62 @@ def test_a_button_keeps_the_keyboard_while_all_around_it_changes(page: Page, llm
     expect(page.locator("#log-of")).to_have_value("llama_1")
 
 
+def test_all_of_it_is_done_without_a_mouse(page: Page, llmd: Llmd) -> None:
+    page.goto(f"{llmd.url}/ui/signin")
+    page.keyboard.type(ADMIN)  # the field has the focus
+    page.keyboard.press("Enter")
+    expect(page.locator("#line")).to_have_text("live")
+    expect(state(page, "llama_0")).to_have_text(llmd.engine("llama_0")["state"])
+    press(page, "Start llama_1" if llmd.engine("llama_1")["state"] == "cold" else "Pin llama_1")
+    expect(state(page, "llama_1")).to_have_text(re.compile("^ready"))
+    press(page, "Stop llama_1")
+    expect(state(page, "llama_1")).to_have_text("cold")
+    press(page, "Plan night")
+    expect(page.get_by_role("button", name="Change to night")).to_be_visible()
+    press(page, "Cancel")
+    expect(page.get_by_role("button", name="Change to night")).to_have_count(0)
+
+
+def press(page: Page, name: str) -> None:
+    """Tab to what is called so, which must be seen to have the focus, and Enter."""
+    for _ in range(150):
+        page.keyboard.press("Tab")
+        found = page.evaluate(FOCUS)
+        if found["name"] == name:
+            assert found["outlined"], f"{name}: nobody sees where the focus is"
+            page.keyboard.press("Enter")
+            return
+    raise AssertionError(f"the Tab key does not lead to {name}")
+
+
+FOCUS = """() => {
+  const at = document.activeElement;
+  return { name: at.ariaLabel || at.textContent, outlined: getComputedStyle(at).outlineStyle === "solid" };
+}"""
+
+
+def test_names_and_numbers_are_read_from_two_metres(page: Page, llmd: Llmd) -> None:
+    """A good eye reads capitals of 2.9 mm there (5 minutes of arc); they are 0.7 of a letter's size, which CSS tells
+    in pixels of a 96th of an inch."""
+    sign_in(page, llmd)
+    expect(row(page, "llama_0")).to_be_visible()
+    for shown in (
+        ".gpu h3",
+        ".gpu .big",
+        ".legend .name",
+        ".legend b",
+        ".numbers dd",
+        "h4",
+        ".state",
+        "#recent td",
+    ):
+        sizes = page.locator(shown).evaluate_all(
+            "all => all.map((one) => parseFloat(getComputedStyle(one).fontSize))"
+        )
+        assert sizes, shown
+        assert min(sizes) * 0.7 * 25.4 / 96 >= 2.9, shown
+
+
 def test_a_tab_that_nobody_sees_holds_no_stream(page: Page, llmd: Llmd) -> None:
     """A browser has six connections for all its tabs; actions need one too."""
     sign_in(page, llmd)

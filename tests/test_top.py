@@ -197,6 +197,11 @@ def test_a_short_screen_has_models_then_gpus_in_a_line_each_then_requests() -> N
     assert lines[-2:][0] == "13 more requests"
 
 
+def test_how_busy_a_gpu_is_stands_on_a_short_screen_too() -> None:
+    lines = drawn(under_way(devices=[device("0", utilization=0.914)]), 80, 12)
+    assert next(line for line in lines if line.startswith("GPU 0")).endswith("9.00 GiB free, 91 %")
+
+
 def test_what_is_wrong_with_a_gpu_is_told_on_a_short_screen_too() -> None:
     assert "  cannot be read" in drawn(under_way(devices=[device("0", trouble="cannot be read")]), 80, 12)
 

@@ -34,7 +34,7 @@ def status(place: Place, as_json: bool) -> None:
         tables.show(answer, Console(highlight=False))
 
 
-@click.command()
+@click.command(short_help="Show devices, models and requests, live.")
 @click.pass_obj
 def top(place: Place) -> None:
     """Show devices, models and requests in flight as they change.
@@ -52,10 +52,17 @@ def top(place: Place) -> None:
         call(place, watch)
 
 
-@click.command()
+@click.command(short_help="Print the logs of the daemon and its engines.")
 @click.argument("profile", required=False, shell_complete=completing.profiles)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on.")
-@click.option("-n", "--lines", type=click.IntRange(0, 100_000), default=100, show_default=True)
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(0, 100_000),
+    default=100,
+    show_default=True,
+    help="The newest so many.",
+)
 @click.option("--since", "seconds", type=Duration(), help="Of this long alone, such as 10m.")
 @click.option("--grep", "pattern", type=Pattern(), help="Lines alone that match this regular expression.")
 @as_json
@@ -86,13 +93,13 @@ def logs(
         call(place, copy if as_it_is else read)
 
 
-@click.command()
+@click.command(short_help="Tell why a model is (not) loaded.")
 @click.argument("model", required=False, shell_complete=completing.models)
 @click.option("--history", is_flag=True, help="What was decided before, of MODEL or of all.")
 @click.option("--request", metavar="ID", help="Why the request of this id went where it did.")
 @click.option("--since", "seconds", type=Duration(), help="History of this long alone, such as 1h.")
 @click.option(
-    "-n", "limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Decisions."
+    "-n", "limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="The newest so many."
 )
 @as_json
 @click.pass_obj
@@ -131,13 +138,15 @@ def why(
         reasons.show_history(answer["decisions"], console) if history else reasons.show(answer, console)
 
 
-@click.command()
+@click.command(short_help="Tell who asked for what.")
 @click.argument("model", required=False, shell_complete=completing.models)
 @click.option("--key", shell_complete=completing.sources, help="Of this key alone, by its name in llmd.toml.")
 @click.option("--since", "seconds", type=Duration(), help="Of this long alone, such as 7d.")
 @click.option("--failed", is_flag=True, help="Those alone that did not end well.")
 @click.option("--totals", is_flag=True, help="Sums by day, key and model.")
-@click.option("-n", "limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Requests.")
+@click.option(
+    "-n", "limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="The newest so many."
+)
 @click.option("--csv", "as_csv", is_flag=True, help="Answer in CSV, for spreadsheets.")
 @as_json
 @click.pass_obj

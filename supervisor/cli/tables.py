@@ -119,8 +119,12 @@ def device(device: Json) -> Group:
 
 def brief(device: Json) -> Group:
     """One line, and another where something is wrong."""
-    name = Text(f"{_name(device):<5} ", "bold")
-    return Group(name + _filled(device) if device.get("total") else name, *_trouble(device))
+    line = Text(f"{_name(device):<5} ", "bold")
+    if device.get("total"):
+        line += _filled(device)
+    if device.get("utilization") is not None:
+        line.append(f", {device['utilization'] * 100:.0f} %", "not bold")
+    return Group(line, *_trouble(device))
 
 
 def _trouble(device: Json) -> Iterator[Text]:
