@@ -128,6 +128,19 @@ def test_requests_are_counted_by_what_they_found_and_how_they_ended(llmd: Llmd) 
     assert sample(text, "llmd_queue_seconds_count", model="llama") == 1
 
 
+def test_nobody_who_asks_can_make_up_a_label(llmd: Llmd) -> None:
+    before = series(exposed(llmd))
+    for number in range(20):
+        with pytest.raises(urllib.error.HTTPError):
+            chat(llmd, f"made-up-{number}", user=f"somebody-{number}")
+    assert series(exposed(llmd)) == before
+
+
+def series(text: str) -> set[str]:
+    """Names with their labels, of those that are ours."""
+    return {line.rpartition(" ")[0] for line in text.splitlines() if line.startswith("llmd_")}
+
+
 def test_starts_swaps_and_stops_are_counted(llmd: Llmd) -> None:
     text = exposed(llmd)
     assert sample(text, "llmd_engine_starts_total", profile="llama_0", way="cold") == 1
