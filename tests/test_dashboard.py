@@ -201,7 +201,9 @@ def test_a_model_is_started_its_percentage_moves_and_it_is_stopped(page: Page, l
     seen: set[float] = set()
     until(lambda: moved(page, seen), 20, llmd.text)
     shoot(page, "loading-light")
-    expect(row(page, "llama_1").locator(".doing")).to_contain_text("%")
+    expect(row(page, "llama_1").locator(".doing")).to_have_text(
+        re.compile(r"^.+, \d+ %, \d+ s so far(, about \d+ s to go|, longer than usual)?$")
+    )
     expect(state(page, "llama_1")).to_have_text("ready")
     expect(row(page, "llama_1")).to_contain_text("12.0 / 12.0")
     expect(row(page, "llama_1").locator(".doing")).to_contain_text("idle, stops in 30 min")
@@ -232,6 +234,8 @@ def test_a_request_is_seen_and_cancelled_and_its_client_hears_of_it(page: Page, 
     expect(flight).to_contain_text("webui")
     expect(flight).to_contain_text("llama_0")
     until(lambda: int(flight.locator("td").nth(4).text_content().replace("–", "0")) > 5, 20, llmd.text)
+    for place, shape in ((3, r"^~\d+$"), (5, r"^[\d.]+ m?s$"), (6, r"^\d+ s$")):  # prompt, TTFT and age
+        expect(flight.locator("td").nth(place)).to_have_text(re.compile(shape))
     until(lambda: float(_figure(page, "llama_0", "tokens/s")) > 1, 20, llmd.text)
     shoot(page, "busy-light")
     page.set_viewport_size({"width": 390, "height": 844})
