@@ -178,6 +178,24 @@ def test_with_room_devices_are_shown_at_length() -> None:
     assert "more" not in text
 
 
+def test_what_is_reserved_and_not_used_yet_is_told() -> None:
+    sizes = {"reserved": {"GPU-0": 14 * GIB}, "measured": {"GPU-0": 5 * GIB}}
+    for state, said in (
+        ("starting", "c_0 14.00 GiB, 9.00 GiB of it not used yet"),
+        ("draining", "c_0 14.00 GiB"),
+    ):
+        engine = ENGINE | {"profile": "c_0", "state": state} | sizes
+        lines = drawn(under_way(devices=[device("0")], engines=[engine]))
+        assert next(line for line in lines if "c_0 14" in line).endswith(said)
+
+
+def test_where_there_is_room_for_all_devices_stay_at_length_beside_the_cursor() -> None:
+    for many, at_length in ((3, True), (30, False)):
+        screen = under_way(*map(request, range(many)), **GPUS)
+        screen.switch()
+        assert ("others 1.00 GiB" in "\n".join(drawn(screen, 80, 30))) is at_length
+
+
 def test_a_short_screen_has_models_then_gpus_in_a_line_each_then_requests() -> None:
     screen = under_way(*map(request, range(20)), **GPUS)
     lines = drawn(screen, 80, 17)

@@ -139,7 +139,7 @@ class Screen:
         said = blocks(list(self._notices()), console, options)
         notices = Section("line", [[line] for lines in said for line in lines])
         yield models
-        yield self._devices(console, options, room - models.height - notices.height - KEPT)
+        yield self._devices(console, options, room - models.height - notices.height)
         yield notices
         if self.requests:
             yield self._flights(console, options, room)
@@ -147,10 +147,16 @@ class Screen:
     def _devices(self, console: Console, options: ConsoleOptions, room: int) -> Section:
         """At length where there is room for that."""
         devices = self.status.get("devices", [])
-        full = Section("device", blocks([tables.device(device) for device in devices], console, options))
-        if full.height <= room and not self.at_requests:
+        told = [tables.device(device, self.engines()) for device in devices]
+        full = Section("device", blocks(told, console, options))
+        if full.height + self._wanted <= room:
             return full
         return Section("device", blocks([tables.brief(device) for device in devices], console, options))
+
+    @property
+    def _wanted(self) -> int:
+        """Lines for requests: whoever chooses among them sees them all, rather than devices at length."""
+        return max(KEPT, len(self.requests) + 1) if self.at_requests else KEPT
 
     def _flights(self, console: Console, options: ConsoleOptions, room: int) -> Section:
         """Those about the one that is chosen: there may be hundreds, and each costs a millisecond."""
