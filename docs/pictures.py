@@ -172,12 +172,8 @@ def terminal(browser: Browser, llmd: Llmd) -> None:
 
 
 def watched(llmd: Llmd) -> Screen:
-    """As it is after two looks: tokens a second are told from the second one on."""
-    screen = Screen(cursor="llama_0")
-    for _ in range(2):
-        time.sleep(2)
-        screen.status = llmd.status()
-        screen.note(json.loads(told(llmd.home / "admin.sock", "/requests")), time.monotonic())
+    screen = Screen(llmd.status(), cursor="llama_0")
+    screen.note(json.loads(told(llmd.home / "admin.sock", "/requests"))["requests"])
     return screen
 
 

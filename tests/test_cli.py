@@ -194,6 +194,13 @@ async def test_check(tmp_path: Path) -> None:
     assert f"{file}:2: unknown key sever; write server" in bad.stderr
 
 
+def test_the_list_of_commands_tells_each_in_a_whole_line() -> None:
+    told = CliRunner().invoke(main, ["--help"], terminal_width=80).output
+    listed = told.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed] == sorted(main.commands)
+    assert [line for line in listed if line.endswith("...")] == []
+
+
 def test_spans() -> None:
     assert [span(None), span(0), span(5400), span(90061)] == ["-", "0s", "1h30m", "1d1h"]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import re
 import shutil
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,6 +185,10 @@ def test_signing_in_shows_the_cards_and_whose_memory_is_whose(page: Page, llmd: 
     expect(first).to_contain_text("Trouble: GPU is lost")
     gpus.card(0, memory="ok")
     expect(first).not_to_contain_text("Trouble")
+    expect(first.locator("path.used")).to_have_attribute("d", re.compile(r"^M[\d.]+ [\d.]+L"))
+    expect(first.locator(".when")).to_have_text(re.compile(r"^last \d+ (s|min)$"))
+    page.get_by_role("button", name="24 h").click()
+    expect(first.locator(".when")).not_to_have_text(re.compile(r"^last \d+ s$"))  # a point each 4 minutes
     gpus.xid(1, 63)
     expect(second.locator(".reported")).to_contain_text("XID 63")
 
@@ -195,7 +201,9 @@ def test_a_model_is_started_its_percentage_moves_and_it_is_stopped(page: Page, l
     seen: set[float] = set()
     until(lambda: moved(page, seen), 20, llmd.text)
     shoot(page, "loading-light")
-    expect(row(page, "llama_1").locator(".doing")).to_contain_text("%")
+    expect(row(page, "llama_1").locator(".doing")).to_have_text(
+        re.compile(r"^.+, \d+ %, \d+ s so far(, about \d+ s to go|, longer than usual)?$")
+    )
     expect(state(page, "llama_1")).to_have_text("ready")
     expect(row(page, "llama_1")).to_contain_text("12.0 / 12.0")
     expect(row(page, "llama_1").locator(".doing")).to_contain_text("idle, stops in 30 min")
@@ -226,6 +234,8 @@ def test_a_request_is_seen_and_cancelled_and_its_client_hears_of_it(page: Page, 
     expect(flight).to_contain_text("webui")
     expect(flight).to_contain_text("llama_0")
     until(lambda: int(flight.locator("td").nth(4).text_content().replace("–", "0")) > 5, 20, llmd.text)
+    for place, shape in ((3, r"^~\d+$"), (5, r"^[\d.]+ m?s$"), (6, r"^\d+ s$")):  # prompt, TTFT and age
+        expect(flight.locator("td").nth(place)).to_have_text(re.compile(shape))
     until(lambda: float(_figure(page, "llama_0", "tokens/s")) > 1, 20, llmd.text)
     shoot(page, "busy-light")
     page.set_viewport_size({"width": 390, "height": 844})
@@ -241,6 +251,17 @@ def test_a_request_is_seen_and_cancelled_and_its_client_hears_of_it(page: Page, 
     until(lambda: llmd.engine("llama_0")["in_flight"] == 0, 10, llmd.text)
     page.locator("#by-end").select_option("good")
     expect(page.locator("#recent")).not_to_contain_text("cancelled")
+    page.locator("#by-end").select_option("")
+    page.locator("#by-model").select_option("llama_0")
+    expect(page.locator("#recent tr").first).to_contain_text("cancelled")
+    for name in ("TTFT", "total", "queue"):
+        expect(page.locator(f"#percentiles div:has(dt:text-is('{name} p50 / p95 / p99')) dd")).to_have_text(
+            THREE
+        )
+
+
+THREE = re.compile(r"^[\d.]+ m?s / [\d.]+ m?s / [\d.]+ m?s$")
+"""Times: half of the requests, all but one in twenty, all but one in a hundred were done by then."""
 
 
 def _figure(page: Page, profile: str, name: str) -> str:
@@ -400,6 +421,63 @@ def test_a_button_keeps_the_keyboard_while_all_around_it_changes(page: Page, llm
     expect(page.locator("#log-of")).to_have_value("llama_1")
 
 
+def test_all_of_it_is_done_without_a_mouse(page: Page, llmd: Llmd) -> None:
+    page.goto(f"{llmd.url}/ui/signin")
+    expect(page.get_by_label("API key")).to_be_focused()
+    page.keyboard.type(ADMIN)
+    page.keyboard.press("Enter")
+    expect(page.locator("#line")).to_have_text("live")
+    expect(state(page, "llama_0")).to_have_text(llmd.engine("llama_0")["state"])
+    press(page, "Start llama_1" if llmd.engine("llama_1")["state"] == "cold" else "Pin llama_1")
+    expect(state(page, "llama_1")).to_have_text(re.compile("^ready"))
+    press(page, "Stop llama_1")
+    expect(state(page, "llama_1")).to_have_text("cold")
+    press(page, "Plan night")
+    expect(page.get_by_role("button", name="Change to night")).to_be_visible()
+    press(page, "Cancel")
+    expect(page.get_by_role("button", name="Change to night")).to_have_count(0)
+
+
+def press(page: Page, name: str) -> None:
+    """Tab to what is called so, which must be seen to have the focus, and Enter."""
+    for _ in range(150):
+        page.keyboard.press("Tab")
+        found = page.evaluate(FOCUS)
+        if found["name"] == name:
+            assert found["outlined"], f"{name}: nobody sees where the focus is"
+            page.keyboard.press("Enter")
+            return
+    raise AssertionError(f"the Tab key does not lead to {name}")
+
+
+FOCUS = """() => {
+  const at = document.activeElement;
+  return { name: at.ariaLabel || at.textContent, outlined: getComputedStyle(at).outlineStyle === "solid" };
+}"""
+
+
+def test_names_and_numbers_are_read_from_two_metres(page: Page, llmd: Llmd) -> None:
+    """A good eye reads capitals of 2.9 mm there (5 minutes of arc); they are 0.7 of a letter's size, which CSS tells
+    in pixels of a 96th of an inch."""
+    sign_in(page, llmd)
+    expect(row(page, "llama_0")).to_be_visible()
+    for shown in (
+        ".gpu h3",
+        ".gpu .big",
+        ".legend .name",
+        ".legend b",
+        ".numbers dd",
+        "h4",
+        ".state",
+        "#recent td",
+    ):
+        sizes = page.locator(shown).evaluate_all(
+            "all => all.map((one) => parseFloat(getComputedStyle(one).fontSize))"
+        )
+        assert sizes, shown
+        assert min(sizes) * 0.7 * 25.4 / 96 >= 2.9, shown
+
+
 def test_a_tab_that_nobody_sees_holds_no_stream(page: Page, llmd: Llmd) -> None:
     """A browser has six connections for all its tabs; actions need one too."""
     sign_in(page, llmd)
@@ -416,6 +494,64 @@ def see(page: Page, seen: bool) -> None:
         f"Object.defineProperty(document, 'hidden', {{value: {str(not seen).lower()}, configurable: true}})"
     )
     page.evaluate(f"{hide}; document.dispatchEvent(new Event('visibilitychange'))")
+
+
+def test_a_line_that_was_lost_comes_back_by_itself(page: Page, llmd: Llmd) -> None:
+    """The daemon never noticed, and the sign-in still holds."""
+    with Wire(int(llmd.url.rpartition(":")[2])) as wire:
+        page.goto(f"http://127.0.0.1:{wire.port}/ui/signin")
+        page.get_by_label("API key").fill(ADMIN)
+        page.keyboard.press("Enter")
+        expect(page.locator("#line")).to_have_text("live")
+        wire.cut()
+        expect(page.locator("#line")).to_have_text("lost, coming back")
+        llmd.run("start" if llmd.engine("llama_1")["state"] == "cold" else "stop", "llama_1")
+        wire.mend()
+        expect(page.locator("#line")).to_have_text("live")
+        expect(state(page, "llama_1")).to_have_text(llmd.engine("llama_1")["state"])
+
+
+class Wire:
+    """Between a browser and a port of this host: can be cut and mended."""
+
+    def __init__(self, to: int) -> None:
+        self._to, self._ends = to, list[socket.socket]()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+
+    def __enter__(self) -> Wire:
+        threading.Thread(target=self._serve, args=(self._listener,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cut()
+
+    def cut(self) -> None:
+        for end in (self._listener, *self._ends):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self._ends.clear()
+
+    def mend(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self.__enter__()
+
+    def _serve(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._to))
+                self._ends += [near, far]
+                for one, other in ((near, far), (far, near)):
+                    threading.Thread(target=_carry, args=(one, other), daemon=True).start()
+
+
+def _carry(one: socket.socket, other: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := one.recv(1 << 16):
+            other.sendall(data)
+        other.shutdown(socket.SHUT_WR)
 
 
 def test_a_card_whose_memory_does_not_come_back_is_quarantined_until_it_is_released(

@@ -162,6 +162,19 @@ def test_files_that_others_may_read_or_write(here: Llmd) -> None:
     )
 
 
+@needs_cc
+def test_a_file_that_holds_a_secret_is_not_for_everybody_to_read(here: Llmd) -> None:
+    (here.home / "state").mkdir(mode=0o700)
+    file = here.home / "profiles" / "llama_0.toml"
+    stated = file.read_text()
+    file.chmod(0o644)
+    for name, said in (("TOKENIZERS_PARALLELISM", []), ("HF_TOKEN", [f"run chmod o= {file}"])):
+        file.write_text(f'{stated}\n[env]\n{name} = "x"\n')
+        code, checks = examined(here)
+        assert [line["instead"] for line in checks["rights"] if line["grade"] == "fail"] == said
+        assert code == len(said)
+
+
 def free_port() -> int:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))

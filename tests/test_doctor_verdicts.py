@@ -149,8 +149,12 @@ def test_room_for_weights(free: int, missing: tuple[str, ...], grade: str) -> No
     ("needs", "grade", "words"),
     [
         ({}, "pass", ("50.00 GiB of 64.00 GiB free",)),
-        ({"a_0": 15 * GIB}, "pass", ("a_0 asleep keep 15.00 GiB",)),
-        ({"a_0": 30 * GIB, "b_0": 30 * GIB}, "warn", ("a_0, b_0 asleep keep 60.00 GiB", "stopped instead")),
+        ({"a_0": 15 * GIB}, "pass", ("a_0, asleep: 15.00 GiB of it",)),
+        (
+            {"a_0": 30 * GIB, "b_0": 30 * GIB},
+            "warn",
+            ("a_0, b_0, asleep: 60.00 GiB of it", "stopped instead"),
+        ),
         ({"a_0": 70 * GIB}, "warn", ("a_0 cannot sleep",)),
     ],
 )

@@ -128,6 +128,37 @@ def test_requests_are_counted_by_what_they_found_and_how_they_ended(llmd: Llmd) 
     assert sample(text, "llmd_queue_seconds_count", model="llama") == 1
 
 
+TOLD = """
+in_flight queued slots waiting engine_state
+requests_total errors_total tokens_total hits_total
+request_seconds first_byte_seconds time_to_first_token_seconds inter_token_seconds
+queue_seconds loop_lag_seconds
+engine_starts_total engine_start_seconds_total engine_stops_total engine_stop_seconds_total engine_sleeps_total
+evictions_total eviction_seconds_total engine_failures_total mode_changes_total
+device_utilization_ratio device_temperature_celsius device_power_watts device_reading_age_seconds device_trouble
+device_quarantined device_xids_total memory_bytes memory_owner_bytes ledger_bytes
+log_lines_suppressed_total dropped_total disk_trouble gpu_trouble strays peer_up build_info
+"""
+
+
+def test_all_that_people_rely_on_is_told(llmd: Llmd) -> None:
+    families = set(re.findall(r"^# TYPE llmd_(\w+) ", exposed(llmd), re.MULTILINE))
+    assert [name for name in TOLD.split() if name not in families] == []
+
+
+def test_nobody_who_asks_can_make_up_a_label(llmd: Llmd) -> None:
+    before = series(exposed(llmd))
+    for number in range(20):
+        with pytest.raises(urllib.error.HTTPError):
+            chat(llmd, f"made-up-{number}", user=f"somebody-{number}")
+    assert series(exposed(llmd)) == before
+
+
+def series(text: str) -> set[str]:
+    """Names with their labels, of those that are ours."""
+    return {line.rpartition(" ")[0] for line in text.splitlines() if line.startswith("llmd_")}
+
+
 def test_starts_swaps_and_stops_are_counted(llmd: Llmd) -> None:
     text = exposed(llmd)
     assert sample(text, "llmd_engine_starts_total", profile="llama_0", way="cold") == 1

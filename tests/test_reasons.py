@@ -72,6 +72,20 @@ def test_the_screen_of_a_model_that_would_take_an_idle_ones_place() -> None:
     assert "20.00 GiB coder_0 (ready, idle for 1m30s)" in told
 
 
+@pytest.mark.parametrize(
+    ("names", "asleep", "said"),
+    [
+        (["a"], False, "a has stopped"),
+        (["a"], True, "a sleeps"),
+        (["a", "b"], False, "a and b have stopped"),
+        (["a", "b"], True, "a and b sleep or have stopped"),
+    ],
+)
+def test_who_makes_room_is_said_as_people_say_it(names: list[str], asleep: bool, said: str) -> None:
+    profile = {"serves_in": 60.0, "refused_now": False, "makes_room": names, "by_sleeping": asleep}
+    assert reasons._outlook(profile, "it").endswith(f"once {said}")
+
+
 def test_the_screen_of_a_ready_one_tells_what_was_learned() -> None:
     world = World(core_config(LLAMA))
     world.send(events.StartAsked("t", "llama_0"))

@@ -49,7 +49,7 @@ def request(number: int, **fields: Any) -> dict[str, Any]:
 
 def under_way(*requests: dict[str, Any], **status: Any) -> Screen:
     screen = Screen(STATUS | status)
-    screen.note({"requests": list(requests), "written": {}}, 0.0)
+    screen.note(list(requests))
     return screen
 
 
@@ -98,9 +98,8 @@ def test_requests_in_flight_are_told_with_tokens_and_times() -> None:
 
 
 def test_tokens_a_second_stand_beside_their_profile() -> None:
-    screen = under_way()
-    screen.note({"requests": [], "written": {"c_0": 84}}, 2.0)
-    lines = drawn(screen)
+    engines = [engine | {"tokens_per_s": 42.0 * (engine["profile"] == "c_0")} for engine in STATUS["engines"]]
+    lines = drawn(under_way(engines=engines))
     assert next(line for line in lines if line.startswith("c_0")).split()[-1] == "42.0"
     assert next(line for line in lines if line.startswith("a_0")).split()[-1] == "-"
 
@@ -140,10 +139,33 @@ def test_a_request_that_ends_leaves_the_cursor_to_the_next_one() -> None:
     screen = under_way(*map(request, range(4)))
     screen.switch()
     screen.move(1)
-    screen.note({"requests": [request(0), request(3), request(4)], "written": {}}, 1.0)
+    screen.note([request(0), request(3), request(4)])
     assert screen.chosen_request == "3"
-    screen.note({"requests": [], "written": {}}, 2.0)
+    screen.note([])
     assert screen.chosen_request is None
+
+
+def test_requests_have_orders_of_their_own_and_the_cursor_stays_with_its_one() -> None:
+    counts = {"1": (5, "n8n", "m"), "2": (900, "webui", "a"), "3": (None, "n8n", "b")}
+    told = [request(int(n), output=out, source=key, model=m) for n, (out, key, m) in counts.items()]
+    screen = under_way(*told)
+    screen.switch()
+    screen.move(1)
+    orders = []
+    for _ in range(4):
+        screen.reorder()
+        orders.append((screen.request_order, [r["number"] for r in screen.requests]))
+    assert orders == [
+        ("tokens", ["2", "1", "3"]),
+        ("key", ["1", "3", "2"]),
+        ("model", ["2", "3", "1"]),
+        ("age", ["1", "2", "3"]),
+    ]
+    assert (screen.chosen_request, screen.order) == ("2", "name")
+    screen.reorder()
+    screen.note(told[::-1])
+    assert [r["number"] for r in screen.requests] == ["2", "1", "3"]
+    assert drawn(screen)[-1].endswith("by tokens")
 
 
 GPUS = {"devices": [device("0"), device("1")]}
@@ -154,6 +176,24 @@ def test_with_room_devices_are_shown_at_length() -> None:
     assert "RTX 3090" in text
     assert "others 1.00 GiB" in text
     assert "more" not in text
+
+
+def test_what_is_reserved_and_not_used_yet_is_told() -> None:
+    sizes = {"reserved": {"GPU-0": 14 * GIB}, "measured": {"GPU-0": 5 * GIB}}
+    for state, said in (
+        ("starting", "c_0 14.00 GiB, 9.00 GiB of it not used yet"),
+        ("draining", "c_0 14.00 GiB"),
+    ):
+        engine = ENGINE | {"profile": "c_0", "state": state} | sizes
+        lines = drawn(under_way(devices=[device("0")], engines=[engine]))
+        assert next(line for line in lines if "c_0 14" in line).endswith(said)
+
+
+def test_where_there_is_room_for_all_devices_stay_at_length_beside_the_cursor() -> None:
+    for many, at_length in ((3, True), (30, False)):
+        screen = under_way(*map(request, range(many)), **GPUS)
+        screen.switch()
+        assert ("others 1.00 GiB" in "\n".join(drawn(screen, 80, 30))) is at_length
 
 
 def test_a_short_screen_has_models_then_gpus_in_a_line_each_then_requests() -> None:
@@ -173,6 +213,11 @@ def test_a_short_screen_has_models_then_gpus_in_a_line_each_then_requests() -> N
     assert [line[: len(start)] for line, start in zip(lines, starts, strict=False)] == starts
     assert lines[5].endswith("9.00 GiB free")
     assert lines[-2:][0] == "13 more requests"
+
+
+def test_how_busy_a_gpu_is_stands_on_a_short_screen_too() -> None:
+    lines = drawn(under_way(devices=[device("0", utilization=0.914)]), 80, 12)
+    assert next(line for line in lines if line.startswith("GPU 0")).endswith("9.00 GiB free, 91 %")
 
 
 def test_what_is_wrong_with_a_gpu_is_told_on_a_short_screen_too() -> None:
@@ -305,6 +350,7 @@ def test_a_request_is_watched_chosen_and_cancelled(terminal: Terminal, llmd: Llm
     ):
         terminal.shows(r"webui +writer +writer_0 +\d+ +\d+ +[\d.]+s")
         terminal.shows(r"writer_0 +writer +ready .* [1-9][\d.]*\s*\n")
+        assert re.search(r"(?m)^writer_0 +writer +ready .* [1-9][\d.]*\s*$", llmd.run("status").stdout)
         terminal.press("\t")
         terminal.shows("c cancel")
         terminal.press("c")

@@ -34,7 +34,7 @@ def serve(place: Place, keep_engines: bool) -> None:
 @click.option(
     "--pin/--no-pin",
     default=None,
-    help="Keep it, busy or idle, until it is stopped; or as it was before.",
+    help="Keep it, busy or idle, until it is stopped; or no longer.",
 )
 @as_json
 @click.pass_obj
@@ -65,18 +65,18 @@ def stop(place: Place, profile: str, now: bool, as_json: bool) -> None:
         print_json({"message": message}) if as_json else click.echo(message)
 
 
-@click.command()
+@click.command(short_help="Use a quarantined GPU again.")
 @click.argument("gpu")
 @as_json
 @click.pass_obj
 def release(place: Place, gpu: str, as_json: bool) -> None:
-    """Use quarantined GPU again, a number or UUID: what did not come back counts as other people's memory."""
+    """Use a quarantined GPU again, by its number or UUID: what did not come back counts as other people's memory."""
     with errors(as_json):
         message = call(place, lambda client: client.release(gpu))
         print_json({"message": message}) if as_json else click.echo(message)
 
 
-@click.command()
+@click.command(short_help="Take up a changed configuration.")
 @click.option("--plan", is_flag=True, help="Tell what would change, and do nothing.")
 @as_json
 @click.pass_obj
@@ -98,7 +98,7 @@ def reload(place: Place, plan: bool, as_json: bool) -> None:
         print_json(call(place, lambda client: client.plan_reload() if plan else client.reload()))
 
 
-@click.command()
+@click.command(short_help="Show the mode, or change it.")
 @click.argument("name", required=False, shell_complete=completing.modes)
 @click.option(
     "--for", "seconds", type=Duration(), help="Only for so long, such as 2h; then the calendar again."

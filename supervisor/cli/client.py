@@ -58,9 +58,9 @@ class Client:
     async def why(self, name: str) -> dict[str, Any]:
         return await self._json("GET", f"/why/{quote(name, safe='')}", INSTANT)
 
-    async def requests(self) -> dict[str, Any]:
-        """Those in flight, and the tokens `written` by profile since the daemon began."""
-        return await self._json("GET", "/requests", INSTANT)
+    async def requests(self) -> list[dict[str, Any]]:
+        """Those in flight, oldest first."""
+        return list((await self._json("GET", "/requests", INSTANT))["requests"])
 
     async def cancel(self, number: str) -> str:
         """A request in flight, by the number that it is listed with."""

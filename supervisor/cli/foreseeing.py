@@ -60,7 +60,7 @@ def entry(problem: Problem) -> dict[str, Any]:
     }
 
 
-@click.command("plan")
+@click.command("plan", short_help="Tell which models fit, alone and together.")
 @click.argument("profiles", nargs=-1, metavar="[PROFILE|MODEL]...", shell_complete=completing.models)
 @click.option("--gpus", metavar="CARDS", help="Plan for 2x24GiB, or 0:24GiB,1:48GiB, not for this host's.")
 @as_json
@@ -86,7 +86,7 @@ def plan_(place: Place, profiles: tuple[str, ...], gpus: str | None, as_json: bo
         sys.exit(0 if found.possible else 1)
 
 
-@click.command()
+@click.command(short_help="Replay a request log on imaginary GPUs.")
 @click.argument("trace", type=click.Path(path_type=Path))
 @click.option(
     "--gpus", default="2x24GiB", show_default=True, help="The imaginary GPUs, such as 24GiB,48GiB or 1:48GiB."

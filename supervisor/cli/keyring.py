@@ -23,7 +23,7 @@ BITS = 256
 _PLACES = ("env", "file", "hash")
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, short_help="List the API keys, make new ones.")
 @as_json
 @click.pass_context
 def keys(context: click.Context, as_json: bool) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @as_json
 @click.pass_obj
 def status(place: Place, as_json: bool) -> None:
-    """Show devices and models."""
+    """Show devices and models. TTL is what is left until an idle model stops; TOK/S is of the last seconds."""
     with errors(as_json):
         answer = call(place, lambda client: client.status())
         if as_json:
@@ -34,14 +34,14 @@ def status(place: Place, as_json: bool) -> None:
         tables.show(answer, Console(highlight=False))
 
 
-@click.command()
+@click.command(short_help="Show devices, models and requests, live.")
 @click.pass_obj
 def top(place: Place) -> None:
     """Show devices, models and requests in flight as they change.
 
-    Up and down choose a model; Tab goes to the requests, where they choose a request, and back. o: the order of models.
-    s: stop the model. c: cancel the request. w: why the model is (not) loaded, or why the request went where it did.
-    q: quit.
+    Up and down choose a model; Tab goes to the requests, where they choose a request, and back. o: the order of
+    either. s: stop the model. c: cancel the request. w: why the model is (not) loaded, or why the request went where
+    it did. q: quit.
 
     Stopping and cancelling ask for a y first. TOK/S is of the last 5 s. Where a terminal is short, GPUs get a line
     each, and what there is no room for is counted; what is chosen from comes first.
@@ -52,10 +52,17 @@ def top(place: Place) -> None:
         call(place, watch)
 
 
-@click.command()
+@click.command(short_help="Print the logs of the daemon and its engines.")
 @click.argument("profile", required=False, shell_complete=completing.profiles)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on.")
-@click.option("-n", "--lines", type=click.IntRange(0, 100_000), default=100, show_default=True)
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(0, 100_000),
+    default=100,
+    show_default=True,
+    help="The newest so many.",
+)
 @click.option("--since", "seconds", type=Duration(), help="Of this long alone, such as 10m.")
 @click.option("--grep", "pattern", type=Pattern(), help="Lines alone that match this regular expression.")
 @as_json
@@ -86,13 +93,13 @@ def logs(
         call(place, copy if as_it_is else read)
 
 
-@click.command()
+@click.command(short_help="Tell why a model is (not) loaded.")
 @click.argument("model", required=False, shell_complete=completing.models)
 @click.option("--history", is_flag=True, help="What was decided before, of MODEL or of all.")
 @click.option("--request", metavar="ID", help="Why the request of this id went where it did.")
 @click.option("--since", "seconds", type=Duration(), help="History of this long alone, such as 1h.")
 @click.option(
-    "-n", "limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Decisions."
+    "-n", "limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="The newest so many."
 )
 @as_json
 @click.pass_obj
@@ -131,13 +138,15 @@ def why(
         reasons.show_history(answer["decisions"], console) if history else reasons.show(answer, console)
 
 
-@click.command()
+@click.command(short_help="Tell who asked for what.")
 @click.argument("model", required=False, shell_complete=completing.models)
 @click.option("--key", shell_complete=completing.sources, help="Of this key alone, by its name in llmd.toml.")
 @click.option("--since", "seconds", type=Duration(), help="Of this long alone, such as 7d.")
 @click.option("--failed", is_flag=True, help="Those alone that did not end well.")
 @click.option("--totals", is_flag=True, help="Sums by day, key and model.")
-@click.option("-n", "limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="Requests.")
+@click.option(
+    "-n", "limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="The newest so many."
+)
 @click.option("--csv", "as_csv", is_flag=True, help="Answer in CSV, for spreadsheets.")
 @as_json
 @click.pass_obj

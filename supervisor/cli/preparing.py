@@ -13,7 +13,7 @@ from supervisor.cli.keyring import keys
 __all__ = ["add", "completion", "doctor", "keys"]
 
 
-@click.command()
+@click.command(short_help="Look this host over, and say what to do.")
 @as_json
 @click.pass_obj
 def doctor(place: Place, as_json: bool) -> None:
@@ -37,7 +37,7 @@ def doctor(place: Place, as_json: bool) -> None:
     sys.exit(0 if chart.is_well(findings) else 1)
 
 
-@click.command()
+@click.command(short_help="Write a profile that fits, for a folder or a Hugging Face name.")
 @click.argument("weights")
 @click.option(
     "--gpu", "gpus", type=int, multiple=True, help="On this GPU; again for several, which share it."
@@ -91,7 +91,7 @@ def add(
             click.echo(told)
 
 
-@click.command()
+@click.command(short_help="Complete commands and names in your shell.")
 @click.argument("shell", type=click.Choice(completing.SHELLS))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:

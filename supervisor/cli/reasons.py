@@ -135,9 +135,16 @@ def _outlook(profile: Json, asked: str) -> str:
         return f"{asked} would not be served: nothing that is foreseen would help"
     if not seconds:
         return f"{asked} would be served at once"
-    how = "gone to sleep" if profile["by_sleeping"] else "stopped"
-    room = f", once {' and '.join(profile['makes_room'])} has {how}" if profile["makes_room"] else ""
+    room = f", once {_made_room(profile)}" if profile["makes_room"] else ""
     return f"{asked} would be served in about {span(seconds)}{room}"
+
+
+def _made_room(profile: Json) -> str:
+    """Of several, those that may sleep do, the others stop."""
+    names, asleep = profile["makes_room"], profile["by_sleeping"]
+    if len(names) == 1:
+        return f"{names[0]} {'sleeps' if asleep else 'has stopped'}"
+    return f"{' and '.join(names)} {'sleep or have stopped' if asleep else 'have stopped'}"
 
 
 def _learned(known: Json, names: dict[str, str]) -> str:

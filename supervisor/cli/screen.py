@@ -16,13 +16,13 @@ from rich.text import Text
 
 from supervisor.cli import flights, tables
 from supervisor.cli.folding import Line, Section, blocks, rows_of, shares
-from supervisor.core.speed import Speed
 
 Json = dict[str, Any]
 
 MODELS = "q quit  up/down choose  o order  s stop  w why"
-REQUESTS = "q quit  up/down choose  c cancel  w why  tab models"
+REQUESTS = "q quit  up/down choose  o order  c cancel  w why  tab models"
 ORDERS = ("name", "state", "busy", "memory")
+REQUEST_ORDERS = ("age", "tokens", "key", "model")
 
 KEPT = 6
 """Lines that are kept for requests before devices are shown at length: nothing above them moves as they come and go."""
@@ -45,28 +45,24 @@ class Screen:
     order: str = ORDERS[0]
     cursor: str | None = None
     requests: list[Json] = field(default_factory=list)
-    """In flight, oldest first."""
+    """In flight, in their order."""
+    request_order: str = REQUEST_ORDERS[0]
     request: str | None = None
     """The number of the one that is chosen."""
     below: bool = False
     """Whether keys are about requests, as far as there are any."""
-    speeds: dict[str, float] = field(default_factory=dict)
-    """Tokens a second by profile."""
     doubt: Doubt | None = None
     page: Sequence[RenderableType] = ()
     """What is read instead of the status, until a key is pressed."""
     said: str = ""
-    _speed: Speed = field(default_factory=Speed)
 
-    def note(self, traffic: Json, now: float) -> None:
-        """What is in flight, and the tokens written until `now`, monotonic. The cursor of a request that has ended
-        goes on to the next one."""
+    def note(self, requests: list[Json]) -> None:
+        """What is in flight. The cursor of a request that has ended goes on to the next one."""
         numbers = [request["number"] for request in self.requests]
-        left = {request["number"] for request in traffic["requests"]}
+        left = {request["number"] for request in requests}
         after = numbers[numbers.index(self.chosen_request) :] if self.chosen_request else []
-        self.requests = traffic["requests"]
+        self.requests = _sorted(requests, self.request_order)
         self.request = next((number for number in after if number in left), None)
-        self.speeds = self._speed.look(traffic["written"], now)
 
     def engines(self) -> list[Json]:
         return sorted(self.status.get("engines", []), key=lambda engine: _rank(engine, self.order))
@@ -93,7 +89,11 @@ class Screen:
         self.below = not self.at_requests
 
     def reorder(self) -> None:
-        self.order = ORDERS[(ORDERS.index(self.order) + 1) % len(ORDERS)]
+        if not self.at_requests:
+            self.order = _next(ORDERS, self.order)
+            return
+        chosen, self.request_order = self.chosen_request, _next(REQUEST_ORDERS, self.request_order)
+        self.requests, self.request = _sorted(self.requests, self.request_order), chosen
 
     def doubt_stop(self) -> None:
         if self.chosen is not None and not self.at_requests:
@@ -119,7 +119,7 @@ class Screen:
 
     def _keys(self) -> str:
         if self.at_requests:
-            return REQUESTS
+            return f"{REQUESTS}  by {self.request_order}"
         return MODELS + ("  tab requests" if self.requests else "") + f"  by {self.order}"
 
     def _lines(self, console: Console, options: ConsoleOptions, room: int) -> list[Line]:
@@ -139,7 +139,7 @@ class Screen:
         said = blocks(list(self._notices()), console, options)
         notices = Section("line", [[line] for lines in said for line in lines])
         yield models
-        yield self._devices(console, options, room - models.height - notices.height - KEPT)
+        yield self._devices(console, options, room - models.height - notices.height)
         yield notices
         if self.requests:
             yield self._flights(console, options, room)
@@ -147,10 +147,16 @@ class Screen:
     def _devices(self, console: Console, options: ConsoleOptions, room: int) -> Section:
         """At length where there is room for that."""
         devices = self.status.get("devices", [])
-        full = Section("device", blocks([tables.device(device) for device in devices], console, options))
-        if full.height <= room and not self.at_requests:
+        told = [tables.device(device, self.engines()) for device in devices]
+        full = Section("device", blocks(told, console, options))
+        if full.height + self._wanted <= room:
             return full
         return Section("device", blocks([tables.brief(device) for device in devices], console, options))
+
+    @property
+    def _wanted(self) -> int:
+        """Lines for requests: whoever chooses among them sees them all, rather than devices at length."""
+        return max(KEPT, len(self.requests) + 1) if self.at_requests else KEPT
 
     def _flights(self, console: Console, options: ConsoleOptions, room: int) -> Section:
         """Those about the one that is chosen: there may be hundreds, and each costs a millisecond."""
@@ -170,7 +176,7 @@ class Screen:
 
     def _models(self, width: int) -> Table:
         """Profiles as whole as can be: names often differ at their ends alone."""
-        table = tables.models(self.engines(), self.speeds)
+        table = tables.models(self.engines())
         table.columns[0].no_wrap, table.columns[0].max_width = True, width * 2 // 5
         if table.rows and not self.at_requests:
             table.rows[self._at()].style = "reverse"
@@ -187,6 +193,25 @@ def _among(names: Sequence[str], wanted: str | None) -> str | None:
 
 def _moved(names: Sequence[str], name: str | None, steps: int) -> str | None:
     return names[max(0, min(len(names) - 1, names.index(name) + steps))] if name is not None else None
+
+
+def _next(orders: Sequence[str], order: str) -> str:
+    return orders[(orders.index(order) + 1) % len(orders)]
+
+
+def _sorted(requests: list[Json], order: str) -> list[Json]:
+    """Those alike by their age."""
+    return sorted(requests, key=lambda request: (_place(request, order), -request["age_s"]))
+
+
+def _place(request: Json, order: str) -> object:
+    """`tokens`: those that were written so far, most first."""
+    places = {
+        "tokens": -(request["output"] or 0),
+        "key": request["source"] or "",
+        "model": request["model"] or "",
+    }
+    return places.get(order, 0)
 
 
 def _rank(engine: Json, order: str) -> tuple[object, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -23,6 +23,10 @@ FREE = ("·", "dim")
 
 STYLES = {"ready": "green", "cold": "dim", "backoff": "red", "impossible": "red"}
 STUCK = frozenset({"backoff", "impossible"})
+COMING = frozenset({"reserved", "starting", "waking", "adopting"})
+
+SLACK = 64 << 20
+"""Bytes by which an engine may stay below what is reserved for it, and nobody is told."""
 
 Json = dict[str, Any]
 
@@ -34,10 +38,10 @@ def show(status: Json, console: Console) -> None:
 
 def render(status: Json) -> Iterator[RenderableType]:
     yield _daemon(status.get("daemon", {}))
+    engines = status.get("engines", [])
     for reading in status.get("devices", []):
         yield Text()
-        yield device(reading)
-    engines = status.get("engines", [])
+        yield device(reading, engines)
     if engines:
         yield Text()
         yield models(engines)
@@ -108,19 +112,25 @@ def _daemon(daemon: Json) -> Text:
     return text
 
 
-def device(device: Json) -> Group:
+def device(device: Json, engines: Sequence[Json] = ()) -> Group:
+    """`engines`: of which those that come up have not taken yet all that is reserved for them."""
     lines = [_title(device), *_trouble(device)]
     lines += [Text(f"  {xid_line(found)}", "yellow") for found in device.get("xids") or ()]
     if device.get("total"):
         lines.append(Text("  ") + _filled(device))
-        lines += _holders(_ours(device), device.get("others") or 0, device.get("foreign") or [])
+        lines += _holders(_ours(device), _untaken(device, engines))
+        lines += _others(device.get("others") or 0, device)
     return Group(*lines)
 
 
 def brief(device: Json) -> Group:
     """One line, and another where something is wrong."""
-    name = Text(f"{_name(device):<5} ", "bold")
-    return Group(name + _filled(device) if device.get("total") else name, *_trouble(device))
+    line = Text(f"{_name(device):<5} ", "bold")
+    if device.get("total"):
+        line += _filled(device)
+    if device.get("utilization") is not None:
+        line.append(f", {device['utilization'] * 100:.0f} %", "not bold")
+    return Group(line, *_trouble(device))
 
 
 def _trouble(device: Json) -> Iterator[Text]:
@@ -158,17 +168,29 @@ def _name(device: Json) -> str:
     return "Host" if device.get("device") == "host" else f"GPU {device.get('index')}"
 
 
-def _holders(ours: dict[str, int], foreign: int, processes: list[Json]) -> Iterator[Text]:
+def _untaken(device: Json, engines: Sequence[Json]) -> dict[str, int]:
+    """Profile -> bytes that are reserved for it here, and that it does not use yet."""
+    name = device.get("device")
+    coming = [engine for engine in engines if engine.get("state") in COMING]
+    left = {e["profile"]: (_size(e, "reserved", name) - _size(e, "measured", name)) for e in coming}
+    return {profile: size for profile, size in left.items() if size > SLACK}
+
+
+def _size(engine: Json, what: str, device: str | None) -> int:
+    return (engine.get(what) or {}).get(device) or 0
+
+
+def _holders(ours: dict[str, int], untaken: dict[str, int]) -> Iterator[Text]:
     for number, (profile, size) in enumerate(ours.items()):
         cell, style = OURS[number % len(OURS)]
-        yield Text("  ").append(cell, style).append(f" {profile} {gib(size)}")
+        left = f", {gib(untaken[profile])} of it not used yet" if profile in untaken else ""
+        yield Text("  ").append(cell, style).append(f" {profile} {gib(size)}{left}")
+
+
+def _others(foreign: int, device: Json) -> Iterator[Text]:
     if foreign:
-        yield (
-            Text("  ")
-            .append(*FOREIGN)
-            .append(f" others {gib(foreign)}{_beside(ours)}")
-            .append(_who(processes))
-        )
+        said = f" others {gib(foreign)}{_beside(_ours(device))}{_who(device.get('foreign') or [])}"
+        yield Text("  ").append(*FOREIGN).append(said)
 
 
 def _beside(ours: dict[str, int]) -> str:
@@ -187,13 +209,12 @@ def _process(process: Json) -> str:
     return f"{process.get('name')} {process.get('pid')} ({process.get('user')}){used}"
 
 
-def models(engines: list[Json], speeds: Mapping[str, float] | None = None) -> Table:
-    """`speeds`: tokens a second by profile, where they are known."""
+def models(engines: list[Json]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     table.add_column("PROFILE", overflow="fold")
     table.add_column("MODEL", overflow="fold")
     table.add_column("STATE", overflow="fold")
-    for heading in ("TTL", "BUSY", "QUEUED", *(("TOK/S",) if speeds is not None else ())):
+    for heading in ("TTL", "BUSY", "QUEUED", "TOK/S"):
         table.add_column(heading, justify="right", no_wrap=True)
     for engine in engines:
         table.add_row(
@@ -203,13 +224,9 @@ def models(engines: list[Json], speeds: Mapping[str, float] | None = None) -> Ta
             span(engine.get("ttl_left_s")),
             f"{engine.get('in_flight') or 0}/{engine.get('slots') or engine.get('max_concurrent') or '-'}",
             str(engine.get("queued") or 0),
-            *((_pace(speeds.get(engine["profile"])),) if speeds is not None else ()),
+            f"{engine['tokens_per_s']:.1f}" if engine.get("tokens_per_s") else "-",
         )
     return table
-
-
-def _pace(speed: float | None) -> str:
-    return f"{speed:.1f}" if speed else "-"
 
 
 def _state(engine: Json) -> Text:

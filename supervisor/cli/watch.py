@@ -9,7 +9,6 @@ import re
 import signal
 import sys
 import termios
-import time
 import tty
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -74,7 +73,7 @@ async def _look(client: Client, screen: Screen, live: Live) -> None:
     while True:
         try:
             screen.status = await client.status()
-            screen.note(await client.requests(), time.monotonic())
+            screen.note(await client.requests())
         except LlmdError as error:
             screen.said = error.message
         live.refresh()

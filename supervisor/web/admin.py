@@ -118,14 +118,16 @@ class AdminServer:
             return _refusal(RouteNotFound(f"{request.method} {request.path}: {error.reason}"))
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
-        return web.json_response(self._driver.status())
+        status, speeds = self._driver.status(), self._traffic.speeds()
+        for engine in status["engines"]:
+            engine["tokens_per_s"] = round(speeds.get(engine["profile"], 0.0), 1)
+        return web.json_response(status)
 
     async def _why(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(self._driver.why(request.match_info["name"]))
 
     async def _requests(self, request: web.Request) -> web.StreamResponse:
-        """Those in flight, and the tokens that each profile wrote since the daemon began."""
-        return web.json_response({"requests": self._traffic.listed(), "written": self._traffic.written()})
+        return web.json_response({"requests": self._traffic.listed()})
 
     async def _cancel(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"message": self._traffic.cancel(request.match_info["number"])})

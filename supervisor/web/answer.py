@@ -125,6 +125,11 @@ class Answer:
         self._over, self._flows = True, False
         self._owner = _NOBODY  # no cycle is left for the garbage collector to find
 
+    @property
+    def whole(self) -> bool:
+        """Whether the client was written its stream's last event, and has not left the others untaken."""
+        return self._started and self.passing.events and self.passing.ended() and not self._connection.stalled
+
     # From the engine
 
     def begin(self, head: Head) -> None:

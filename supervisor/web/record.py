@@ -14,6 +14,7 @@ from supervisor.host.activity import Request
 from supervisor.host.logbook import log
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_LEFT = 499
 _WHERE_KNOWN = ("guessed", "error", "code", "person", "chat", "dropped")
 
 
@@ -55,6 +56,8 @@ class Record(msgspec.Struct, eq=False):
     """Ends an answer that has begun: an error frame, then the connection is cut."""
     over: float | None = None
     """When it ended."""
+    whole: bool = False
+    """Its stream's last event went out: clients leave on it, without waiting for the connection's end."""
 
     @classmethod
     def of(cls, presented: str | None) -> Record:
@@ -103,6 +106,11 @@ class Record(msgspec.Struct, eq=False):
             "ttft_ms": _ms(self.ttft()),
             "queue_ms": _ms(self.queued),
         }
+
+    def left(self) -> None:
+        """Its client has gone; not, where llmd itself has cut it."""
+        if not self.whole and (self.error is None or self.status < 500):
+            self.status = _LEFT
 
     def end(self) -> None:
         """From now on it tells what was, and holds nothing of the answer."""

@@ -58,6 +58,7 @@ async def relay(
             return _refused(request, answer, held is not None)
         return _Spliced(request, record.status, answer.keeps)
     except asyncio.CancelledError:
+        record.whole = answer.whole
         if request.protocol.stalled:
             record.error = "client_stalled"
         raise

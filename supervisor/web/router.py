@@ -60,7 +60,6 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _UNRECORDED = frozenset({"/health", "/metrics"})
 """Asked every few seconds by machines; a log of them hides the rest."""
-_LEFT = 499
 _LONGEST_NAME = 200
 
 
@@ -102,8 +101,7 @@ class Router:
         try:
             response = await self._answered(request, handler, record)
         except asyncio.CancelledError:
-            if record.error is None or record.status < 500:  # else llmd itself has cut it
-                record.status = _LEFT
+            record.left()
             raise
         except Exception:
             record.status, record.error = InternalError.status, InternalError.code

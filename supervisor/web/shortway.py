@@ -35,7 +35,6 @@ from supervisor.web.relay import check_refusal, note_usage, own_head, translated
 from supervisor.web.routes import GENERATE, dialect_of
 from supervisor.web.traffic import Traffic
 
-_LEFT = 499
 _MOST_CALLERS = 512
 _NOTHING = memoryview(b"")
 
@@ -197,8 +196,8 @@ class Exchange:
 
     def left(self) -> None:
         record = self._record
-        if record.error is None or record.status < 500:
-            record.status = _LEFT
+        record.whole = self._answer.whole
+        record.left()
         if self._client.stalled:
             record.error = "client_stalled"
         if self._task is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from supervisor.core.routing import Ask
+from supervisor.core.speed import Speed
 from supervisor.errors import ModelNotFound, Withdrawn
 from supervisor.web.patience import CANCELLED
 from supervisor.web.record import Record
@@ -56,6 +57,7 @@ class Traffic:
         self._flights: dict[str, Flight] = {}
         self._recent: deque[tuple[str, Record]] = deque(maxlen=REMEMBERED)
         self._written: Counter[str] = Counter()
+        self._speed = Speed()
 
     def began(self, record: Record, tokens: int) -> str:
         """One that needs no scope. Returns its number, by which it is `over`."""
@@ -110,6 +112,10 @@ class Traffic:
     def recent(self) -> dict[str, dict[str, Any]]:
         """By number, oldest first."""
         return {number: _ended(record) for number, record in self._recent}
+
+    def speeds(self) -> dict[str, float]:
+        """Profile -> tokens a second, since it was asked for some seconds ago."""
+        return self._speed.look(self.written(), time.monotonic())
 
     def written(self) -> Mapping[str, int]:
         """Profile -> tokens written since the daemon began, by requests ended and under way."""

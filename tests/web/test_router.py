@@ -327,6 +327,7 @@ async def test_health_and_metrics(world: World) -> None:
         text = await answer.text()
     assert 'llmd_requests_total{model="llama",source="webui",status="200"} 1.0' in text
     assert 'llmd_engine_state{profile="llama_0",state="ready"} 1.0' in text
+    assert "vllm:" not in text  # server.engine_metrics is off
 
 
 @pytest.mark.parametrize(

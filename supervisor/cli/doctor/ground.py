@@ -81,7 +81,7 @@ def sleepers(host: Reading, needs: dict[str, int]) -> Finding:
     if not needs:
         return good("memory", room)
     total = sum(needs.values())
-    asked = f"{', '.join(needs)} asleep keep {gib(total)} there"
+    asked = f"{', '.join(needs)}, asleep: {gib(total)} of it"
     large = [name for name, size in needs.items() if size > host.total]
     if large:
         return warn(

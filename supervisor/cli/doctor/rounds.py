@@ -41,8 +41,8 @@ VLLM_LIMIT = 15.0
 LOGS = 16 << 20
 """Bytes of the daemon's own log."""
 
-_SECRETS = re.compile(r"TOKEN|KEY|SECRET|PASSWORD")
-"""Of a variable's name: its value in a file should not be read by everybody."""
+_SECRETS = re.compile(r"TOKEN(?![A-Z])|KEY|SECRET|PASSWORD")
+"""Of a variable's name: its value in a file should not be read by everybody; not TOKENIZERS_PARALLELISM."""
 
 Json = dict[str, Any]
 Check = Callable[[], Iterable[Finding]]

@@ -13,7 +13,6 @@ from typing import Any
 
 from aiohttp import web
 
-from supervisor.core.speed import Speed
 from supervisor.errors import BadRequest, Forbidden, LlmdError, RouteNotFound, Unauthorized
 from supervisor.host.logbook import log
 from supervisor.web.auth import Keyring
@@ -56,7 +55,7 @@ class Dashboard:
     def __init__(self, driver: Driver, keyring: Keyring, traffic: Traffic) -> None:
         self._driver, self._traffic = driver, traffic
         self._gate = Gate(lambda: driver.config, keyring)
-        self._history, self._speed = History(), Speed()
+        self._history = History()
         self._picture: Picture = {}
         self._stream = Stream(self._painted)
         self._closing = asyncio.Event()
@@ -278,8 +277,7 @@ class Dashboard:
     # Beside
 
     def _painted(self) -> Picture:
-        speed = self._speed.look(self._traffic.written(), time.monotonic())
-        now = self._traffic.in_flight(), self._traffic.recent(), speed, time.time()
+        now = self._traffic.in_flight(), self._traffic.recent(), self._traffic.speeds(), time.time()
         self._picture = paint(
             self._driver.config, self._driver.status(), *now, told=self._picture.get("recent", {})
         )
@@ -293,6 +291,7 @@ class Dashboard:
     async def _sample(self) -> None:
         while True:
             self._history.add(self._driver.status())
+            self._traffic.speeds()  # so that whoever asks once hears of the seconds before
             await asyncio.sleep(EVERY)
 
     async def _close(self, app: web.Application) -> None:
