@@ -77,11 +77,12 @@ def _(event: events.Left, fleet: Fleet) -> None:
 def _(event: events.DevicesRead, fleet: Fleet) -> None:
     if event.survey.at < fleet.ledger.survey.at:
         return  # two readings crossed: what the older one shows would be taken for a neighbour's
+    fleet.ledger.take(event.survey, event.ours)
     for engine in fleet.engines.values():
         engine.measured = dict(event.measured.get(engine.incarnation or "", {}))
-        coming.promise_what_was_unread(engine, event.survey)
+        coming.promise_what_was_unread(fleet, engine)
     lending.measure(fleet, event.measured)
-    fleet.ledger.take(event.survey, event.ours, fleet.claims())
+    fleet.ledger.look_for_foreign(fleet.claims())
     fleet.stuck.clear()
     quarantine.look_after(fleet)
     neighbours.notice(fleet)

@@ -298,7 +298,9 @@ def test_what_a_sleeper_held_awake_is_not_counted_as_what_it_returns() -> None:
     world.wait(1)
     world.trouble.clear()
     world.read()
-    assert (world.state("alpha_0"), world.state("beta_0")) == (State.SETTLING, State.SETTLING), "nothing is back"
+    assert (world.state("alpha_0"), world.state("beta_0")) == (State.SETTLING, State.SETTLING), (
+        "nothing is back"
+    )
     world.held[alpha] = {}
     world.read()
     assert world.state("beta_0") is State.SETTLING, "its 20 GiB are still out"
