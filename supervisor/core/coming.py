@@ -179,7 +179,9 @@ def promise_all(fleet: Fleet, engine: Engine) -> None:
 
 
 def promise_what_was_unread(fleet: Fleet, engine: Engine) -> None:
+    unread = {device for device in engine.devices if engine.reserved.get(device) == 0}
+    if not unread or engine.settled:
+        return
     for device, size in fleet.ledger.needs(engine.profile, engine.devices).items():
-        unread = engine.reserved.get(device) == 0
-        if unread and not fleet.reading(device).trouble and not engine.settled:
+        if device in unread and not fleet.reading(device).trouble:
             engine.reserved[device] = size

@@ -2,7 +2,8 @@
 
 vLLM takes `ceil(total x gpu_memory_utilization)` of every GPU of the profile and refuses to start unless that
 much is free at that moment, `--kv-cache-memory-bytes` or not. So a need is known before anything is spawned.
-`total` is NVML's here and CUDA's there, which is a little less: the need is never told too low.
+`total` is CUDA's there, a little less than NVML's, which stands here for it until an engine's log has told: the
+need is never told too low.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def needs(profile: Profile, readings: Sequence[Reading]) -> dict[str, int]:
     """
     share, asked = utilization(profile, *readings), _size(profile) or 0
     return {
-        reading.device: 0 if reading.unified else max(asked, math.ceil(reading.total * share))
+        reading.device: 0 if reading.unified else max(asked, math.ceil(reading.capacity * share))
         for reading in readings
     }
 
@@ -44,7 +45,7 @@ def utilization(profile: Profile, *readings: Reading) -> float:
     asked = _size(profile)
     if asked is None:
         return profile.gpu_memory_utilization or DEFAULT_UTILIZATION
-    smallest = min((reading.total for reading in readings if reading.total), default=1)
+    smallest = min((reading.capacity for reading in readings if reading.total), default=1)
     return min(max(asked * _STEPS // smallest, 1), _STEPS) / _STEPS
 
 
@@ -123,7 +124,7 @@ def _unlike(profile: Profile, readings: Sequence[Reading]) -> Iterator[tuple[str
         return
     share = math.ceil(utilization(profile, *readings) * 100) / 100
     have = ", ".join(f"GPU {reading.index} has {gib(reading.total)}" for reading in readings)
-    takes = ", ".join(gib(math.ceil(reading.total * share)) for reading in readings)
+    takes = ", ".join(gib(math.ceil(reading.capacity * share)) for reading in readings)
     yield (
         "vram",
         f"vLLM takes the same fraction of every GPU, and {have}",
@@ -141,7 +142,7 @@ def _card(
         else "gpu_memory_utilization"
     )
     key = "vram" if profile.vram is not None else key
-    room, limit = reading, reading.total - config.memory.margin
+    room, limit = reading, reading.capacity - config.memory.margin
     if reading.unified:
         host = host_reading(survey)
         if host is None:
@@ -157,9 +158,11 @@ def _room(
     asked = need(profile, reading)
     if asked <= limit:
         return
-    reserve = gib(reading.total - limit)
-    what = f"{profile.name} needs {gib(asked)}, {where} has {gib(reading.total)} of which {reserve} stay free"
-    most = math.floor(max(limit, 0) / reading.total * 100) / 100 if reading.total else 0
+    reserve = gib(reading.capacity - limit)
+    what = (
+        f"{profile.name} needs {gib(asked)}, {where} has {gib(reading.capacity)} of which {reserve} stay free"
+    )
+    most = math.floor(max(limit, 0) / reading.capacity * 100) / 100 if reading.capacity else 0
     amount = f'"{max(limit, 0) >> 20} MiB"'
     gpu = f"vram = {amount} or less, or gpu_memory_utilization = {most:.2f} or less"
     yield key, what, f"write {gpu}" if profile.device == "gpu" else f"write memory = {amount} or less"

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from supervisor.config import Memory, Profile
-from supervisor.core.devices import HOST, Holder, Reading, Survey, gib
+from supervisor.core.devices import HOST, Card, Holder, Reading, Survey, gib
 from supervisor.core.fit import gpu_reading, needs
 
 FOREIGN_WINDOW = 60.0
@@ -131,6 +131,8 @@ class Ledger:
 
     memory: Memory
     survey: Survey = field(default_factory=Survey)
+    totals: dict[Card, int] = field(default_factory=dict)
+    """GPU -> what CUDA counts there, bytes; those that an engine has told of."""
     ours: frozenset[int] = frozenset()
     _once_ours: frozenset[int] = frozenset()
     """PIDs of ours that are over, as long as the driver lists them: their memory is no neighbour's."""
@@ -146,7 +148,7 @@ class Ledger:
         """From now on this is what the devices show."""
         listed = frozenset(holder.pid for reading in survey.readings for holder in reading.holders)
         self._once_ours = (self._once_ours | self.ours) & listed - ours
-        self.survey, self.ours = survey, ours
+        self.survey, self.ours = survey.with_cuda(self.totals), ours
 
     def look_for_foreign(self, claims: Claims) -> None:
         """In the last survey. A device where memory is on its way back, or promised and not measured yet, is no
@@ -300,12 +302,12 @@ class Ledger:
 
     def _judge_memory(self, demand: Demand, reading: Reading, claimed: Sequence[Claim]) -> Shortage | None:
         where, needed, margin = name_of(reading), demand.needed, self._margin(reading)
-        if needed + margin > reading.total:
+        if needed + margin > reading.capacity:
             message = (
-                f"{demand.profile} needs {gib(needed)} on {where}, which has {gib(reading.total)} in all"
+                f"{demand.profile} needs {gib(needed)} on {where}, which has {gib(reading.capacity)} in all"
                 f" ({gib(margin)} kept free)"
             )
-            return Shortage(Obstacle.TOO_BIG, reading.device, message, needed, reading.total - margin)
+            return Shortage(Obstacle.TOO_BIG, reading.device, message, needed, reading.capacity - margin)
         available = self._room(reading, claimed, demand.given)
         return self._taken(demand, reading, claimed, available) if available < needed else None
 
@@ -321,7 +323,9 @@ class Ledger:
 
     def _room(self, reading: Reading, claimed: Sequence[Claim], given: int) -> int:
         promised = sum(claim.held for claim in claimed)
-        on_paper = reading.total - promised - self.foreign(reading.device) - self._margin(reading)
+        # what CUDA does not count is in use, by NVML, and so foreign already
+        ours = min(reading.capacity, reading.total - self.foreign(reading.device))
+        on_paper = ours - promised - self._margin(reading)
         right_now = reading.free + given - sum(claim.unspent for claim in claimed)
         if reading.device == HOST:
             right_now -= self._margin(reading)

@@ -167,6 +167,7 @@ def _device(fleet: Fleet, reading: Reading) -> Json:
         "device": reading.device,
         "name": name_of(reading),
         "total": reading.total,
+        "cuda_total": reading.cuda_total,
         "free": reading.free,
         "ours": [_holder(fleet, claim) for claim in fleet.claims().get(reading.device, [])],
         "foreign": [asdict(holder) for holder in strangers],

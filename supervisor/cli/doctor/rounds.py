@@ -52,7 +52,7 @@ def look(place: Place) -> list[Finding]:
     """Everything that is found, in the order of the checks. Raises nothing, and ends in time."""
     config, problems = _config(place)
     status, trouble = _status(place, config)
-    survey = asyncio.run(read_devices())
+    survey = asyncio.run(read_devices(config=config))
     told = status["daemon"] if status else None
     checks: dict[str, Check] = {
         "daemon": lambda: doors.daemon(status, trouble),
