@@ -16,7 +16,7 @@ AGAIN = "run llmd check again when they can be read"
 
 def examine(config: Config, survey: Survey | None = None) -> tuple[list[Problem], list[Problem]]:
     """Problems and warnings. Without a `survey` reads this host's devices, for at most a few seconds."""
-    survey = survey or asyncio.run(read_devices())
+    survey = survey or asyncio.run(read_devices(config=config))
     problems = locate(check_devices(config, survey))
     return problems, [*warnings(config), *unchecked(config, survey)]
 

@@ -48,7 +48,7 @@ def gather(config: Config, names: Sequence[str], cards: tuple[Reading, ...] | No
     from supervisor.cli.survey import read_devices
 
     profiles = [config.profiles[name] for name in names]
-    survey = asyncio.run(read_devices(cards))
+    survey = asyncio.run(read_devices(cards, config))
     if survey.trouble and any(profile.device == "gpu" for profile in profiles):
         instead = "describe them, such as --gpus 2x24GiB"
         raise OperatorError(f"the GPUs of this host cannot be read: {survey.trouble}; {instead}")
@@ -107,6 +107,7 @@ def _device(reading: Reading, found: Plan) -> Json:
         "index": reading.index,
         "name": reading.name,
         "total": reading.total,
+        "cuda_total": reading.cuda_total,
         "room": found.room[reading.device],
         "trouble": reading.trouble,
     }

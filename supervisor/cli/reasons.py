@@ -160,7 +160,9 @@ def _learned(known: Json, names: dict[str, str]) -> str:
 
 def _device(device: Json) -> Text:
     text = Text(_short(device["name"]), "bold")
-    text.append(f"  {gib(device['total'])}, {gib(device['free'])} free", "not bold")
+    known = device["cuda_total"]
+    less = f" ({gib(known)} for CUDA)" if known is not None and gib(known) != gib(device["total"]) else ""
+    text.append(f"  {gib(device['total'])}{less}, {gib(device['free'])} free", "not bold")
     return text.append(f", {device['trouble']}", "red") if device["trouble"] else text
 
 

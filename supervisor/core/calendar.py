@@ -99,7 +99,7 @@ def foresee(fleet: Fleet) -> None:
 
 
 def _hopeless(fleet: Fleet, transition: Transition, late: list[Engine]) -> str | None:
-    """Why the mode cannot be had; None while it may still come."""
+    """Why the mode cannot be had; None while it may still come, as after a crash that is tried again."""
     if fleet.now >= transition.deadline:
         return f"{', '.join(engine.name for engine in late)} was not ready in time"
     for engine in late:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from supervisor.core import learning, leaving, orders
-from supervisor.core.devices import Survey
 from supervisor.core.engine import Before, Engine
-from supervisor.core.fit import need, utilization
+from supervisor.core.fit import utilization
 from supervisor.core.fleet import Fleet, taken
 from supervisor.core.lifecycle import STARTABLE, State, Step
 
@@ -37,7 +36,7 @@ def wake(fleet: Fleet, engine: Engine) -> None:
     """Admitted like a start: all of its memory is promised to it again, and a reading taken then must agree."""
     engine.step(Step.WAKE, fleet.now)
     engine.lain = engine.reserved
-    engine.reserved = {device: need(engine.profile, fleet.reading(device)) for device in engine.devices}
+    engine.reserved = fleet.ledger.needs(engine.profile, engine.devices)
     engine.settled = engine.retired = False
     fleet.order(orders.Survey())
 
@@ -85,7 +84,7 @@ def start(fleet: Fleet, engine: Engine) -> None:
     engine.step(Step.RESERVE, fleet.now)
     engine.give_reason(None, fleet.now)  # a newer decision: what kept it from starting is over
     engine.incarnation, engine.devices = fleet.name_incarnation(), devices
-    engine.reserved = {device: need(engine.profile, fleet.reading(device)) for device in devices}
+    engine.reserved = fleet.ledger.needs(engine.profile, devices)
     fleet.order(orders.Survey())
 
 
@@ -110,7 +109,7 @@ def spawn_if_still_fits(fleet: Fleet, engine: Engine) -> None:
     engine.starts += 1
     engine.deadline = fleet.now + fleet.config.engine.start_timeout
     indices = tuple(card.index for card in cards if card.index is not None)
-    share = utilization(engine.profile, fleet.reading(engine.devices[0]))
+    share = utilization(engine.profile, *map(fleet.reading, engine.devices))
     terms = indices, share, engine.slots, engine.pinned_by_hand
     fleet.order(orders.Spawn(engine.name, engine.incarnation or "", engine.devices, *terms))
     free = {device: fleet.reading(device).free for device in engine.devices}
@@ -176,11 +175,13 @@ def promise_to_found(fleet: Fleet, engine: Engine) -> None:
 def promise_all(fleet: Fleet, engine: Engine) -> None:
     """What it needs on every device; where none was read yet, once it is. Until then nothing starts there anyway."""
     engine.reserved = dict.fromkeys(engine.devices, 0)
-    promise_what_was_unread(engine, fleet.ledger.survey)
+    promise_what_was_unread(fleet, engine)
 
 
-def promise_what_was_unread(engine: Engine, survey: Survey) -> None:
-    for reading in survey.readings:
-        unread = reading.device in engine.devices and engine.reserved.get(reading.device) == 0
-        if unread and not reading.trouble and not engine.settled:
-            engine.reserved[reading.device] = need(engine.profile, reading)
+def promise_what_was_unread(fleet: Fleet, engine: Engine) -> None:
+    unread = {device for device in engine.devices if engine.reserved.get(device) == 0}
+    if not unread or engine.settled:
+        return
+    for device, size in fleet.ledger.needs(engine.profile, engine.devices).items():
+        if device in unread and not fleet.reading(device).trouble:
+            engine.reserved[device] = size

@@ -6,7 +6,8 @@ Sizes are bytes. `at` is monotonic seconds, the moment the reading was *taken*, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 HOST = "host"
 """The device id of host memory. Every other device id is a GPU's UUID as NVML spells it."""
@@ -52,11 +53,26 @@ class Reading:
     """Degrees Celsius."""
     power: float | None = None
     """Watts."""
+    cuda_total: int | None = None
+    """What CUDA counts of `total`, as an engine has told; None: not yet."""
+
+    @property
+    def capacity(self) -> int:
+        """Bytes that programs may have there in all, and vLLM takes its share of."""
+        return self.total if self.cuda_total is None else self.cuda_total
 
     @property
     def unattributed(self) -> int:
         """Bytes in use that no listed process accounts for."""
         return max(0, self.used - sum(holder.used or 0 for holder in self.holders))
+
+
+class Card(NamedTuple):
+    """A GPU as NVML shows it: under another driver, or with ECC switched, CUDA may count otherwise."""
+
+    device: str
+    driver: str
+    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +93,14 @@ class Survey:
         indexed = {reading.index: reading for reading in reversed(self.readings) if reading.index is not None}
         object.__setattr__(self, "by_device", {reading.device: reading for reading in self.readings})
         object.__setattr__(self, "by_index", indexed)
+
+    def card(self, reading: Reading) -> Card:
+        return Card(reading.device, self.driver or "", reading.total)
+
+    def with_cuda(self, totals: Mapping[Card, int]) -> Survey:
+        """The same, with what is known of CUDA's totals."""
+        found = (replace(r, cuda_total=totals.get(self.card(r))) for r in self.readings)
+        return replace(self, readings=tuple(found)) if totals else self
 
 
 def gib(size: float) -> str:

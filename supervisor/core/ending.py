@@ -113,7 +113,8 @@ def tell_waiters(fleet: Fleet, engine: Engine, failure: Failure) -> None:
     for ticket in taken(engine.start_tickets):
         error = EngineFailed(message, log=failure.tail)
         fleet.order(orders.Answer(ticket, message, error))
-    engine.give_up_wanting()
+    if engine.patient_until < fleet.now:  # else the calendar waits on, and restarts go on
+        engine.give_up_wanting()
     for waiter in fleet.queues:
         if engine.name in waiter.profiles:
             fleet.queues.give_up(waiter, engine.name)

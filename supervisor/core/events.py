@@ -82,13 +82,14 @@ class Progressed:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What the engine said of itself: in its log the bytes of its weights and the tokens that its KV cache holds,
-    asked for it the version of its vLLM."""
+    """What the engine said of itself: in its log the bytes of its weights, the tokens that its KV cache holds and
+    CUDA's totals of its GPUs by their rank, asked for it the version of its vLLM."""
 
     incarnation: str
     weights: int | None = None
     kv_tokens: int | None = None
     version: str | None = None
+    totals: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from supervisor.core.events import Event
 from supervisor.core.failures import Failure, FailureClass, classify
 from supervisor.core.fleet import Fleet
 from supervisor.core.lifecycle import LIVE, Reason, State, Step
+from supervisor.core.progress import read_totals
 from supervisor.errors import DaemonRefused, NotAvailable
 
 
@@ -77,11 +78,12 @@ def _(event: events.Left, fleet: Fleet) -> None:
 def _(event: events.DevicesRead, fleet: Fleet) -> None:
     if event.survey.at < fleet.ledger.survey.at:
         return  # two readings crossed: what the older one shows would be taken for a neighbour's
+    fleet.ledger.take(event.survey, event.ours)
     for engine in fleet.engines.values():
         engine.measured = dict(event.measured.get(engine.incarnation or "", {}))
-        coming.promise_what_was_unread(engine, event.survey)
+        coming.promise_what_was_unread(fleet, engine)
     lending.measure(fleet, event.measured)
-    fleet.ledger.take(event.survey, event.ours, fleet.claims())
+    fleet.ledger.look_for_foreign(fleet.claims())
     fleet.stuck.clear()
     quarantine.look_after(fleet)
     neighbours.notice(fleet)
@@ -115,6 +117,7 @@ def _(event: events.Told, fleet: Fleet) -> None:
         if event.version:
             learning.told_version(fleet, engine, event.version)
         engine.kv_tokens = event.kv_tokens or engine.kv_tokens
+        learning.told_totals(fleet, engine, event.totals)
 
 
 @on.register
@@ -175,6 +178,8 @@ def _(event: events.Exited, fleet: Fleet) -> None:
     engine = fleet.current(event.incarnation)
     if engine is None or engine.state not in LIVE:
         return
+    if engine.state is State.STARTING:  # later its log may hold whatever a request contained
+        learning.told_totals(fleet, engine, read_totals(event.tail))
     ending.ended(
         fleet, engine, ending.cause(engine, classify(event.code, event.tail, was_ready=engine.proven))
     )

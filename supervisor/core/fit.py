@@ -2,7 +2,8 @@
 
 vLLM takes `ceil(total x gpu_memory_utilization)` of every GPU of the profile and refuses to start unless that
 much is free at that moment, `--kv-cache-memory-bytes` or not. So a need is known before anything is spawned.
-`total` is NVML's here and CUDA's there, which is a little less: the need is never told too low.
+`total` is CUDA's there, a little less than NVML's, which stands here for it until an engine's log has told: the
+need is never told too low.
 """
 
 from __future__ import annotations
@@ -23,36 +24,29 @@ _STEPS = 10_000
 
 
 def need(profile: Profile, reading: Reading) -> int:
-    """Bytes that an engine of `profile` takes on the device of `reading`; none of a GPU that has no memory of its own."""
-    if reading.unified:
-        return 0
-    asked = _size(profile)
-    return math.ceil(reading.total * utilization(profile, reading)) if asked is None else asked
+    """Bytes that an engine of `profile` takes of its only device, or of the smallest of several."""
+    return needs(profile, (reading,))[reading.device]
 
 
 def needs(profile: Profile, readings: Sequence[Reading]) -> dict[str, int]:
-    """Device -> bytes, for all devices of a profile in its order.
-
-    vLLM is given one fraction for all GPUs, cut from the size on the first: of a larger card it takes more.
+    """Device -> bytes that an engine of `profile` takes there, for all its devices; none of a GPU that has no memory
+    of its own. vLLM takes one fraction of them all: of a card larger than the smallest, more than the size asked for.
     """
-    if profile.device == "cpu" or _size(profile) is None:
-        return {reading.device: need(profile, reading) for reading in readings}
-    first = readings[0]
-    share = utilization(profile, first)
+    share, asked = utilization(profile, *readings), _size(profile) or 0
     return {
-        reading.device: need(profile, reading)
-        if reading.total == first.total
-        else math.ceil(reading.total * share)
+        reading.device: 0 if reading.unified else max(asked, math.ceil(reading.capacity * share))
         for reading in readings
     }
 
 
-def utilization(profile: Profile, reading: Reading) -> float:
-    """The fraction to pass as --gpu-memory-utilization: as written, or cut from a size. 0 < fraction <= 1."""
+def utilization(profile: Profile, *readings: Reading) -> float:
+    """The fraction to pass as --gpu-memory-utilization, 0 < fraction <= 1: as written, or cut from a size, so that
+    it is the size of the smallest of the profile's devices."""
     asked = _size(profile)
     if asked is None:
         return profile.gpu_memory_utilization or DEFAULT_UTILIZATION
-    return min(max(asked * _STEPS // max(reading.total, 1), 1), _STEPS) / _STEPS
+    smallest = min((reading.capacity for reading in readings if reading.total), default=1)
+    return min(max(asked * _STEPS // smallest, 1), _STEPS) / _STEPS
 
 
 def _size(profile: Profile) -> int | None:
@@ -128,9 +122,9 @@ def _unlike(profile: Profile, readings: Sequence[Reading]) -> Iterator[tuple[str
     totals = [reading.total for reading in readings if not reading.trouble]
     if profile.vram is None or not totals or max(totals) <= min(totals) * ALIKE:
         return
-    share = math.ceil(utilization(profile, min(readings, key=lambda reading: reading.total)) * 100) / 100
+    share = math.ceil(utilization(profile, *readings) * 100) / 100
     have = ", ".join(f"GPU {reading.index} has {gib(reading.total)}" for reading in readings)
-    takes = ", ".join(gib(math.ceil(reading.total * share)) for reading in readings)
+    takes = ", ".join(gib(math.ceil(reading.capacity * share)) for reading in readings)
     yield (
         "vram",
         f"vLLM takes the same fraction of every GPU, and {have}",
@@ -148,7 +142,7 @@ def _card(
         else "gpu_memory_utilization"
     )
     key = "vram" if profile.vram is not None else key
-    room, limit = reading, reading.total - config.memory.margin
+    room, limit = reading, reading.capacity - config.memory.margin
     if reading.unified:
         host = host_reading(survey)
         if host is None:
@@ -164,9 +158,11 @@ def _room(
     asked = need(profile, reading)
     if asked <= limit:
         return
-    reserve = gib(reading.total - limit)
-    what = f"{profile.name} needs {gib(asked)}, {where} has {gib(reading.total)} of which {reserve} stay free"
-    most = math.floor(max(limit, 0) / reading.total * 100) / 100 if reading.total else 0
+    reserve = gib(reading.capacity - limit)
+    what = (
+        f"{profile.name} needs {gib(asked)}, {where} has {gib(reading.capacity)} of which {reserve} stay free"
+    )
+    most = math.floor(max(limit, 0) / reading.capacity * 100) / 100 if reading.capacity else 0
     amount = f'"{max(limit, 0) >> 20} MiB"'
     gpu = f"vram = {amount} or less, or gpu_memory_utilization = {most:.2f} or less"
     yield key, what, f"write {gpu}" if profile.device == "gpu" else f"write memory = {amount} or less"

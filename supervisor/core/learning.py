@@ -8,11 +8,16 @@ from dataclasses import replace
 import msgspec
 
 from supervisor.core import context, orders
+from supervisor.core.devices import Reading, gib
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fleet import Fleet
 from supervisor.core.learned import Learned, drift, notable, taught
+from supervisor.core.ledger import name_of
 from supervisor.core.lifecycle import SERVING
 from supervisor.core.routing import Ask
+
+LEAST_CUDA = 0.9
+"""Share of NVML's total below which CUDA's was misread: those seen were 0.98 and more."""
 
 
 def learn(fleet: Fleet, engine: Engine, learned: Learned) -> None:
@@ -45,6 +50,23 @@ def sleepless(fleet: Fleet, engine: Engine) -> None:
 
 def weighed(fleet: Fleet, engine: Engine, weights: int) -> None:
     learn(fleet, engine, engine.learned.weighed(weights))
+
+
+def told_totals(fleet: Fleet, engine: Engine, totals: Mapping[int, int]) -> None:
+    """CUDA's totals of its GPUs, by their rank among them."""
+    for rank, gpu in enumerate(engine.profile.gpus):
+        if (size := totals.get(rank)) and (reading := fleet.ledger.gpu(gpu)):
+            _counted_by_cuda(fleet, engine, reading, size)
+
+
+def _counted_by_cuda(fleet: Fleet, engine: Engine, reading: Reading, size: int) -> None:
+    card, total = fleet.ledger.survey.card(reading), min(size, reading.total)
+    if total <= LEAST_CUDA * reading.total or fleet.ledger.totals.get(card) == total:
+        return
+    fleet.ledger.totals[card] = total
+    fleet.order(orders.RememberTotal(card, total))
+    words = f"{name_of(reading)} has {gib(total)} for CUDA, {gib(reading.total)} for NVML"
+    fleet.note("cuda_total", engine, words, device=reading.device, total=total)
 
 
 def told_version(fleet: Fleet, engine: Engine, version: str) -> None:

@@ -20,8 +20,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from supervisor.config import Memory, Profile
-from supervisor.core.devices import HOST, Holder, Reading, Survey, gib
-from supervisor.core.fit import gpu_reading, need
+from supervisor.core.devices import HOST, Card, Holder, Reading, Survey, gib
+from supervisor.core.fit import gpu_reading, needs
 
 FOREIGN_WINDOW = 60.0
 
@@ -51,6 +51,14 @@ class Claim(NamedTuple):
         """Promised but not taken yet. Where nothing is measured, all of it counts as taken: the free
         memory that the device shows is then the only truth, and it is tested on its own."""
         return 0 if self.measured is None else max(0, self.reserved - self.measured)
+
+
+class Demand(NamedTuple):
+    """What one profile needs of one device, and what it would be given there beside what is free, in bytes."""
+
+    profile: str
+    needed: int
+    given: int
 
 
 Claims = Mapping[str, Sequence[Claim]]
@@ -123,6 +131,8 @@ class Ledger:
 
     memory: Memory
     survey: Survey = field(default_factory=Survey)
+    totals: dict[Card, int] = field(default_factory=dict)
+    """GPU -> what CUDA counts there, bytes; those that an engine has told of."""
     ours: frozenset[int] = frozenset()
     _once_ours: frozenset[int] = frozenset()
     """PIDs of ours that are over, as long as the driver lists them: their memory is no neighbour's."""
@@ -134,13 +144,16 @@ class Ledger:
 
     # Facts in
 
-    def take(self, survey: Survey, ours: frozenset[int], claims: Claims) -> None:
-        """Note a survey. A device where memory is on its way back, or promised and not measured yet, is no witness
-        of foreign memory."""
+    def take(self, survey: Survey, ours: frozenset[int]) -> None:
+        """From now on this is what the devices show."""
         listed = frozenset(holder.pid for reading in survey.readings for holder in reading.holders)
         self._once_ours = (self._once_ours | self.ours) & listed - ours
-        self.survey, self.ours = survey, ours
-        for reading in survey.readings:
+        self.survey, self.ours = survey.with_cuda(self.totals), ours
+
+    def look_for_foreign(self, claims: Claims) -> None:
+        """In the last survey. A device where memory is on its way back, or promised and not measured yet, is no
+        witness."""
+        for reading in self.survey.readings:
             claimed = claims.get(reading.device, ())
             if reading.trouble or any(claim.blurred for claim in claimed):
                 continue
@@ -235,11 +248,16 @@ class Ledger:
         devices = self.devices_of(profile)
         if devices is None:
             return Verdict((self._missing(profile),))
-        found = []
+        needed, found = self.needs(profile, devices), []
         for device in devices:
             given = (freed or {}).get(device, 0) + (own or {}).get(device, 0)
-            found.append(self._judge_device(profile, device, claims.get(device, ()), now, given))
+            demand = Demand(profile.name, needed.get(device, 0), given)
+            found.append(self._judge_device(demand, device, claims.get(device, ()), now))
         return Verdict(tuple(shortage for shortage in found if shortage))
+
+    def needs(self, profile: Profile, devices: Sequence[str]) -> dict[str, int]:
+        """Device -> bytes that an engine of `profile` takes there; `devices` are all that it has."""
+        return needs(profile, [reading for device in devices if (reading := self.reading(device))])
 
     def room(self, device: str, claims: Claims, given: int = 0) -> int:
         """Bytes that could be promised there now, beside what `claims` holds; 0 where it cannot be told."""
@@ -258,7 +276,7 @@ class Ledger:
         return [reading for reading in self.survey.readings if reading.index is not None]
 
     def _judge_device(
-        self, profile: Profile, device: str, claimed: Sequence[Claim], now: float, given: int
+        self, demand: Demand, device: str, claimed: Sequence[Claim], now: float
     ) -> Shortage | None:
         reading = self.reading(device)
         if reading is None:
@@ -271,7 +289,7 @@ class Ledger:
             return Shortage(
                 Obstacle.STALE, device, f"{where} was last read {age:.0f} s ago, NVML does not answer"
             )
-        short = None if reading.unified else self._judge_memory(profile, reading, claimed, given)
+        short = None if reading.unified else self._judge_memory(demand, reading, claimed)
         return short or self._judge_quiet(reading, claimed)
 
     def _unfit(self, reading: Reading) -> Shortage | None:
@@ -282,20 +300,16 @@ class Ledger:
             return Shortage(Obstacle.SICK, reading.device, f"{where}: {reading.trouble}")
         return None
 
-    def _judge_memory(
-        self, profile: Profile, reading: Reading, claimed: Sequence[Claim], given: int
-    ) -> Shortage | None:
-        where, needed, margin = name_of(reading), need(profile, reading), self._margin(reading)
-        if needed + margin > reading.total:
+    def _judge_memory(self, demand: Demand, reading: Reading, claimed: Sequence[Claim]) -> Shortage | None:
+        where, needed, margin = name_of(reading), demand.needed, self._margin(reading)
+        if needed + margin > reading.capacity:
             message = (
-                f"{profile.name} needs {gib(needed)} on {where}, which has {gib(reading.total)} in all"
+                f"{demand.profile} needs {gib(needed)} on {where}, which has {gib(reading.capacity)} in all"
                 f" ({gib(margin)} kept free)"
             )
-            return Shortage(Obstacle.TOO_BIG, reading.device, message, needed, reading.total - margin)
-        available = self._room(reading, claimed, given)
-        if available < needed:
-            return self._taken(profile, reading, claimed, needed, available)
-        return None
+            return Shortage(Obstacle.TOO_BIG, reading.device, message, needed, reading.capacity - margin)
+        available = self._room(reading, claimed, demand.given)
+        return self._taken(demand, reading, claimed, available) if available < needed else None
 
     def _judge_quiet(self, reading: Reading, claimed: Sequence[Claim]) -> Shortage | None:
         mover = next((claim for claim in claimed if claim.restless), None)
@@ -309,21 +323,21 @@ class Ledger:
 
     def _room(self, reading: Reading, claimed: Sequence[Claim], given: int) -> int:
         promised = sum(claim.held for claim in claimed)
-        on_paper = reading.total - promised - self.foreign(reading.device) - self._margin(reading)
+        # what CUDA does not count is in use, by NVML, and so foreign already
+        ours = min(reading.capacity, reading.total - self.foreign(reading.device))
+        on_paper = ours - promised - self._margin(reading)
         right_now = reading.free + given - sum(claim.unspent for claim in claimed)
         if reading.device == HOST:
             right_now -= self._margin(reading)
         return max(0, min(on_paper, right_now))
 
-    def _taken(
-        self, profile: Profile, reading: Reading, staying: Sequence[Claim], needed: int, available: int
-    ) -> Shortage:
+    def _taken(self, demand: Demand, reading: Reading, staying: Sequence[Claim], available: int) -> Shortage:
         message = (
-            f"{profile.name} needs {gib(needed)} on {name_of(reading)}, {gib(available)} is available"
+            f"{demand.profile} needs {gib(demand.needed)} on {name_of(reading)}, {gib(available)} is available"
             f" of {gib(reading.total)}; held by: {self.holders(reading, staying) or 'nobody (margin)'}"
         )
         others = self.strangers(reading)
-        return Shortage(Obstacle.MEMORY, reading.device, message, needed, available, others)
+        return Shortage(Obstacle.MEMORY, reading.device, message, demand.needed, available, others)
 
     def holders(self, reading: Reading, claimed: Sequence[Claim]) -> str:
         """Who holds memory there, ours as `claimed`, then strangers, in words; empty where nobody does."""

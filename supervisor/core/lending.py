@@ -15,7 +15,6 @@ from supervisor.core import dispatch, orders, placement
 from supervisor.core.devices import HOST, gib
 from supervisor.core.engine import Engine
 from supervisor.core.events import LoanAsked
-from supervisor.core.fit import need
 from supervisor.core.fleet import Fleet
 from supervisor.core.ledger import Claim, name_of
 from supervisor.core.spans import span
@@ -75,7 +74,7 @@ def _grant(fleet: Fleet, loan: Loan) -> None:
     profile = loan.wanted.profile
     size = profile.vram or 0
     devices = fleet.ledger.devices_of(profile) or ()
-    loan.wanted.reserved = {device: need(profile, fleet.reading(device)) for device in devices}
+    loan.wanted.reserved = fleet.ledger.needs(profile, devices)
     loan.until = fleet.now + loan.ttl
     fleet.stuck.clear()
     places = ", ".join(name_of(fleet.reading(device)) for device in loan.wanted.reserved)

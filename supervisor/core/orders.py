@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from supervisor.core.devices import Card
 from supervisor.core.learned import Learned
 from supervisor.core.routing import Ask, Route
 from supervisor.errors import LlmdError
@@ -146,6 +147,14 @@ class Remember:
 
 
 @dataclass(frozen=True, slots=True)
+class RememberTotal:
+    """Keep what CUDA counts on a GPU, bytes, for the next daemon."""
+
+    card: Card
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """A decision worth a log line."""
 
@@ -174,5 +183,6 @@ Order = (
     | Refuse
     | Answer
     | Remember
+    | RememberTotal
     | Note
 )

@@ -1,9 +1,13 @@
-"""What an engine's log says of its start. For display and the progress deadline only: wording changes."""
+"""What an engine's log says of its start: for display, the progress deadline and estimates. Wording changes."""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from supervisor.core.devices import GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,18 @@ _FACTS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("load_seconds", re.compile(r"Model loading took .*? and ([\d.]+) seconds")),
 )
 
+_TOTAL = re.compile(
+    r"\((?:EngineCore|Worker)(?P<place>\w*) pid=\d+\) .*"
+    r"Free memory on device (?:cuda:(?P<rank>\d+) )?\([\d.]+/(?P<gib>[\d.]+) GiB\) on startup"
+)
+"""vLLM says so of each GPU: where too little is free (`request_memory`), else at the end of the start."""
+
+_PLACE = re.compile(r"(?:_(?:DP|PP|PCP)0)*(?:_TP(?P<rank>\d+))?(?:_(?:DCP|EP)\d+)*")
+"""Of a process among an engine's, in the first row of those that split layers; the ranks of others are not told."""
+
+_SHORT = 0.00499
+"""GiB by which a size of two decimals may be short of what was meant, so that it still reads as it was written."""
+
 _TASKS = re.compile(r"Supported tasks: \[([^\]]*)\]")
 
 
@@ -67,3 +83,15 @@ def read_facts(line: str) -> dict[str, float | tuple[str, ...]]:
     if found := _TASKS.search(line):
         facts["tasks"] = tuple(task.strip(" '\"") for task in found[1].split(",") if task.strip(" '\""))
     return facts
+
+
+def read_totals(lines: Iterable[str]) -> dict[int, int]:
+    """CUDA rank -> the most bytes that CUDA may count on that GPU, where the log tells."""
+    return dict(found for line in lines if (found := _read_total(line)))
+
+
+def _read_total(line: str) -> tuple[int, int] | None:
+    found = _TOTAL.match(line)
+    place = found and _PLACE.fullmatch(found["place"])
+    rank = found and (found["rank"] or (place and (place["rank"] or "0")))
+    return (int(rank), math.ceil((float(found["gib"]) + _SHORT) * GIB)) if found and rank else None

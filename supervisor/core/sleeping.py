@@ -7,7 +7,6 @@ from supervisor.core import coming, ending, learning, leaving, orders
 from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine
 from supervisor.core.failures import Failure, FailureClass
-from supervisor.core.fit import need
 from supervisor.core.fleet import Fleet
 from supervisor.core.ledger import Claims
 from supervisor.core.lifecycle import SERVING, State, Step
@@ -56,12 +55,12 @@ def settle_asleep(fleet: Fleet, engine: Engine) -> None:
     if engine.slept_at is None:
         return
     fallen = {device: engine.measured.get(device) for device in fleet.cards_of(engine)}
+    awake = fleet.ledger.needs(engine.profile, engine.devices)
     for device, now_held in fallen.items():
         reading = fleet.ledger.reading(device)
         if reading is None or reading.trouble or now_held is None or reading.at < engine.slept_at:
             return
-        whole = need(engine.profile, reading)
-        if now_held > min(whole, engine.expected.peak.get(device, whole)) / 2:
+        if now_held > min(awake[device], engine.expected.peak.get(device, awake[device])) / 2:
             return
     engine.settled, engine.deadline = True, coming.bedtime_asleep(fleet, engine)
     kept = {device: held for device, held in fallen.items() if held is not None}

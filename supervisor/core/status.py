@@ -52,6 +52,7 @@ def _device(fleet: Fleet, reading: Reading, now: float) -> dict[str, Any]:
         "index": reading.index,
         "name": reading.name,
         "total": reading.total,
+        "cuda_total": reading.cuda_total,
         "used": reading.used,
         "free": reading.free,
         "ours": {claim.profile: claim.held for claim in claims},

@@ -12,7 +12,6 @@ from supervisor.core import ailing, calendar, placement
 from supervisor.core.command import names_of
 from supervisor.core.devices import HOST, Reading
 from supervisor.core.engine import Engine
-from supervisor.core.fit import need
 from supervisor.core.fleet import Fleet
 from supervisor.core.ledger import Claim, name_of
 from supervisor.core.lifecycle import COMING, LEAVING, State
@@ -156,7 +155,7 @@ def _need(fleet: Fleet, engine: Engine, device: str) -> Json:
     return {
         "device": device,
         "name": name_of(reading) if reading else device,
-        "need": need(engine.profile, reading) if reading else None,
+        "need": fleet.ledger.needs(engine.profile, devices_of(fleet, engine)).get(device),
         "available": fleet.ledger.room(device, claims, engine.measured.get(device, 0)),
         "holds": engine.claims()[device].held if device in engine.claims() else 0,
     }
@@ -168,6 +167,7 @@ def _device(fleet: Fleet, reading: Reading) -> Json:
         "device": reading.device,
         "name": name_of(reading),
         "total": reading.total,
+        "cuda_total": reading.cuda_total,
         "free": reading.free,
         "ours": [_holder(fleet, claim) for claim in fleet.claims().get(reading.device, [])],
         "foreign": [asdict(holder) for holder in strangers],

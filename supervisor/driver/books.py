@@ -8,11 +8,12 @@ from typing import Any
 
 from supervisor.config import Config
 from supervisor.core import command, orders
+from supervisor.core.devices import Card
 from supervisor.core.fleet import Fleet
 from supervisor.core.learned import Learned
 from supervisor.core.why import profiles_called
 from supervisor.host.activity import Activity, Register
-from supervisor.host.almanac import Almanac
+from supervisor.host.almanac import FILE, Almanac
 from supervisor.host.chronicle import Chronicle
 from supervisor.host.scribe import Scribe
 
@@ -24,7 +25,7 @@ class Books:
         self._fleet, config = fleet, fleet.config
         self._scribe = Scribe()
         state = config.server.state_dir
-        self._almanac = Almanac(state / "learned.db")
+        self._almanac = Almanac(state / FILE)
         self._chronicle = Chronicle(state / "decisions.jsonl")
         self.register = Register(Activity(state / "activity.db", config.activity), self._scribe)
 
@@ -37,12 +38,19 @@ class Books:
         arguments = {name: command.fingerprint(p, config) for name, p in config.profiles.items()}
         return await self._scribe.ask(lambda: self._almanac.recall(arguments))
 
+    async def totals(self) -> dict[Card, int]:
+        """What CUDA counts on GPUs that engines told of, bytes."""
+        return await self._scribe.ask(self._almanac.totals)
+
     def reconfigure(self) -> None:
         self.register.activity.limits = self._config.activity
 
     def remember(self, profile: str, learned: Learned) -> None:
         arguments = command.fingerprint(self._config.profiles[profile], self._config)
         self._scribe.write(lambda: self._almanac.keep(profile, arguments, learned))
+
+    def remember_total(self, card: Card, total: int) -> None:
+        self._scribe.write(lambda: self._almanac.keep_total(card, total))
 
     def note(self, note: orders.Note) -> None:
         """Write a decision down."""

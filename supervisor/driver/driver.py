@@ -78,6 +78,7 @@ class Driver:
         """Recall what was learned, read the devices once, so that the first decision rests on facts; then keep
         reading."""
         self.fleet.recall(await self.books.recall(self.config))
+        self.fleet.ledger.totals.update(await self.books.totals())
         self.gpus.start(
             lambda survey: self._later(self._report(survey)),
             lambda device, xid: self.post(events.XidReported(device, xid)),
@@ -243,6 +244,10 @@ class Driver:
     @_obey.register
     def _(self, order: orders.Remember) -> None:
         self.books.remember(order.profile, order.learned)
+
+    @_obey.register
+    def _(self, order: orders.RememberTotal) -> None:
+        self.books.remember_total(order.card, order.total)
 
     @_obey.register
     def _(self, order: orders.Note) -> None:

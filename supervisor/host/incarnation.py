@@ -20,7 +20,7 @@ from supervisor.config import Config, Profile
 from supervisor.core import events
 from supervisor.core.devices import GIB
 from supervisor.core.events import Event
-from supervisor.core.progress import read_facts, read_progress
+from supervisor.core.progress import read_facts, read_progress, read_totals
 from supervisor.host import enginelog, probe, slumber, stall
 from supervisor.host.breaker import Breaker
 from supervisor.host.journal import Journal, Record
@@ -152,7 +152,9 @@ class Incarnation:
             await self._until_ready()
         finally:
             progress.cancel()
-        self._learn(await asyncio.to_thread(self.tail, DEEP_LINES))
+        lines = await asyncio.to_thread(self.tail, DEEP_LINES)
+        self._learn(lines)
+        self.post(events.Told(self.name, totals=read_totals(lines)))
         await self._tell_version()
         self.post(events.ProbePassed(self.name))
 

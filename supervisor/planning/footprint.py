@@ -23,7 +23,7 @@ from supervisor.planning.kvcache import KvCache, kv_cache
 
 CUDA_SHARE = 0.98
 """CUDA's total, of which vLLM takes its share, over NVML's: vLLM's users report 23.58 and 23.69 GiB of cards of 24,
-79.22 of 79.65. An estimate at the lower end."""
+79.22 of 79.65. An estimate at the lower end, for cards that no engine has told of."""
 
 _ENDLESS = 1 << 24
 
@@ -140,8 +140,12 @@ def footprint(
 def budget(profile: Profile, reading: Reading) -> int:
     """What vLLM may take of a device: the fraction that llmd passes, of the total that CUDA sees
     (`request_memory` in v1/worker/utils.py)."""
-    total = reading.total * CUDA_SHARE if profile.device == "gpu" else reading.total
-    return math.floor(utilization(profile, reading) * total)
+    return math.floor(utilization(profile, reading) * reading.capacity * known_share(profile, reading))
+
+
+def known_share(profile: Profile, reading: Reading) -> float:
+    """What CUDA counts of a device's capacity as far as that is known."""
+    return CUDA_SHARE if profile.device == "gpu" and reading.cuda_total is None else 1.0
 
 
 def work(profile: Profile, model: Architecture, window: int, smallest: int) -> Work:

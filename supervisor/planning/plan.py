@@ -17,7 +17,7 @@ from supervisor.config.models import option
 from supervisor.core.devices import HOST, MIB, Reading, Survey, gib
 from supervisor.core.fit import gpu_reading, host_reading, need, needs
 from supervisor.planning.checkpoint import Checkpoint
-from supervisor.planning.footprint import CUDA_SHARE, Footprint, Logged, budget, footprint
+from supervisor.planning.footprint import Footprint, Logged, budget, footprint, known_share
 from supervisor.planning.together import maximal_sets
 
 MOST_SETS = 100
@@ -103,7 +103,7 @@ def _sets(needs: Mapping[str, Mapping[str, int]], room: Mapping[str, int]) -> tu
 def limit(reading: Reading, config: Config) -> int:
     """Bytes of a device that engines may be promised."""
     kept = config.memory.host_floor if reading.device == HOST else config.memory.margin
-    return max(0, reading.total - kept)
+    return max(0, reading.capacity - kept)
 
 
 def outlook(profile: Profile, known: Known, config: Config, survey: Survey) -> Outlook:
@@ -119,7 +119,7 @@ def outlook(profile: Profile, known: Known, config: Config, survey: Survey) -> O
     if clash := _clash(profile, known.checkpoint):
         return Outlook(profile, Verdict.NEVER, wanted, reason=clash[0], mends=clash[1])
     counted, doubt = _counted(profile, known, devices)
-    smallest = min(devices, key=lambda reading: reading.total)
+    smallest = min(devices, key=lambda reading: reading.capacity)
     room = limit(smallest, config)
     if reason := _short(profile, smallest, room, counted):
         found = tuple(_mends(profile, smallest, room, counted))
@@ -173,7 +173,7 @@ def _short(profile: Profile, reading: Reading, room: int, counted: Footprint | N
     """Why it does not fit, with the numbers; nothing where it does."""
     asked = need(profile, reading)
     if asked > room:
-        return f"it asks for {gib(asked)} of {gib(reading.total)}, of which {gib(reading.total - room)} stay free"
+        return f"it asks for {gib(asked)} of {gib(reading.capacity)}, of which {gib(reading.capacity - room)} stay free"
     if counted is None or counted.fits:
         return ""
     taken = f"weights take {gib(counted.weights)}, work {gib(counted.work)}"
@@ -218,7 +218,7 @@ def _shorter(mend: Mend, profile: Profile, reading: Reading, counted: Footprint)
 
 def largest_asked(profile: Profile, reading: Reading, room: int) -> Iterator[Mend]:
     """Settings that ask for all that the device can give, those that the profile uses first."""
-    share = math.floor(room / reading.total * 100) / 100 if reading.total else 0
+    share = math.floor(room / reading.capacity * 100) / 100 if reading.capacity else 0
     if profile.device == "gpu" and profile.vram is None and share > 0:
         yield {"gpu_memory_utilization": share}
     yield {"memory" if profile.device == "cpu" else "vram": room - room % MIB}
@@ -227,9 +227,7 @@ def largest_asked(profile: Profile, reading: Reading, room: int) -> Iterator[Men
 def size_holding(profile: Profile, budgeted: int, reading: Reading) -> int:
     """The size to ask for, in whole MiB, so that vLLM may take `budgeted`: what CUDA does not see, and what is
     cut from the fraction, come on top."""
-    if profile.device == "gpu":
-        budgeted = math.ceil(budgeted / CUDA_SHARE)
-    budgeted += reading.total // 10_000 + 1
+    budgeted = math.ceil(budgeted / known_share(profile, reading)) + reading.capacity // 10_000 + 1
     return budgeted + -budgeted % MIB
 
 
@@ -237,8 +235,8 @@ def _asking(profile: Profile, size: int, reading: Reading, room: int) -> Mend:
     """Settings that ask for `size` bytes: by the key that the profile uses, where that is fine enough."""
     if profile.device == "cpu":
         return {"memory": size}
-    share = math.ceil(size / reading.total * 100) / 100 if reading.total else 1.0
-    if profile.vram is None and math.ceil(reading.total * share) <= room:
+    share = math.ceil(size / reading.capacity * 100) / 100 if reading.capacity else 1.0
+    if profile.vram is None and math.ceil(reading.capacity * share) <= room:
         return {"gpu_memory_utilization": share}
     return {"vram": size}
 

@@ -18,7 +18,7 @@ from supervisor.config import Config
 from supervisor.core import decide, events, orders
 from supervisor.core.devices import GIB, HOST, Holder, Reading, Survey
 from supervisor.core.events import Event
-from supervisor.core.fit import need
+from supervisor.core.fit import needs
 from supervisor.core.fleet import Fleet
 from supervisor.core.orders import Order
 from supervisor.core.policy import Policy, Thrifty
@@ -226,7 +226,7 @@ class World:
     def takes(self, profile: str, devices: Iterable[str]) -> dict[str, int]:
         """Bytes by device that its engine really takes, whatever the ledger believes."""
         found = self.config.profiles[profile]
-        return {device: need(found, self._empty(device)) for device in devices}
+        return needs(found, [self._empty(device) for device in devices])
 
     def _empty(self, device: str) -> Reading:
         total = self.host if device == HOST else self.cards[int(device.removeprefix("GPU-"))].total

@@ -143,6 +143,65 @@ def test_a_big_model_that_fails_brings_the_day_back():
     assert "could not begin" in str(error)
 
 
+def test_a_crash_at_the_start_is_tried_again_before_the_night_is_given_up():
+    world = two_modes()
+    world.up("llama_0")
+    world.send(events.ModeChanged("night", "day", "06:00", next_in=14400))
+    world.crash("big_dual", "something went wrong")
+    assert world.state("big_dual") is State.BACKOFF
+    assert (world.fleet.mode.name, world.fleet.rolled_back) == ("night", None)
+    world.wait(15)
+    assert world.state("big_dual") is State.STARTING
+    world.ready("big_dual")
+    assert (world.fleet.transition, world.fleet.mode.name) == (None, "night")
+    assert "mode_rolled_back" not in world.notes()
+
+
+def test_a_big_model_that_keeps_crashing_brings_the_day_back_once_it_is_given_up():
+    world = two_modes()
+    world.send(events.ModeChanged("night", "day", "06:00", next_in=14400))
+    crashes = 0
+    while world.fleet.mode.name == "night" and crashes < 20:
+        if world.state("big_dual") is State.STARTING:
+            world.crash("big_dual", "something went wrong")
+            crashes += 1
+        world.wait(5)
+    assert (crashes, world.state("big_dual")) == (5, State.IMPOSSIBLE)
+    assert "failed 5 times in 30 min, given up" in (world.fleet.rolled_back or "")
+
+
+def test_a_big_model_whose_next_try_comes_too_late_brings_the_day_back():
+    world = two_modes(within=200.0)
+    world.send(events.ModeChanged("night", "day", "06:00", next_in=14400))
+    world.crash("big_dual", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
+    world.wait(195)
+    assert (world.fleet.mode.name, world.state("big_dual")) == ("night", State.BACKOFF)
+    world.wait(10)
+    assert world.fleet.mode.name == "day"
+    assert "was not ready in time" in (world.fleet.rolled_back or "")
+    world.wait(300)
+    assert world.state("big_dual") is State.COLD, "nobody wants it by day"
+
+
+def test_what_cron_warms_is_tried_again_after_a_crash():
+    world = World(config(LLAMA))
+    world.send(events.WarmAsked("llama_0"))
+    world.crash("llama_0", "something went wrong")
+    world.wait(15)
+    assert world.state("llama_0") is State.STARTING
+    world.ready("llama_0")
+
+
+def test_a_person_who_started_it_hears_of_the_crash_though_the_calendar_goes_on():
+    world = two_modes()
+    world.send(events.ModeChanged("night", "day", "06:00", next_in=14400))
+    world.send(events.StartAsked("t", "big_dual"))
+    world.crash("big_dual", "something went wrong")
+    assert "big_dual failed to start" in str(world.answers["t"].error)
+    world.wait(15)
+    assert world.state("big_dual") is State.STARTING
+
+
 def test_a_neighbour_on_the_card_is_waited_for_but_not_for_ever():
     world = two_modes(within=600.0)
     world.foreign[0] = (Holder(4242, 6 * GIB, "blender", "alice"),)

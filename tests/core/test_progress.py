@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
-from supervisor.core.progress import Progress, read_facts, read_progress
+from supervisor.core.devices import GIB, gib
+from supervisor.core.progress import Progress, read_facts, read_progress, read_totals
+from tests.core.world import CARD
+from tests.standin.startlog import used
 
 LOGS = Path(__file__).parent.parent / "standin" / "logs"
 MODELS = ("chat", "embed", "rerank")
@@ -91,3 +95,50 @@ def test_facts_of_a_gpus_start() -> None:
     }
     assert read_facts("Supported tasks: []") == {"tasks": ()}
     assert read_facts("Supported engines: none") == {}
+
+
+SAYS = (
+    "Free memory on device (23.3/23.58 GiB) on startup. Desired GPU memory utilization is (0.92, 21.69 GiB)."
+)
+LACKS = "ValueError: Free memory on device cuda:1 (20.9/94.97 GiB) on startup is less than desired GPU memory"
+
+
+def most(size: float) -> int:
+    """vLLM rounds to two decimals."""
+    return math.ceil((size + 0.00499) * GIB)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (f"(EngineCore pid=7) INFO 11-23 09:45:25 [gpu_worker.py:1034] {SAYS}", {0: most(23.58)}),
+        (f"(EngineCore_DP0 pid=7) INFO 11-23 09:45:25 [gpu_worker.py:1034] {SAYS}", {0: most(23.58)}),
+        (f"(Worker_TP1 pid=7) INFO 11-23 09:45:25 [gpu_worker.py:1034] {SAYS}", {1: most(23.58)}),
+        (f"(Worker_PP0_TP1_EP1 pid=7) INFO 11-23 09:45:25 [gpu_worker.py:1034] {SAYS}", {1: most(23.58)}),
+        (f"(Worker_PP1_TP0 pid=7) INFO 11-23 09:45:25 [gpu_worker.py:1034] {SAYS}", {}),
+        (f"(EngineCore_DP1 pid=7) INFO 11-23 09:45:25 [gpu_worker.py:1034] {SAYS}", {}),
+        (f"(EngineCore pid=7) ERROR 11-23 09:45:24 [core.py:1510] {LACKS}", {1: most(94.97)}),
+        (f"(Worker_PP1_TP0 pid=7) ERROR 11-23 09:45:24 [multiproc_executor.py:1] {LACKS}", {1: most(94.97)}),
+        (f"(APIServer pid=7) INFO 11-23 09:45:25 [serving.py:1] {SAYS}", {}),
+        (SAYS, {}),
+        (
+            "(EngineCore pid=7) INFO 11-23 09:45:25 [gpu_worker.py:760] Available KV cache memory: 5.11 GiB",
+            {},
+        ),
+    ],
+)
+def test_what_cuda_counts_on_a_gpu(line: str, expected: dict[int, int]) -> None:
+    assert read_totals([line]) == expected
+
+
+@pytest.mark.parametrize("total", [CARD - 1, CARD - 431_226_880, 101_972_967_424, 85_017_755_648])
+def test_what_is_read_is_never_less_than_what_was_meant(total: int) -> None:
+    said = f"(EngineCore pid=1) INFO 11-23 09:45:25 [gpu_worker.py:1] Free memory on device (1.0/{round(total / GIB, 2)} GiB)"
+    (read,) = read_totals([f"{said} on startup."]).values()
+    assert total - (16 << 10) <= read <= total + GIB // 50
+    assert gib(read) == gib(total)
+
+
+def test_the_standins_start_tells_as_vllm_does() -> None:
+    lines = [used(rank, 2, 20 * GIB, CARD, 0.5) for rank in range(2)]
+    assert read_totals(lines) == {0: most(24.0), 1: most(24.0)}

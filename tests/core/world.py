@@ -40,6 +40,7 @@ class World:
         self.fleet = Fleet(configured, name_incarnation=lambda: f"i{next(counter)}")
         self.now = 1000.0
         self.foreign: dict[int, tuple[Holder, ...]] = {0: (), 1: ()}
+        self.totals = {0: CARD, 1: CARD}
         self.held: dict[str, dict[str, int]] = {}
         self.trouble: dict[int, str] = {}
         self.sticky = False
@@ -123,12 +124,12 @@ class World:
         return Survey((*cards, host), self.now)
 
     def card(self, index: int) -> Reading:
-        device = f"GPU-{index}"
+        device, total = f"GPU-{index}", self.totals[index]
         ours = sum(held.get(device, 0) for held in self.held.values())
         seen = sum(self.held.get(name, {}).get(device, 0) for name in self.alive)
         used = ours + sum(holder.used or 0 for holder in self.foreign[index])
         return Reading(
-            device, CARD, used, CARD - used, self.now, "RTX 3090", index,
+            device, total, used, total - used, self.now, "RTX 3090", index,
             holders=(*self.foreign[index], Holder(next(iter(OURS)), seen)), trouble=self.trouble.get(index),
         )  # fmt: skip
 

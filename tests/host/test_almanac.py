@@ -10,8 +10,9 @@ import pytest
 
 from supervisor.config import Config, Profile
 from supervisor.core.command import fingerprint
+from supervisor.core.devices import Card
 from supervisor.core.learned import Learned
-from supervisor.host.almanac import Almanac
+from supervisor.host.almanac import FILE, Almanac, learned_totals
 
 KNOWN = Learned("0.32.0", 40.0, 2.0, 30.0, 8, {"GPU-0": 20}, {"GPU-0": 1}, rung=2, sleepless=True)
 KNOWN = KNOWN.counted(400, 120)
@@ -176,3 +177,32 @@ def test_arguments_that_shape_the_engine_tell_rows_apart() -> None:
     changed = {fingerprint(llama.model_copy(update=change), config) for change in other}
     assert len(changed) == 4
     assert known not in changed
+
+
+def test_cudas_totals_come_back_by_gpu_driver_and_nvmls_total(almanac: Almanac) -> None:
+    cards = {Card("GPU-0", "590.1", 24): 23, Card("GPU-0", "600.0", 24): 22, Card("GPU-1", "", 24): 23}
+    for card, total in cards.items():
+        almanac.keep_total(card, 20)
+        almanac.keep_total(card, total)
+    assert almanac.totals() == cards
+    assert learned_totals(almanac.path.parent) == cards  # while the daemon runs
+    almanac.close()
+    assert learned_totals(almanac.path.parent) == cards
+
+
+def test_looking_for_totals_leaves_no_trace(tmp_path: Path) -> None:
+    assert learned_totals(tmp_path) == {}
+    assert list(tmp_path.iterdir()) == []
+    junk_file = tmp_path / FILE
+    junk_file.write_bytes(b"no database" * 500)
+    assert learned_totals(tmp_path) == {}
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
+def test_a_file_of_an_earlier_llmd_knows_no_totals(almanac: Almanac) -> None:
+    almanac.keep("llama_0", "a", KNOWN)
+    almanac._database.connection().execute("DROP TABLE totals")
+    assert learned_totals(almanac.path.parent) == {}
+    almanac.close()
+    assert almanac.totals() == {}
+    assert almanac.recall({"llama_0": "a"}) == {"llama_0": (KNOWN,)}

@@ -139,7 +139,11 @@ def load(flags: Flags, knobs: Knobs, tell: int) -> None:
         fail("ValueError: Sleep mode is not supported on current platform.")
     lines, _ = startlog.split(flags.task, cuda=bool(cards), weights=knobs.weights)
     pause = knobs.load_seconds / len(lines)
+    free = [card.free() for card in cards]
     for line in lines:
+        if b"init engine" in line:
+            for rank, card in enumerate(cards):
+                startlog.say(startlog.used(rank, len(cards), free[rank], card.total, flags.utilization))
         startlog.say(line)
         if b"Initializing a V1 LLM engine" in line:
             refuse(flags, knobs, cards)

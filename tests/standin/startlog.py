@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LOGS = Path(__file__).with_name("logs")
+GIB = 1 << 30
 LISTENING = (
     b"Starting vLLM server on"  # from here on the API server speaks, and before that its children do too
 )
@@ -47,6 +48,17 @@ def for_cuda(recorded: list[bytes], weights: float) -> Iterator[bytes]:
         yield line.replace(b"CPU KV cache size", b"GPU KV cache size")
         if b"Loading weights took" in line:
             yield from (line.replace(b"14.99", b"%.2f" % weights) for line in LOADED)
+
+
+def used(rank: int, ranks: int, free: float, total: float, utilization: float) -> str:
+    """What each GPU's worker says of its memory once the CUDA graphs are captured."""
+    place = f"Worker_TP{rank}" if ranks > 1 else "EngineCore"
+    return (
+        f"({place} pid=1) INFO 11-23 09:45:25 [gpu_worker.py:1034] Free memory on device ({free / GIB:.2f}/"
+        f"{total / GIB:.2f} GiB) on startup. Desired GPU memory utilization is ({utilization}, "
+        f"{total * utilization / GIB:.2f} GiB). Actual usage is 15.10 GiB for consumed memory (weights + non-torch), "
+        "1.23 GiB for peak activation, and 0.34 GiB for CUDAGraph memory.\n"
+    )
 
 
 def say(text: bytes | str) -> None:

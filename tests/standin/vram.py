@@ -65,7 +65,8 @@ def visible(count: int) -> list[Card]:
     for line in (Path(directory) / "gpus").read_text().splitlines():
         if line.startswith("gpu "):
             _, index, *pairs = line.split()
-            totals[int(index)] = int(dict(pair.split("=", 1) for pair in pairs)["total"])
+            told = dict(pair.split("=", 1) for pair in pairs)
+            totals[int(index)] = int(told["total"]) - int(told.get("reserved", 0))  # as CUDA counts
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, totals)))
     indices = [int(index) for index in chosen.split(",") if index.strip()]
     return [Card(Path(directory), index, rank, totals[index]) for rank, index in enumerate(indices[:count])]

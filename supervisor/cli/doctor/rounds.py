@@ -23,7 +23,7 @@ from supervisor.cli.examine import examine
 from supervisor.cli.survey import read_devices
 from supervisor.config import Config, Profile
 from supervisor.core.devices import Survey
-from supervisor.core.fit import host_reading, need
+from supervisor.core.fit import host_reading, needs
 from supervisor.errors import ConfigError, LlmdError, OperatorError, Problem
 from supervisor.host import cgroup, clock, ports, tailnet
 from supervisor.host.disk import free_for, standing
@@ -52,7 +52,7 @@ def look(place: Place) -> list[Finding]:
     """Everything that is found, in the order of the checks. Raises nothing, and ends in time."""
     config, problems = _config(place)
     status, trouble = _status(place, config)
-    survey = asyncio.run(read_devices())
+    survey = asyncio.run(read_devices(config=config))
     told = status["daemon"] if status else None
     checks: dict[str, Check] = {
         "daemon": lambda: doors.daemon(status, trouble),
@@ -173,7 +173,7 @@ def _kept(profile: Profile, config: Config, survey: Survey) -> int:
     if directory is not None:
         return weights(profile, read_checkpoint(directory)) * max(1, len(profile.gpus))
     found = devices_of(profile, survey)
-    return 0 if isinstance(found, str) else sum(need(profile, reading) for reading in found)
+    return 0 if isinstance(found, str) else sum(needs(profile, found).values())
 
 
 def _doors(config: Config, told: Json | None) -> Iterator[Finding]:
