@@ -159,7 +159,7 @@ class Router:
         limits = self._driver.config.server
         with hurried(request, limits.body_timeout):
             body = await read_body(request, limits.max_body)
-        ask = self._ask(request, body, route, source)
+        ask = self._known(self._ask(request, body, route, source), request)
         async with self._traffic.watched(request[RECORD], ask):
             if route.path == EMBEDDINGS and isinstance(body.data, bytes) and (wish := read_wish(body.data)):
                 request[RECORD].model = ask.model[:_LONGEST_NAME]
@@ -181,13 +181,14 @@ class Router:
         conversation = named or ask.conversation
         return replace(ask, conversation=conversation, hops=record.hops, request=record.request_id)
 
-    async def _pass_on(self, request: web.Request, body: Body, ask: Ask) -> web.StreamResponse:
+    async def _pass_on(
+        self, request: web.Request, body: Body, ask: Ask, tried: frozenset[str] = frozenset()
+    ) -> web.StreamResponse:
         """To the place that is leased for it; to another where that one breaks off before it answers."""
         record, before = request[RECORD], None
-        if TRIED in request:
-            ask = replace(ask, tried=request[TRIED])
+        ask = replace(ask, tried=request.get(TRIED, tried))
         record.model = ask.model[:_LONGEST_NAME]
-        ask, demands = self._known(ask, request), Demands.of(body.data)
+        demands = Demands.of(body.data)
         demands.check_any([p for p in self._driver.config.profiles.values() if ask.model in names_of(p)])
         waiting = Waiting(request, ask, self._driver)
         while True:
@@ -241,16 +242,18 @@ class Router:
     async def _serve_kept(self, request: web.Request, route: Route, source: str) -> web.StreamResponse:
         profile = self._kept.profile_of(request.match_info["id"], source)
         stream = request.query.get("stream", "").lower() in ("true", "1")
-        ask = Ask(profile, source, tasks=route.tasks, stream=stream)
+        ask = self._known(Ask(profile, source, tasks=route.tasks, stream=stream), request)
         async with self._traffic.watched(request[RECORD], ask):
             return await self._pass_on(request, Body(b""), ask)
 
     async def _serve_socket(self, request: web.Request, route: Route, source: str) -> web.StreamResponse:
-        record, ask = request[RECORD], Ask(self._hearing(request, route), source, tasks=route.tasks)
+        ask = self._known(Ask(self._hearing(request, route), source, tasks=route.tasks), request)
+        record = request[RECORD]
         record.model = ask.model[:_LONGEST_NAME]
         record.cut = request.transport.close if request.transport else None
         async with self._traffic.watched(record, ask), self._driver.lease(ask) as lease:
-            record.profile, record.queued, record.hit = lease.profile, lease.queued, lease.hit
+            record.profile, record.reason = lease.profile, lease.reason
+            record.queued, record.hit = lease.queued, lease.hit
             return await relay_socket(request, lease, record)
 
     def _hearing(self, request: web.Request, route: Route) -> str:
