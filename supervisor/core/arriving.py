@@ -25,6 +25,8 @@ def arrive(fleet: Fleet, event: Arrived) -> None:
     if found.candidates:
         deadline = fleet.now + event.patience
         admit(fleet, event, dispatch.waiter(fleet, event.lease, ask, found, fleet.now, deadline), found)
+    elif event.at_once:  # it comes again, and is told then
+        fleet.refuse(event.lease, calendar.closed(fleet, ask.model))
     else:
         routed(fleet, event, ask, found)
         fleet.refuse(event.lease, calendar.closed(fleet, ask.model), ask)

@@ -6,7 +6,7 @@ Never a prompt, never a key.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,18 @@ class Requests:
             self._found.move_to_end(ask.request)
         request.tries.append(Try(route, now))
         if len(self._found) > self.most:
+            self._found.popitem(last=False)
+
+    def joined(self, name: str, others: Sequence[str]) -> None:
+        """They go with `name`, in one call."""
+        found = self._found.get(name)
+        if found is None:
+            return
+        for other in others:
+            tries = [msgspec.structs.replace(tried) for tried in found.tries]
+            self._found[other] = Request(found.ask, tries)
+            self._found.move_to_end(other)
+        while len(self._found) > self.most:
             self._found.popitem(last=False)
 
     def granted(self, name: str, profile: str, reason: str, now: float) -> None:

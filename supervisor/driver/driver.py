@@ -8,7 +8,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import singledispatchmethod
 from pathlib import Path
@@ -352,6 +352,10 @@ class Driver:
     def ended(self, request: str, outcome: Outcome) -> None:
         """Note what became of a request."""
         self.requests.ended(request, outcome)
+
+    def joined(self, request: str, others: Sequence[str]) -> None:
+        """Note that they go with `request`, in one call."""
+        self.requests.joined(request, others)
 
     def why_request(self, request: str) -> dict[str, Any]:
         """Where a request might have gone, and why it went where it did. Raises ModelNotFound."""

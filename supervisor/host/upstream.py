@@ -81,6 +81,7 @@ class Connection(asyncio.Protocol):
         self._complete = False
         self._overrun = False
         self._keeps = False
+        self._left = 0  # of a body whose length is told; its other bytes go by uncounted
         self._rest = memoryview(b"")
         self._full = False
         self.reused = False
@@ -111,8 +112,10 @@ class Connection(asyncio.Protocol):
         except Broken as error:
             self._break(error)
         else:
+            self._left -= len(data)
             done = self._complete
             if done:  # before whoever takes it asks for the next one
+                data = self._within(data)
                 self._finish()
             if data or done:
                 receiver.take(data, done)
@@ -197,8 +200,17 @@ class Connection(asyncio.Protocol):
         if self._heads_ended != 1 or self._parser.get_status_code() < 200:
             raise Broken("sent no head of an answer")
         self._head = _head(self._parser.get_status_code(), self._headers, raw)
+        self._left = self._head.length or 0
         receiver.begin(self._head)
         return data[end:]
+
+    def _within(self, data: bytes) -> bytes:
+        """The last piece of an answer without the blank lines that llhttp forgives behind it."""
+        assert self._head
+        if self._head.chunked:
+            end = data.rstrip(b"\r\n")
+            return end + b"\r\n\r\n" if end else data
+        return data if self._head.until_close or self._left >= 0 else data[: self._left]
 
     def _break(self, error: Broken) -> None:
         receiver, self._receiver = self._receiver, None

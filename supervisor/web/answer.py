@@ -17,6 +17,7 @@ from supervisor.host.upstream import Broken, Connection, Head
 from supervisor.web import dialects, heads
 from supervisor.web.dialects import MARKS
 from supervisor.web.driving import Lease
+from supervisor.web.holding import READS, Signs, sign
 from supervisor.web.passing import Passing
 from supervisor.web.patience import CANCELLED, Limits, Watch
 from supervisor.web.protocol import Connection as Client
@@ -54,9 +55,12 @@ class Unframed:
 class Owner(Protocol):
     """Who asked for an answer: told once that it `begun` or `failed`, then that it `ended`."""
 
+    def held(self) -> None:
+        """The head was sent, and nothing of the engine's behind it yet."""
+
     def begun(self) -> None: ...
     def failed(self, error: Broken | LlmdError) -> None:
-        """Nothing was sent to the client."""
+        """Nothing of the engine's was sent to the client."""
 
     def ended(self) -> None:
         """All that there is was written; or the engine refused, and all that it said is in `refusal`."""
@@ -65,6 +69,7 @@ class Owner(Protocol):
 class _Nobody:
     """Owns answers that are over."""
 
+    def held(self) -> None: ...
     def begun(self) -> None: ...
     def failed(self, error: Broken | LlmdError) -> None: ...
     def ended(self) -> None: ...
@@ -83,6 +88,7 @@ class Answer:
         record: Record,
         owner: Owner,
         limits: Limits,
+        signs: Signs,
         *,
         keeps: bool,
         chunks: bool = True,
@@ -100,11 +106,12 @@ class Answer:
         self._pending = b""
         self.refusal: bytearray | None = None
         """What the engine refused with: it is told in the shape that the client reads."""
-        self._started = False  # the client has the head
+        self._streams = False  # the engine has begun a stream
+        self._started = False  # the client has its first byte
         self._over = False  # nothing more is taken from the engine
         self._flows = False  # what comes goes on as it is
-        self._limits = limits
-        self._watch = Watch(limits, record.started, self._expired)
+        self._limits, self._signs = limits, signs
+        self._watch = Watch(limits, record.started, self._expired, waits=self._show_life, every=signs.every)
         record.cut = self.withdraw
 
     def attach(self, upstream: Connection) -> None:
@@ -114,7 +121,7 @@ class Answer:
 
     def begin_anew(self) -> None:
         """For another connection, after nothing came of the first."""
-        self._over = False
+        self._over = self._streams = False
 
     def close(self) -> None:
         """Whatever became of it: nothing more is read for it, and an engine that still writes is stopped."""
@@ -139,6 +146,8 @@ class Answer:
         self._see = self.passing.see
         if head.status >= 300:
             self.refusal = bytearray()
+        else:
+            self._streams = events and head.length is None
         if not self._chunks or self._held or head.until_close or self.refusal is not None or self._tell_first:
             self._plain = Unframed(head, self._chunks)
 
@@ -197,6 +206,26 @@ class Answer:
         self._fail(error, error)
 
     # What follows
+
+    def _show_life(self) -> None:
+        """The engine reads a long prompt. Its status is known, so nothing is lost with the head; and should it fail now,
+        another may still answer behind it."""
+        shown = self._held or self._streams
+        if not shown or self._over or self.refusal is not None or self._connection.transport is None:
+            return
+        head = b"" if self._held else self._head_for_client()
+        record, mode = self._record, self._signs.mode
+        said = sign(mode, record.path, record.model or "", record.request_id, READS)
+        self._client.write(head + (_chunk(said) if self._chunks else said))
+        if not self._held:
+            self._held = True
+            self._owner.held()
+
+    def tell(self, error: LlmdError) -> None:
+        """In a stream whose head alone was sent, and cut it."""
+        said = dialects.event(error, self._dialect)
+        self._client.write(_chunk(said) if self._chunks else said)
+        self._client.close()
 
     def _begin(self, data: bytes, done: bool) -> bool:
         """The first byte is here: tell the client, where it is not gone, or nobody but llmd."""

@@ -7,7 +7,8 @@ gather: a call is one lease, taken by the key that it is for, so no key gets mor
 requests, nor fewer.
 
 A call that the engine refuses is not an answer: its members go again, each alone, so that one bad text is told to
-the one who sent it. One that fails otherwise fails for all, since what was sent may have been carried out.
+the one who sent it. So do those whose engine died. One that fails otherwise fails for all, since what was sent may
+have been carried out.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _LARGEST = 256 << 20
 """Bytes of an engine's answer."""
 _CODINGS = (None, b'"float"', b'"base64"')
 
-Alone = Callable[[], Awaitable[web.StreamResponse]]
+Alone = Callable[[frozenset[str]], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +151,12 @@ def shares(total: int, weights: Sequence[int]) -> list[int]:
 
 @dataclass(eq=False, slots=True)
 class Member:
-    """One request. `part`: its answer, or None where it must go alone."""
+    """One request. `part`: its answer, or None where it must go alone. `tried`: the engine that died of the call."""
 
     wish: Wish
     ask: Ask
     record: Record
+    tried: frozenset[str] = frozenset()
     part: asyncio.Future[bytes | None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -202,16 +204,17 @@ class Batches:
         self._lines: dict[tuple[str, str, str, bytes], Line] = {}
 
     async def serve(self, wish: Wish, ask: Ask, record: Record, alone: Alone) -> web.StreamResponse:
-        """`alone` answers the request by itself. Raises LlmdError."""
+        """`alone` answers the request by itself, elsewhere than at the places that it is given. Raises LlmdError."""
         key = (ask.source, ask.model, wish.kind, wish.rest)
         line = self._lines.setdefault(key, Line())
         line.out += 1
         try:
             limit, wait = self._terms(ask.model)
             if line.out == 1 or len(wish.inputs) >= limit:
-                return await alone()
-            part = await self._together(line, Member(wish, ask, record), limit, wait)
-            return await alone() if part is None else _response(part)
+                return await alone(frozenset())
+            member = Member(wish, ask, record)
+            part = await self._together(line, member, limit, wait)
+            return await alone(member.tried) if part is None else _response(part)
         finally:
             line.out -= 1
             if not line.out:
@@ -253,13 +256,33 @@ class Batches:
 
     async def _call(self, batch: Batch) -> None:
         members = list(batch.members)
-        async with self._driver.lease(_ask_of(members)) as lease:
+        ask = _ask_of(members)
+        async with self._driver.lease(ask) as lease:
+            if lease.peer is None:  # else each goes there alone: it may merge them itself
+                self._driver.joined(ask.request, [member.record.request_id for member in members[1:]])
+                await self._answered(lease, members)
+
+    async def _answered(self, lease: Lease, members: Sequence[Member]) -> None:
+        """Each has its part; or none has, and who is at fault shows when each goes alone."""
+        try:
             status, body = await self._post(lease, members)
-            if 400 <= status < 500 and status not in (401, 403):
-                return  # who is at fault shows when each goes alone
-            if status != 200:
-                raise EngineFailed(f"the engine of {lease.profile} answered {status}", log=lease.log_tail())
-            _share(lease, members, body)
+        except EngineFailed as error:
+            await self._failed(lease, members, error)
+            return
+        lease.answered()
+        if 400 <= status < 500 and status not in (401, 403):
+            return
+        if status != 200:
+            raise EngineFailed(f"the engine of {lease.profile} answered {status}", log=lease.log_tail())
+        _share(lease, members, body)
+
+    async def _failed(self, lease: Lease, members: Sequence[Member], error: EngineFailed) -> None:
+        """Raises it where the engine lives: it may be carrying out what it was sent."""
+        lease.failed(error.message)
+        if not await self._driver.is_over(lease):
+            raise error
+        for member in members:
+            member.tried = frozenset({lease.incarnation})
 
     async def _post(self, lease: Lease, members: Sequence[Member]) -> tuple[int, bytes]:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", "Connection": "close"}
@@ -301,7 +324,8 @@ def _ask_of(members: Sequence[Member]) -> Ask:
     asks = [member.ask for member in members]
     letters = [ask.letters for ask in asks if ask.letters is not None]
     known = sum(letters) if len(letters) == len(asks) else None
-    return replace(asks[0], tokens=max(ask.tokens for ask in asks), letters=known)
+    name = members[0].record.request_id
+    return replace(asks[0], tokens=max(ask.tokens for ask in asks), letters=known, request=name)
 
 
 def _share(lease: Lease, members: Sequence[Member], body: bytes) -> None:
@@ -313,9 +337,9 @@ def _share(lease: Lease, members: Sequence[Member], body: bytes) -> None:
         raise EngineFailed(what, log=lease.log_tail()) from error
     lease.used(sum(count for _, count in parts), None)
     for member, (part, count) in zip(members, parts, strict=True):
-        member.record.profile, member.record.queued = lease.profile, lease.queued
-        member.record.hit = lease.hit
-        member.record.prompt = count
+        record = member.record
+        record.profile, record.reason, record.queued = lease.profile, lease.reason, lease.queued
+        record.hit, record.prompt = lease.hit, count
         if not member.part.done():
             member.part.set_result(part)
 

@@ -7,7 +7,7 @@ request whose end is known: two readers never disagree about where one begins.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from aiohttp import web
 
@@ -23,6 +23,16 @@ go the ordinary way, and wait on disk."""
 
 MOST_EARLY = 64 << 10
 """Bytes of later requests that are kept while one is answered, before nothing more is read."""
+
+
+class Failed(NamedTuple):
+    """A request that the short way gave up: the places that failed it; since when, monotonic, and under which id;
+    whether the head of its answer was sent."""
+
+    tried: frozenset[str]
+    started: float
+    request_id: str
+    held: bool
 
 
 class Exchange(Protocol):
@@ -65,8 +75,8 @@ class Front(Connection):
         self._exchange: Exchange | None = None
         self._untaken_end = False  # an answer is over, and the client has yet to take the last of it
         self._keeps = True
-        self.tried: frozenset[str] = frozenset()
-        """Places that failed the request which now goes the ordinary way."""
+        self.failed: Failed | None = None
+        """What became of the request which now goes the ordinary way."""
         self._taking = False
         self._fed = False  # aiohttp has had bytes
         self._known = True  # where its last request ended

@@ -1,4 +1,4 @@
-"""Requests that wait for their model. The head of a held stream goes out early, then signs of life, then the answer.
+"""Requests that wait. The head of a held stream goes out early, then signs of life, then the answer.
 
 Clients that retry give up within seconds, and those that wait take five minutes of silence for death. What is not
 streamed is held silently: whitespace before JSON would break some clients. A refusal that comes quickly keeps its
@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import NamedTuple
 
 from aiohttp import web
 
@@ -45,6 +46,9 @@ _HEAD = {
 }
 """Proxies may not gather what is sent to show life."""
 
+READS = "Reading the prompt"
+"""What an engine does that has taken a request and not answered yet, for people who are shown progress."""
+
 _CHAT, _TEXT, _MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/messages"
 
 
@@ -63,18 +67,33 @@ def stated_timeout(headers: Mapping[str, str]) -> float | None:
     return None
 
 
+class Signs(NamedTuple):
+    """Of life, one in `every` so many seconds."""
+
+    mode: Hold
+    every: float
+
+
+def signs_of(config: Config, ask: Ask, stated: float | None) -> Signs:
+    """None for what is not streamed. `stated`: seconds that the client waits for a byte, where it says so."""
+    mode = hold_of(config, ask.source) if ask.stream else "off"
+    if mode == "off":
+        return Signs(mode, math.inf)
+    return Signs(mode, min(config.server.keepalive, math.inf if stated is None else stated / 2))
+
+
 class Waiting:
     """One request and its wait for an engine."""
 
     def __init__(self, request: web.Request, ask: Ask, driver: Driver) -> None:
         server, stated = driver.config.server, stated_timeout(request.headers)
         self._request, self._ask, self._driver = request, ask, driver
-        self._mode = hold_of(driver.config, ask.source) if ask.stream else "off"
-        self._grace, self._interval, self._patience = server.hold_after, server.keepalive, server.max_wait
-        if stated is not None and self._mode == "off":
+        self.signs = signs_of(driver.config, ask, stated)
+        self._grace, self._patience = server.hold_after, server.max_wait
+        if stated is not None and self.signs.mode == "off":
             self._patience = min(server.max_wait, max(stated - _SOONER, stated / 2))
         elif stated is not None:
-            self._grace, self._interval = min(self._grace, stated / 2), min(self._interval, stated / 2)
+            self._grace = min(self._grace, stated / 2)
 
     @property
     def begun(self) -> web.StreamResponse | None:
@@ -83,7 +102,8 @@ class Waiting:
 
     @asynccontextmanager
     async def lease(self, ask: Ask) -> AsyncIterator[Lease]:
-        """As the driver's, for `ask` or what became of it after a first try, with signs of life until it is there. Raises LlmdError, also after the head was sent."""
+        """As the driver's, for `ask` or what became of it after a first try, with signs of life until it is there.
+        Raises LlmdError, also after the head was sent."""
         async with AsyncExitStack() as stack:
             async with self._signs():
                 lease = await stack.enter_async_context(self._driver.lease(ask, self._patience))
@@ -91,7 +111,7 @@ class Waiting:
 
     @asynccontextmanager
     async def _signs(self) -> AsyncIterator[None]:
-        if self._mode == "off":
+        if self.signs.mode == "off":
             yield
             return
         over = asyncio.Event()
@@ -109,7 +129,7 @@ class Waiting:
             response = self.begun or await self._begin()
             while not over.is_set():
                 await response.write(self._sign())
-                await _comes(over, self._interval)
+                await _comes(over, self.signs.every)
 
     async def _begin(self) -> web.StreamResponse:
         response = web.StreamResponse(headers=_HEAD | self._request[RECORD].headers())
@@ -118,8 +138,9 @@ class Waiting:
         return response
 
     def _sign(self) -> bytes:
-        words = self._driver.progress(self._ask.model) if self._mode == "reasoning" else ""
-        return sign(self._mode, self._request.path, self._ask.model, self._request[RECORD].request_id, words)
+        mode = self.signs.mode
+        words = self._driver.progress(self._ask.model) if mode == "reasoning" else ""
+        return sign(mode, self._request.path, self._ask.model, self._request[RECORD].request_id, words)
 
 
 async def _comes(event: asyncio.Event, seconds: float) -> bool:
@@ -165,7 +186,7 @@ async def break_off(
     request: web.Request, begun: web.StreamResponse, error: LlmdError, record: Record
 ) -> None:
     """Tell the error in the stream and cut the connection: a clean end would pass for success."""
-    record.status, record.error = error.status, error.code
+    record.status, record.error, record.code = error.status, error.code, error.code
     with contextlib.suppress(ConnectionResetError):
         await begun.write(dialects.event(error, dialect_of(request.path)))
     if request.transport is not None:

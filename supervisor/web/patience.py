@@ -58,7 +58,7 @@ def hurried(request: web.Request, limit: float) -> Iterator[None]:
             timer.cancel()
 
 
-def _ignored(in_all: bool) -> None:
+def _ignored(in_all: bool = False) -> None:
     """What a watch that is closed has to tell."""
 
 
@@ -69,9 +69,18 @@ class Watch:
     once, with whether it was the whole that took too long.
     """
 
-    def __init__(self, limits: Limits, arrived: float, expired: Callable[[bool], None]) -> None:
-        """`arrived` is monotonic."""
+    def __init__(
+        self,
+        limits: Limits,
+        arrived: float,
+        expired: Callable[[bool], None],
+        *,
+        waits: Callable[[], None],
+        every: float,
+    ) -> None:
+        """`arrived` is monotonic. `waits` is called `every` so many seconds until the answer began."""
         self._limit, self._limits, self._expired = limits.first, limits, expired
+        self._waits, self._every = waits, every
         self._deadline = arrived + limits.total
         self._loop = asyncio.get_running_loop()
         self.since = time.monotonic()
@@ -87,16 +96,16 @@ class Watch:
     def began(self) -> None:
         """From now on it is the time between two pieces that counts."""
         self._timer.cancel()
-        self._limit = self._limits.between
+        self._limit, self._every = self._limits.between, math.inf
         self.go_on()
         self._arm(self.since)
 
     def close(self) -> None:
         self._timer.cancel()
-        self._expired = _ignored
+        self._expired = self._waits = _ignored
 
     def _arm(self, now: float) -> None:
-        due = min(self.since + self._limit, self._deadline, now + self._limit)
+        due = min(self.since + self._limit, self._deadline, now + self._limit, now + self._every)
         self._timer = self._loop.call_later(max(0.001, due - now), self._look)
 
     def _look(self) -> None:
@@ -104,4 +113,6 @@ class Watch:
         if now >= self._deadline or now - self.since >= self._limit:
             self._expired(now >= self._deadline)
         else:
+            if self._every < math.inf:
+                self._waits()
             self._arm(now)

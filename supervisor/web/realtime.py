@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from urllib.parse import urlencode
 
 import aiohttp
 from aiohttp import WSMsgType, web
 
 from supervisor.errors import EngineFailed
+from supervisor.host.peers import HOPS
+from supervisor.web.answer import who
 from supervisor.web.driving import Lease
 from supervisor.web.record import Record
 
@@ -23,15 +26,13 @@ Side = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
 async def relay_socket(request: web.Request, lease: Lease, record: Record) -> web.StreamResponse:
     """Raises EngineFailed as long as the client's handshake was not answered."""
+    url, headers = _asked(request, lease, record)
     try:
         engine = await lease.session.ws_connect(
-            f"http://engine{request.path}",
-            heartbeat=_HEARTBEAT,
-            max_msg_size=_LARGEST,
-            headers={"X-Request-Id": record.request_id},
+            url, heartbeat=_HEARTBEAT, max_msg_size=_LARGEST, headers=headers
         )
     except (aiohttp.ClientError, OSError) as error:
-        what = f"the engine of {lease.profile} took no websocket ({type(error).__name__})"
+        what = f"{who(lease)} took no websocket ({type(error).__name__})"
         raise EngineFailed(what, log=lease.log_tail(), retry_after=5) from error
     async with engine:
         client = web.WebSocketResponse(heartbeat=_HEARTBEAT, max_msg_size=_LARGEST)
@@ -40,6 +41,15 @@ async def relay_socket(request: web.Request, lease: Lease, record: Record) -> we
         record.status = 101
         await _both_ways(client, engine)
     return client
+
+
+def _asked(request: web.Request, lease: Lease, record: Record) -> tuple[str, dict[str, str]]:
+    """Where, and with which headers. A peer has several models, and counts how often a request was passed on."""
+    headers = {"X-Request-Id": record.request_id}
+    if lease.peer is None:
+        return f"http://engine{request.path}", headers
+    url = f"{lease.peer.url}{request.path}?{urlencode({'model': record.model})}"
+    return url, headers | {HOPS: str(record.hops + 1)}
 
 
 async def _both_ways(client: web.WebSocketResponse, engine: aiohttp.ClientWebSocketResponse) -> None:

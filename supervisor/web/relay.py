@@ -14,7 +14,7 @@ from supervisor.web import dialects, heads
 from supervisor.web.answer import Answer, who
 from supervisor.web.bodies import Body
 from supervisor.web.driving import Lease
-from supervisor.web.holding import retold
+from supervisor.web.holding import BEGUN, Signs, retold
 from supervisor.web.onward import is_unwilling, words_of
 from supervisor.web.patience import Limits
 from supervisor.web.protocol import Connection
@@ -28,12 +28,12 @@ async def relay(
     lease: Lease,
     record: Record,
     limits: Limits,
+    signs: Signs,
     *,
     begun: Callable[[bytes], None] | None = None,
-    held: web.StreamResponse | None = None,
 ) -> web.StreamResponse:
-    """`begun` is told what came first of an answer that is no refusal. `held`: the head of a stream that was sent
-    while the request waited; a refusal of the engine's is then raised.
+    """`begun` is told what came first of an answer that is no refusal. Where the head of a stream was sent while the
+    request waited, a refusal of the engine's is raised.
 
     Raises LlmdError as long as nothing of the engine's was sent; later the connection is cut. Only EngineDied leaves
     the request to another: what was sent to an engine that lives is never sent again, it may have been carried out.
@@ -46,17 +46,18 @@ async def relay(
         record,
         asking,
         limits,
+        signs,
         keeps=request.keep_alive and request.version >= HttpVersion11,
         chunks=request.version >= HttpVersion11,
-        held=held is not None,
+        held=BEGUN in request,
         first=begun,
     )
     try:
         await _asked(asking, answer, lease, _head(request, len(body), lease, record), body)
         await asking.over
         if answer.refusal is not None:
-            return _refused(request, answer, held is not None)
-        return _Spliced(request, record.status, answer.keeps)
+            return _refused(request, answer)
+        return Spliced(request, record.status, answer.keeps)
     except asyncio.CancelledError:
         record.whole = answer.whole
         if request.protocol.stalled:
@@ -79,6 +80,9 @@ class _Asking:
 
     def begin_anew(self) -> None:
         self.begins = asyncio.get_running_loop().create_future()
+
+    def held(self) -> None:
+        self._request[BEGUN] = Spliced(self._request, 200, keeps=False)
 
     def begun(self) -> None:
         self._request.writer.output_size += 1  # an answer has begun, should anything fail
@@ -134,10 +138,10 @@ def translated(error: Broken, lease: Lease) -> EngineFailed:
     return kind(f"{who(lease)} {error}", log=lease.log_tail(), retry_after=5)
 
 
-def _refused(request: web.Request, answer: Answer, held: bool) -> web.StreamResponse:
+def _refused(request: web.Request, answer: Answer) -> web.StreamResponse:
     """What the engine refuses, in the shape that the client reads. Raises it where the head of a stream is out."""
     status, said = answer.head.status, bytes(answer.refusal or b"")
-    if held:
+    if BEGUN in request:
         raise retold(status, said)
     told = dialects.retold(status, said, dialect_of(request.path))
     kept = heads.kept_for_client(answer.head.headers)
@@ -184,13 +188,23 @@ def _target(request: web.Request) -> str:
     return f"{request.rel_url.raw_path}?{query}" if query else request.rel_url.raw_path
 
 
-class _Spliced(web.StreamResponse):
-    """An answer that is on the wire already: aiohttp neither starts nor ends it."""
+class Spliced(web.StreamResponse):
+    """An answer that is on the wire already, or its head: aiohttp neither starts nor ends it."""
 
     def __init__(self, request: web.Request, status: int, keeps: bool) -> None:
         super().__init__(status=status)
         self._eof_sent, self._keep_alive = True, keeps
-        self._writer = request.writer
+        self._request, self._writer = request, request.writer
+        self._writer.output_size += 1  # an answer has begun, should anything fail
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Behind a head that says that a stream of events follows."""
+        transport = self._request.transport
+        if transport is None:
+            raise ConnectionResetError
+        transport.write(
+            b"%x\r\n%s\r\n" % (len(data), data) if self._request.version >= HttpVersion11 else data
+        )
 
     async def write_eof(self, data: bytes | bytearray | memoryview = b"") -> None:
         """Once the client has taken all of it; the engine has been free for long."""

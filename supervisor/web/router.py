@@ -48,7 +48,7 @@ from supervisor.web.patience import Limits, hurried, limits_of
 from supervisor.web.protocol import check_head
 from supervisor.web.realtime import relay_socket
 from supervisor.web.record import RECORD, Record
-from supervisor.web.relay import relay
+from supervisor.web.relay import Spliced, relay
 from supervisor.web.routes import ROUTES, Route, dialect_of
 from supervisor.web.shortway import ShortWay
 from supervisor.web.splice import with_model
@@ -60,6 +60,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _UNRECORDED = frozenset({"/health", "/metrics"})
 """Asked every few seconds by machines; a log of them hides the rest."""
+TRIED = web.RequestKey("tried", frozenset[str])
+"""Places that failed the request on the short way."""
+
 _LONGEST_NAME = 200
 
 
@@ -95,7 +98,7 @@ class Router:
 
         What no one foresaw goes on to the connection, which tells an answer that has begun from one that has not.
         """
-        record = request[RECORD] = Record.of(request.headers.get("x-request-id"))
+        record = request[RECORD] = _record(request)
         record.note_people(request.headers)
         record.path = request.path
         try:
@@ -154,7 +157,7 @@ class Router:
         limits = self._driver.config.server
         with hurried(request, limits.body_timeout):
             body = await read_body(request, limits.max_body)
-        ask = self._ask(request, body, route, source)
+        ask = self._known(self._ask(request, body, route, source), request)
         async with self._traffic.watched(request[RECORD], ask):
             if route.path == EMBEDDINGS and isinstance(body.data, bytes) and (wish := read_wish(body.data)):
                 request[RECORD].model = ask.model[:_LONGEST_NAME]
@@ -176,12 +179,14 @@ class Router:
         conversation = named or ask.conversation
         return replace(ask, conversation=conversation, hops=record.hops, request=record.request_id)
 
-    async def _pass_on(self, request: web.Request, body: Body, ask: Ask) -> web.StreamResponse:
+    async def _pass_on(
+        self, request: web.Request, body: Body, ask: Ask, tried: frozenset[str] = frozenset()
+    ) -> web.StreamResponse:
         """To the place that is leased for it; to another where that one breaks off before it answers."""
         record, before = request[RECORD], None
-        ask = replace(ask, tried=ask.tried | _tried(request))
+        ask = replace(ask, tried=request.get(TRIED, tried))
         record.model = ask.model[:_LONGEST_NAME]
-        ask, demands = self._known(ask, request), Demands.of(body.data)
+        demands = Demands.of(body.data)
         demands.check_any([p for p in self._driver.config.profiles.values() if ask.model in names_of(p)])
         waiting = Waiting(request, ask, self._driver)
         while True:
@@ -209,8 +214,8 @@ class Router:
             lease,
             record,
             self._limits(ask, lease),
+            waiting.signs,
             begun=partial(keep, lease) if request.path == RESPONSES and not peer else None,
-            held=waiting.begun,
         )
 
     def _limits(self, ask: Ask, lease: Lease) -> Limits:
@@ -235,16 +240,18 @@ class Router:
     async def _serve_kept(self, request: web.Request, route: Route, source: str) -> web.StreamResponse:
         profile = self._kept.profile_of(request.match_info["id"], source)
         stream = request.query.get("stream", "").lower() in ("true", "1")
-        ask = Ask(profile, source, tasks=route.tasks, stream=stream)
+        ask = self._known(Ask(profile, source, tasks=route.tasks, stream=stream), request)
         async with self._traffic.watched(request[RECORD], ask):
             return await self._pass_on(request, Body(b""), ask)
 
     async def _serve_socket(self, request: web.Request, route: Route, source: str) -> web.StreamResponse:
-        record, ask = request[RECORD], Ask(self._hearing(request, route), source, tasks=route.tasks)
+        ask = self._known(Ask(self._hearing(request, route), source, tasks=route.tasks), request)
+        record = request[RECORD]
         record.model = ask.model[:_LONGEST_NAME]
         record.cut = request.transport.close if request.transport else None
         async with self._traffic.watched(record, ask), self._driver.lease(ask) as lease:
-            record.profile, record.queued, record.hit = lease.profile, lease.queued, lease.hit
+            record.profile, record.reason = lease.profile, lease.reason
+            record.queued, record.hit = lease.queued, lease.hit
             return await relay_socket(request, lease, record)
 
     def _hearing(self, request: web.Request, route: Route) -> str:
@@ -290,12 +297,15 @@ class Router:
         return web.Response(body=await self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-def _tried(request: web.Request) -> frozenset[str]:
-    """Places that failed it on the short way, told once."""
-    if not isinstance(request.protocol, Front):
-        return frozenset()
-    tried, request.protocol.tried = request.protocol.tried, frozenset()
-    return tried
+def _record(request: web.Request) -> Record:
+    """Of a request that the short way gave up, the same one: it goes on from there."""
+    record, client = Record.of(request.headers.get("x-request-id")), request.protocol
+    if isinstance(client, Front) and (failed := client.failed) is not None:
+        client.failed, request[TRIED] = None, failed.tried
+        record.request_id, record.started = failed.request_id, failed.started
+        if failed.held:
+            request[BEGUN] = Spliced(request, 200, keeps=False)
+    return record
 
 
 def _translated(error: web.HTTPException, request: web.Request) -> LlmdError:

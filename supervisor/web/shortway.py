@@ -25,7 +25,8 @@ from supervisor.web.auth import Keyring, presented_key
 from supervisor.web.conversation import session_of
 from supervisor.web.demands import Demands
 from supervisor.web.driving import Driver, Lease
-from supervisor.web.front import Front
+from supervisor.web.front import Failed, Front
+from supervisor.web.holding import signs_of, stated_timeout
 from supervisor.web.onward import elsewhere
 from supervisor.web.openai import error_headers, read_ask
 from supervisor.web.patience import limits_of
@@ -53,6 +54,7 @@ class Caller:
     session: str | None
     person: str | None
     chat: str | None
+    stated: float | None
 
 
 class ShortWay:
@@ -96,7 +98,7 @@ class ShortWay:
             return None
         people, line = people_of(headers), f"POST {head.path} HTTP/1.1\r\n".encode()
         onward = line + heads.for_engine(head.pairs)
-        told = headers.get("x-request-id"), session_of(headers), *people
+        told = headers.get("x-request-id"), session_of(headers), *people, stated_timeout(headers)
         return Caller(head, head.size, head.length, source, onward, *told)
 
     def take(self, client: Front, head: Caller, body: memoryview) -> Exchange | None:
@@ -132,12 +134,13 @@ class Exchange:
         self._way, self._client, self._caller, self._ask = way, client, caller, ask
         self._lease, self._body = lease, body
         self._record = record = _record(caller, ask, lease)
-        self._answer = Answer(
-            client, lease, record, self, limits_of(ask, way.driver.config), keeps=caller.head.keeps
-        )
+        config = way.driver.config
+        limits, signs = limits_of(ask, config), signs_of(config, ask, caller.stated)
+        self._answer = Answer(client, lease, record, self, limits, signs, keeps=caller.head.keeps)
         self._number = way.traffic.began(record, ask.tokens)
         self._connection: Connection | None = None
         self._task: asyncio.Task[None] | None = None
+        self._held = False
 
     def begin(self) -> None:
         connection = self._lease.pool.free()
@@ -163,13 +166,16 @@ class Exchange:
 
     # Of the answer
 
+    def held(self) -> None:
+        self._held = True
+
     def begun(self) -> None:
         self._lease.answered()
         self._client.begun()
         self._body = _NOTHING
 
     def failed(self, error: Broken | LlmdError) -> None:
-        """Before anything was sent to the client."""
+        """Before anything of the engine's was sent to the client."""
         connection, self._connection = self._connection, None
         if isinstance(error, Unread) and connection is not None and connection.reused:
             self._answer.begin_anew()
@@ -217,7 +223,7 @@ class Exchange:
         except LlmdError as told:
             self._refuse(told)
         else:
-            self._client.tried = ask.tried
+            self._client.failed = Failed(ask.tried, self._record.started, self._record.request_id, self._held)
             self._client.go_round()
 
     def _refused(self, said: bytes) -> None:
@@ -236,6 +242,10 @@ class Exchange:
     def _refuse(self, error: LlmdError) -> None:
         record = self._record
         record.status, record.error, record.code = error.status, error.code, error.code
+        if self._held:
+            self._answer.tell(error)
+            self._end(False)
+            return
         lines = {"Content-Type": "application/json; charset=utf-8", **error_headers(error)}
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode()
         self._respond(head, json.dumps(dialects.told(error, dialect_of(record.path))).encode())

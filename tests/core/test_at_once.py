@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import datetime
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from supervisor.config import Mode
 from supervisor.core import decide, events
+from supervisor.core.devices import GIB, Holder
 from supervisor.core.lifecycle import State
 from supervisor.core.routing import Ask
 from supervisor.errors import Overloaded
-from tests.core.world import World, config, profile
+from tests.core.world import CARD, World, config, profile
 
 
 def warm(**fields: object) -> World:
@@ -42,6 +48,75 @@ def test_what_is_not_free_at_once_leaves_no_trace(model: str) -> None:
     assert (model == "nobody") != isinstance(world.refused["c"], Overloaded)
     assert len(world.log) == orders + 1  # the refusal, and no note, no route, no start
     assert world.state("coder_1") is State.COLD
+
+
+def night(world: World) -> None:
+    world.send(events.ModeChanged("night", "day", "06:00", next_in=14400))
+
+
+def breaker(world: World) -> None:
+    world.send(events.Unhealthy(world.incarnation("llama_0"), "5 requests in a row failed"))
+
+
+def squeezed(world: World) -> None:
+    world.foreign[0] = (Holder(77, CARD - 20 * GIB - GIB // 10, "comfy", "ann"),)
+    world.read()
+
+
+def quarantined(world: World) -> None:
+    world.sticky = True
+    world.send(events.StopAsked("t", "llama_0"))
+    world.wait(61)
+
+
+def full(world: World) -> None:
+    for _ in range(3):
+        world.ask("llama")
+
+
+def draining(world: World) -> None:
+    world.ask("llama")
+    world.send(events.StopAsked("t", "llama_0"))
+
+
+def closing(world: World) -> None:
+    world.send(events.ShutdownAsked(keep_engines=True))
+
+
+@pytest.mark.parametrize(
+    "befalls",
+    [night, breaker, squeezed, quarantined, full, draining, closing],
+    ids=lambda f: f.__name__,
+)
+def test_whatever_befalls_an_engine_a_request_at_once_then_waiting_is_one_that_waits(
+    befalls: Callable[[World], None],
+) -> None:
+    """As it comes on a connection whose requests were served at once before."""
+    modes = {
+        "day": Mode(start=datetime.time(6)),
+        "night": Mode(start=datetime.time(2), profiles=("coder_1",)),
+    }
+    world = World(
+        config(profile("llama_0", 0, max_concurrent=2, max_queue=1), profile("coder_1", 1), modes=modes)
+    )
+    world.send(events.ModeChanged("day", "night", "02:00", next_in=3600))
+    world.up("llama_0")
+    at_once(world, "before")
+    assert world.granted["before"] == "llama_0"
+    world.leave("before")
+    befalls(world)
+    other = copy.deepcopy(world)
+    at_once(world, "x")
+    assert "x" not in world.granted
+    found = []
+    for played in (world, other):
+        played.refused.pop("x", None)
+        already = len(played.log)
+        played.send(events.Arrived("x", Ask("llama", "webui", request="x"), 290.0))
+        found.append(
+            (played.log[already:], played.granted, played.refused, list(played.fleet.engines.values()))
+        )
+    assert repr(found[0]) == repr(found[1])
 
 
 def test_nobody_is_served_at_once_before_those_who_wait() -> None:

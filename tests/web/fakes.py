@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,6 +141,9 @@ class FakeDriver:
 
     def ended(self, request: str, outcome: Outcome) -> None:
         self.outcomes[request] = outcome()
+
+    def joined(self, request: str, others: Sequence[str]) -> None:
+        self.calls.append(("joined", request, others))
 
     def why_request(self, request: str) -> dict[str, Any]:
         return {"request": request}

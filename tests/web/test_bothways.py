@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from wires import BODY, CHUNKED, DONE, FRAME, JSON, Handler, World, chunk, log_lines, opened, says, split
 
+from supervisor.errors import EngineFailed, NotAvailable, Overloaded
+
 CHAT = "/v1/chat/completions"
 USED = b'{"usage": {"prompt_tokens": 3, "completion_tokens": 2}}'
 MEASURED = ("timestamp", "latency_ms", "ttft_ms", "time", "at", "ttft_s", "latency_s", "latency", "ttft")
@@ -234,3 +236,47 @@ async def test_nobody_can_tell_which_way_a_request_went_whose_client_left(
             found.append(await remains(world, capsys))
     assert found[0] == found[1]
     assert found[0]["line"]["status"] == status
+
+
+REFUSALS = {
+    "another mode": NotAvailable("llama is not served in mode night", retry_after=3600),
+    "the breaker is open": NotAvailable("llama_0 restarts", retry_after=10),
+    "squeezed": NotAvailable("GPU 0 has 0.10 GiB free", retry_after=30),
+    "quarantined": NotAvailable("GPU 0 is quarantined"),
+    "a full queue": Overloaded("every place is taken", retry_after=0.25),
+    "a failed start": EngineFailed("llama_0 failed to start", log=("CUDA out of memory",)),
+}
+
+
+@pytest.mark.parametrize("why", REFUSALS)
+async def test_a_kept_connection_hears_what_has_changed_as_any_other(
+    why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three requests on one connection, the second of them refused: by the core, whichever way the others go."""
+    found = []
+    for at_once in (True, False):
+        async with opened() as world:
+            world.driver.at_once, world.engine = at_once, keeps
+            reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+            answers = []
+            async with asyncio.timeout(5):
+                for refusal in (None, REFUSALS[why], None):
+                    world.driver.refusal = refusal
+                    writer.write(asked())
+                    answers.append(await one_answer(reader))
+            writer.close()
+            assert world.driver.held == 0
+            found.append((answers, [without(line) for line in log_lines(capsys)]))
+            assert [status for status, _, _ in answers] == [200, REFUSALS[why].status, 200]
+    assert found[0] == found[1]
+
+
+async def keeps(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(JSON)
+
+
+async def one_answer(reader: asyncio.StreamReader) -> tuple[int, dict[bytes, bytes], bytes]:
+    status, headers, _ = split(await reader.readuntil(b"\r\n\r\n"))
+    for name in (b"date", b"server", b"content-type"):  # aiohttp's own
+        headers.pop(name, None)
+    return status, headers, await reader.readexactly(int(headers[b"content-length"]))

@@ -49,6 +49,9 @@ class Engine:
         given = self.inputs(json.loads(raw))
         if len(given) > 1 and self.how == "dead":
             return web.json_response({"error": {"message": "EngineCore"}}, status=500)
+        if len(given) > 1 and self.how == "cut":
+            assert request.transport
+            request.transport.abort()
         if len(given) > 1 and self.how == "nonsense":
             return web.json_response({"data": [], "model": "bge", "usage": {"prompt_tokens": 1}})
         if "bad" in given:
@@ -208,3 +211,26 @@ async def test_what_differs_in_any_other_field_does_not_go_together(world: World
     await asyncio.gather(first, *tasks)
     assert all(json.loads(body).get("dimensions") in (None, 8, 16) for body in world.engine.bodies)
     assert sum("dimensions" in json.loads(body) for body in world.engine.bodies) >= 2
+
+
+async def test_members_of_a_call_whose_engine_died_go_to_another(world: World) -> None:
+    """Each alone, and told where not to go."""
+    first, late = await world.first(), world.many("a", "b", "c")
+    await until(lambda: len(world.engine.bodies) == 2)
+    world.driver.over, world.engine.how = True, "cut"
+    world.answer()
+    for (status, said), text in zip(
+        await asyncio.gather(first, *late), ("first", "a", "b", "c"), strict=True
+    ):
+        assert (status, said["data"][0]["embedding"]) == (200, [text])
+    assert [ask.tried for ask in world.driver.asks] == [frozenset()] * 2 + [frozenset({"i1"})] * 3
+
+
+async def test_calls_that_fail_open_the_breaker_as_others_do(world: World) -> None:
+    first, late = await world.first(), world.many("a", "b")
+    await until(lambda: len(world.engine.bodies) == 2)
+    world.engine.how = "cut"
+    world.answer()
+    statuses = [status for status, _ in await asyncio.gather(first, *late)]
+    assert statuses == [200, 502, 502]
+    assert [(len(lease.failures), lease.answers) for lease in world.driver.leases] == [(0, 1), (1, 0)]

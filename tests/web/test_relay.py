@@ -141,6 +141,30 @@ async def test_junk_is_a_502(world: World, junk: bytes) -> None:
     assert (len(lease.failures), lease.answers) == (1, 0)
 
 
+@pytest.mark.parametrize("blank", [b"\r\n", b"\n", b"\r\n\r\n"])
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        (JSON, b"{}"),
+        (CHUNKED + chunk(FRAME) + chunk(DONE) + b"0\r\n\r\n", chunk(FRAME) + chunk(DONE) + b"0\r\n\r\n"),
+        (CHUNKED + chunk(DONE) + b"0\r\nX: 1\r\n\r\n", chunk(DONE) + b"0\r\nX: 1\r\n\r\n"),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+    ],
+    ids=["length", "chunks", "trailers", "nothing"],
+)
+async def test_blank_lines_behind_an_answer_stay_here(
+    world: World, answer: bytes, body: bytes, blank: bytes
+) -> None:
+    """They would stand before the client's next answer."""
+    world.engine = says(answer + blank)
+    assert split(await world.ask(stream=b"[DONE]" in answer))[2] == body
+
+
+async def test_blank_lines_that_are_of_the_body_go_on(world: World) -> None:
+    world.engine = says(JSON.replace(b"2\r\n\r\n{}", b"6\r\n\r\n{}\r\n"), b"\r\n")
+    assert split(await world.ask(stream=False))[2] == b"{}\r\n\r\n"
+
+
 async def test_an_engine_that_answers_is_told_of(world: World) -> None:
     await world.ask(stream=False)
     (lease,) = world.driver.leases
