@@ -369,6 +369,15 @@ def test_a_lost_gpu_and_a_stale_reading_admit_no_start():
     assert [getattr(error, "retry_after", None) for error in (lost, stale)] == [60, 60]
 
 
+def test_while_nvml_is_silent_what_runs_serves_on():
+    world = World(config(LLAMA_0, CODER_1))
+    world.up("llama_0")
+    world.now += 300  # and no reading meanwhile
+    world.send(events.Ticked())
+    assert world.ask("llama") in world.granted
+    assert "was last read 300 s ago" in str(world.refused[world.ask("coder")])
+
+
 def test_a_stop_that_is_ignored_ends_in_a_kill():
     world = World(config(CODER_1))
     world.up("coder_1")
