@@ -214,3 +214,15 @@ def test_an_old_refusal_has_its_age_and_no_name_twice() -> None:
     }
     (line,) = tables.troubles({"engines": [engine]})
     assert line.plain == "llama_0, 1m30s ago: needs 18.00 GiB"
+
+
+def test_the_last_lines_of_an_engine_that_failed_stand_under_its_failure() -> None:
+    failed = {
+        "profile": "llama_0",
+        "failure": "transient: it ended",
+        "failure_log": ["a", "b", "c", "d\x1b[31m"],
+    }
+    status = {"engines": [failed]}
+    shown = [text.plain for text in tables.troubles(status, log_lines=3)]
+    assert shown == ["llama_0: transient: it ended", "  | b", "  | c", "  | d?[31m"]
+    assert len(tables.troubles(status)) == 1, "where there is room for one line"

@@ -178,6 +178,10 @@ def test_an_engine_that_fails_to_start_says_why_with_its_log(installed: list[Llm
     started = llmd.run("start", "tiny_0")
     assert started.returncode == 1
     assert "out of memory" in started.stderr + started.stdout
+    shown = llmd.run("status").stdout
+    assert "tiny_0: out of memory: " in shown
+    assert "| RuntimeError: Engine core initialization failed." in shown
+    assert llmd.engine("tiny_0")["failure_log"]
     with client(llmd) as api, pytest.raises(openai.InternalServerError) as failed:
         say(api)
     assert "out of memory" in str(failed.value)

@@ -21,6 +21,9 @@ OURS = (("█", "green"), ("▓", "cyan"), ("█", "blue"), ("▓", "magenta"))
 FOREIGN = ("▒", "yellow")
 FREE = ("·", "dim")
 
+LOG_LINES = 3
+"""Of what an engine that failed said last; `llmd why` and `llmd logs` show more."""
+
 STYLES = {"ready": "green", "cold": "dim", "backoff": "red", "impossible": "red"}
 STUCK = frozenset({"backoff", "impossible"})
 COMING = frozenset({"reserved", "starting", "waking", "adopting"})
@@ -51,14 +54,15 @@ def render(status: Json) -> Iterator[RenderableType]:
     if peers := status.get("peers"):
         yield Text()
         yield Group(*map(told_of, peers))
-    if said := troubles(status):
+    if said := troubles(status, log_lines=LOG_LINES):
         yield Text()
         yield Group(*said)
 
 
-def troubles(status: Json) -> list[Text]:
-    """A line for each thing that a person should look at."""
-    return [*_failures(status.get("engines", [])), *_strays(status), *_warnings(status)]
+def troubles(status: Json, log_lines: int = 0) -> list[Text]:
+    """A line for each thing that a person should look at; under a failure so many of the engine's log."""
+    failures = _failures(status.get("engines", []), log_lines)
+    return [*failures, *_strays(status), *_warnings(status)]
 
 
 def headline(daemon: Json) -> Text:
@@ -244,7 +248,7 @@ def _state(engine: Json) -> Text:
     return text
 
 
-def _failures(engines: list[Json]) -> Iterator[Text]:
+def _failures(engines: list[Json], log_lines: int) -> Iterator[Text]:
     for engine in engines:
         name, age = engine["profile"], ""
         why = engine.get("failure")
@@ -253,6 +257,9 @@ def _failures(engines: list[Json]) -> Iterator[Text]:
             age = "" if since is None else f", {span(since)} ago"
         if why:
             yield _line(f"{name}{age}: {why.removeprefix(f'{name} ')}")
+            log = engine.get("failure_log") or []
+            for line in log[max(0, len(log) - log_lines) :]:
+                yield Text(f"  | {printable(line)}", "dim", no_wrap=True, overflow="ellipsis")
 
 
 def _strays(status: Json) -> Iterator[Text]:

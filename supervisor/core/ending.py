@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from supervisor.core import landing, learning, leaving, orders, quarantine, restarts
-from supervisor.core.devices import HOST
+from supervisor.core.devices import HOST, MIB, Reading
 from supervisor.core.engine import Before, Engine
 from supervisor.core.failures import Failure, FailureClass
 from supervisor.core.fleet import Fleet, taken
@@ -16,6 +16,10 @@ from supervisor.errors import EngineFailed, NotAvailable
 SETTLED_SHARE = 0.9
 SETTLED_SLACK = 256 << 20
 """Bytes that count for nothing: readings of the parts are not of one moment."""
+
+
+KEPT = 640 * MIB
+"""Bytes that a driver is taken to keep of a card of which no engine has told: those seen were at most this."""
 
 
 def fail(fleet: Fleet, engine: Engine, failure: Failure) -> None:
@@ -141,8 +145,14 @@ def is_back(fleet: Fleet, engine: Engine, device: str, gone_at: float) -> bool:
     if reading.unified:  # its memory is the host's, which too many others share to prove anything
         return True
     rest, measured = engine.before.get(device, (reading.total, 0))
+    rest = measured + uncounted(reading) if rest is None else rest
     left = max(SETTLED_SLACK, (1 - SETTLED_SHARE) * measured)
     return fleet.rest_of(reading, engine) <= rest - measured + left
+
+
+def uncounted(reading: Reading) -> int:
+    """What its driver keeps of a card: in use, by NVML, and by nobody."""
+    return KEPT if reading.cuda_total is None else reading.total - reading.cuda_total
 
 
 def over(fleet: Fleet, engine: Engine, proof: str) -> None:
@@ -205,8 +215,8 @@ def remember_before(fleet: Fleet, engine: Engine) -> None:
 
 def presume(engine: Engine, device: str) -> None:
     """It holds what it was seen to hold, or was promised, on top of what was there before it."""
-    rest, measured = engine.before.get(device, (0, 0))
+    rest, measured = engine.before.get(device, (None, 0))
     if not measured:
         promised = engine.reserved.get(device, 0)
         taken = promised if engine.asleep else engine.expected.peak.get(device, promised)
-        engine.before[device] = Before(rest + taken, taken)
+        engine.before[device] = Before(None if rest is None else rest + taken, taken)

@@ -52,8 +52,8 @@ class Granted(msgspec.Struct, frozen=True):
 class Before(NamedTuple):
     """A device when the stop began, or before the start, in bytes."""
 
-    rest: int
-    """In use there, but by our other engines and by neighbours with a name."""
+    rest: int | None
+    """In use there, but by our other engines and by neighbours with a name; None where it could not be read."""
     measured: int
     """What of that was its own."""
 

@@ -51,6 +51,8 @@ class Blocked:
     message: str
     hope: Hope
     until: float | None = None
+    log: tuple[str, ...] = ()
+    """The last lines of an engine that failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +223,8 @@ def choose(fleet: Fleet, waiter: Waiter) -> Choice | LlmdError | Blocked:
         if isinstance(way, Way):
             return Choice(name, way)
     down = [f"peer {peer.name} is down: {peer.trouble}" for peer in _peers(fleet, waiter)]
-    message = "; ".join(dict.fromkeys([*(block.message for block in blocks), *down]))
+    said = "; ".join(dict.fromkeys([*(block.message for block in blocks), *down]))
+    message = "\n".join((said, *(line for block in blocks for line in block.log)))
     if any(block.hope in (Hope.MOVING, Hope.OURS) for block in blocks):
         return Blocked(message, Hope.OURS, until)
     final = all(block.hope is Hope.NONE for block in blocks)
@@ -230,10 +233,12 @@ def choose(fleet: Fleet, waiter: Waiter) -> Choice | LlmdError | Blocked:
 
 def way_for(fleet: Fleet, engine: Engine) -> Way | Blocked:
     """As `way_up`, with the words for those that failed or are squeezed."""
+    last = engine.last_failure
+    kind, log = (f" ({last.kind})", last.tail) if last else ("", ())
     if engine.state is State.IMPOSSIBLE:
-        return Blocked(f"{engine.name} cannot start: {engine.last_reason}", Hope.NONE)
+        return Blocked(f"{engine.name} cannot start{kind}: {engine.last_reason}", Hope.NONE, log=log)
     if engine.state is State.BACKOFF and engine.deadline is not None:
-        return Blocked(f"{engine.name} failed and waits to be restarted", Hope.MOVING)
+        return Blocked(f"{engine.name} failed{kind} and waits to be restarted", Hope.MOVING, log=log)
     if engine.state is State.READY and engine.squeezed:
         return Blocked(f"{engine.name} is ready, but {engine.squeezed}", Hope.OURS)
     return way_up(fleet, engine)
@@ -249,14 +254,17 @@ def _peers(fleet: Fleet, waiter: Waiter) -> Iterator[Peer]:
 
 def too_late(fleet: Fleet, waiter: Waiter) -> NotAvailable:
     """The refusal of a request whose patience ran out, with what it waited for."""
-    told = []
+    told: list[str] = []
+    log: list[str] = []
     for engine in _engines(fleet, waiter):
         way = way_for(fleet, engine)
         detail = way.message if isinstance(way, Blocked) else f"{engine.name} is {engine.state}"
         told.append(f"{detail} ({len(engine.leases)}/{engine.slots} in flight)")
+        log += way.log if isinstance(way, Blocked) else ()
     told += [f"peer {p.name} ({len(p.leases)}/{p.slots} in flight)" for p in _peers(fleet, waiter)]
     waited = fleet.now - waiter.arrived
+    said = f"model {waiter.ask.model!r} was not ready after {waited:.0f} s: {'; '.join(told)}"
     return NotAvailable(
-        f"model {waiter.ask.model!r} was not ready after {waited:.0f} s: {'; '.join(told)}",
+        "\n".join((said, *log)),
         retry_after=fleet.forecast(waiter.profiles),
     )

@@ -96,6 +96,7 @@ def _engine(fleet: Fleet, engine: Engine, pid: int | None, log: Path, now: float
         "devices": list(engine.devices),
         "starts": engine.starts,
         "failure": str(engine.last_failure) if engine.last_failure else None,
+        "failure_log": list(engine.last_failure.tail) if engine.last_failure else [],
         "reason": engine.last_reason,
         "reason_age_s": None if engine.reasoned_at is None else round(now - engine.reasoned_at, 1),
         "log": str(log),

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
+import pytest
+
 from supervisor.config.models import Task
+from supervisor.core import events, orders
 from supervisor.core.command import POOLING, argv, environment, names_of
-from tests.core.world import config, profile
+from tests.core.world import World, config, profile
 
 
 def words(slots: int | None = None, **fields: Any) -> tuple[str, ...]:
@@ -24,6 +27,21 @@ def test_places_are_the_orders_and_else_the_profiles() -> None:
     given, told = words(slots=2), words()
     assert given[given.index("--max-num-seqs") + 1] == "2"
     assert told[told.index("--max-num-seqs") + 1] == "4"
+
+
+def test_an_engine_sees_the_cards_it_was_given_in_the_buss_order_and_no_others() -> None:
+    theirs = {"CUDA_DEVICE_ORDER": "FASTEST_FIRST", "CUDA_VISIBLE_DEVICES": "7"}
+    for seen in (sees(theirs), sees(env=theirs)):
+        assert (seen["CUDA_DEVICE_ORDER"], seen["CUDA_VISIBLE_DEVICES"]) == ("PCI_BUS_ID", "0")
+
+
+@pytest.mark.parametrize("named", [1, "GPU-1"])
+def test_whichever_way_a_card_is_named_the_engine_is_given_its_index(named: int | str) -> None:
+    llama = profile("llama_0").model_copy(update={"gpus": (named,)})
+    world = World(config(llama))
+    world.send(events.StartAsked("t", "llama_0"))
+    (spawn,) = [order for order in world.log if isinstance(order, orders.Spawn)]
+    assert (spawn.devices, spawn.indices) == (("GPU-1",), (1,))
 
 
 def test_only_an_engine_that_may_sleep_has_the_routes_for_it() -> None:

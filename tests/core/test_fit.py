@@ -52,6 +52,11 @@ def test_a_share_is_vllms_own_rule() -> None:
     assert utilization(profile(gpu_memory_utilization=0.5), card(0)) == 0.5
 
 
+def test_a_kv_cache_of_a_given_size_changes_nothing_about_what_must_be_free() -> None:
+    """vLLM looks for its whole share first (`request_memory`)."""
+    assert need(profile(args=("--kv-cache-memory-bytes", "1073741824")), card(0)) == need(profile(), card(0))
+
+
 def test_a_size_becomes_a_share_that_takes_no_more() -> None:
     asked = profile(vram=18 * GIB + 512 * MIB)
     assert need(asked, card(0)) == 18 * GIB + 512 * MIB

@@ -265,6 +265,23 @@ def test_out_of_memory_text_of_a_serving_engine_has_no_effect():
     assert failure.kind is FailureClass.TRANSIENT
 
 
+def test_a_refusal_names_the_class_of_what_failed_and_ends_with_its_last_lines():
+    world = World(config(CODER_1))
+    world.up("coder_1")
+    world.crash("coder_1", "a first line", "ValueError: the weights are torn")
+    late = world.ask("coder", patience=5)
+    world.wait(6)
+    said, *log = str(world.refused[late]).split("\n")
+    assert "coder_1 failed (transient) and waits to be restarted" in said
+    assert log == ["a first line", "ValueError: the weights are torn"]
+    world.wait(10)
+    world.send(events.StartAsked("t", "coder_1"))
+    world.crash("coder_1", "error: argument --x: invalid", code=2)
+    said, *log = str(world.refused[world.ask("coder")]).split("\n")
+    assert "coder_1 cannot start (impossible): not tried again until its configuration changes" in said
+    assert log == ["error: argument --x: invalid"]
+
+
 def test_a_crash_loop_is_given_up_after_five_failures_and_says_so():
     world = World(config(CODER_1))
     world.up("coder_1")
@@ -275,7 +292,7 @@ def test_a_crash_loop_is_given_up_after_five_failures_and_says_so():
             world.ready("coder_1")
     assert world.state("coder_1") is State.IMPOSSIBLE
     lease = world.ask("coder")
-    assert "failed 5 times in 30 min" in str(world.refused[lease])
+    assert "coder_1 cannot start (transient): failed 5 times in 30 min" in str(world.refused[lease])
     world.send(events.StartAsked("t", "coder_1"))
     assert world.state("coder_1") is State.STARTING
 
@@ -350,6 +367,15 @@ def test_a_lost_gpu_and_a_stale_reading_admit_no_start():
     stale = world.refused[world.ask("coder")]
     assert "was last read 16 s ago" in str(stale)
     assert [getattr(error, "retry_after", None) for error in (lost, stale)] == [60, 60]
+
+
+def test_while_nvml_is_silent_what_runs_serves_on():
+    world = World(config(LLAMA_0, CODER_1))
+    world.up("llama_0")
+    world.now += 300  # and no reading meanwhile
+    world.send(events.Ticked())
+    assert world.ask("llama") in world.granted
+    assert "was last read 300 s ago" in str(world.refused[world.ask("coder")])
 
 
 def test_a_stop_that_is_ignored_ends_in_a_kill():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from supervisor.core import events, orders
-from supervisor.core.devices import GIB, Holder
+from supervisor.core.devices import GIB, Holder, Survey
 from supervisor.core.lifecycle import State
 from tests.core.world import World, config, profile
 
@@ -129,3 +131,40 @@ def test_memory_that_could_not_be_read_as_its_engine_stopped_is_nobody_elses() -
     assert (world.state("coder_0"), world.state("llama_0")) == (State.COLD, State.SETTLING)
     world.returned(llama)
     assert world.state("llama_0") is State.COLD
+
+
+class Kept(Leaky):
+    """A driver keeps some of each card: in use, and by nobody."""
+
+    kept = int(0.42 * GIB)
+
+    def survey(self) -> Survey:
+        found = super().survey()
+        cards = (
+            r
+            if r.index is None or r.trouble
+            else replace(r, used=r.used + self.kept, free=r.free - self.kept)
+            for r in found.readings
+        )
+        return replace(found, readings=tuple(cards))
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_a_driver_keeps_is_not_owed_by_an_engine_whose_card_was_never_read(told: bool) -> None:
+    """An engine found while its card could not be read, which is gone before it can: nobody saw what was there."""
+    world = Kept(config(profile("emb_0", 0, gib=2)))
+    if told:
+        (card, *_) = world.fleet.ledger.survey.readings
+        world.fleet.ledger.totals[world.fleet.ledger.survey.card(card)] = card.total - world.kept
+    world.trouble[0] = "GPU is lost"
+    world.read()
+    world.alive.add("old")
+    world.held["old"] = {CARD: 2 * GIB}
+    world.sticky = True
+    world.send(events.Found("emb_0", "old", (CARD,), alive=True))
+    world.crash("emb_0")
+    world.trouble.clear()
+    world.returned("old", GIB)
+    assert world.state("emb_0") is State.SETTLING
+    world.returned("old")
+    assert world.state("emb_0") is State.BACKOFF

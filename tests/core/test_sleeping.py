@@ -6,7 +6,7 @@ import pytest
 
 from supervisor.config import EngineDefaults
 from supervisor.core import events, orders
-from supervisor.core.devices import GIB
+from supervisor.core.devices import GIB, HOST
 from supervisor.core.lifecycle import State
 from supervisor.core.orders import Order
 from tests.core.world import World, config, profile
@@ -307,3 +307,20 @@ def test_what_a_sleeper_held_awake_is_not_counted_as_what_it_returns() -> None:
     world.held[beta] = {}
     world.read()
     assert (world.state("alpha_0"), world.state("beta_0")) == (State.COLD, State.COLD)
+
+
+@pytest.mark.parametrize(("weights", "level"), [(15, 1), (61, 2)])
+def test_weights_are_kept_in_host_memory_where_that_has_room_and_dropped_where_not(
+    weights: int, level: int
+) -> None:
+    """60 GiB of it are free, 2 of which stay so. What is kept there has to go for who needs that room."""
+    world = Sleepers(config(ALPHA, profile("emb_cpu", gib=0, device="cpu", memory=44 * GIB)))
+    world.up("alpha_0")
+    world.send(events.Told(world.incarnation("alpha_0"), weights=weights * GIB))
+    world.send(events.SleepAsked("s", "alpha_0"))
+    assert world.sent(orders.Sleep) == [orders.Sleep(world.incarnation("alpha_0"), level)]
+    kept = world.fleet.claims().get(HOST, [])
+    assert [claim.held for claim in kept] == ([15 * GIB] if level == 1 else [])
+    world.send(events.StartAsked("t", "emb_cpu"))
+    assert world.state("emb_cpu") is State.STARTING
+    assert (world.state("alpha_0") is State.SLEEPING) == (level == 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from supervisor.config import Config, Key, Memory
-from supervisor.core.devices import GIB
+from supervisor.core.devices import GIB, Holder
 from supervisor.core.learned import Learned
 from supervisor.core.lifecycle import State
 from tests.core.world import World, config, profile
@@ -103,3 +103,15 @@ def test_who_must_stop_although_it_could_sleep_is_back_from_cold():
     use(world, "b")
     world.ask("new")
     assert gone(world) == ["b_0"]
+
+
+def test_nobody_goes_where_all_of_them_would_not_do():
+    world = loaded(
+        config(profile("a_0", 0, gib=4), profile("b_0", 0, gib=4), profile("new_0", 0)), a_0=60, b_0=60
+    )
+    world.foreign[0] = (Holder(77, 8 * GIB, "comfy", "ann"),)
+    world.read()
+    told = str(world.refused[world.ask("new")])
+    assert gone(world) == ["new_0"]
+    assert "new_0 needs 20.00 GiB on GPU 0 (RTX 3090), 7.75 GiB is available" in told
+    assert "held by: a_0 4.00 GiB, b_0 4.00 GiB, PID 77 comfy (ann) 8.00 GiB" in told

@@ -7,6 +7,7 @@ in every order. `calm` ends the faults; from then on whatever was broken mends, 
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,8 @@ from functools import singledispatchmethod
 
 from supervisor.config import Config
 from supervisor.core import events, orders
-from supervisor.core.devices import GIB, HOST, Holder, Reading, Survey
+from supervisor.core.devices import GIB, HOST, MIB, Holder, Reading, Survey
+from supervisor.core.devices import Card as CardSeen
 from supervisor.core.ending import SETTLED_SHARE, SETTLED_SLACK
 from supervisor.core.events import Event
 from supervisor.core.fleet import Fleet
@@ -38,6 +40,9 @@ KV_TOKENS = 7000
 
 READ_EVERY = 10.0
 """As seldom as may be: with a little delay a reading is too old to start anything on."""
+
+RESERVED = 430 * MIB
+"""Bytes of each card that its driver keeps: used by nobody, and of no card to CUDA."""
 
 LAST_WORDS = {
     "crash loading": ("RuntimeError: Engine core initialization failed. See root cause above.",),
@@ -93,6 +98,7 @@ class Chaos(World):
         self.pinned: set[str] = set()
         """Incarnations that a person pinned, in the records too."""
         self.almanac: dict[str, tuple[Learned, ...]] = {}
+        self.totals: dict[CardSeen, int] = {}
         self.happened: Counter[str] = Counter()
         """How often what took part in this history."""
         self.serving: dict[str, str] = {}
@@ -159,13 +165,16 @@ class Chaos(World):
         born = iter(range(10**9))
         if self.maybe(0.2):
             self.almanac.clear()
-        return Fleet(
+            self.totals.clear()
+        fleet = Fleet(
             self.config,
             lambda: f"d{self.lives}i{next(born)}",
             policy=self.policy,
             rng=random.Random(self.seed),
             learned=self.almanac,
         )
+        fleet.ledger.totals.update(self.totals)
+        return fleet
 
     def die(self) -> None:
         """SIGKILL: every stream ends, every engine lives on."""
@@ -252,7 +261,7 @@ class Chaos(World):
         device = f"GPU-{index}"
         if index in self.lost or self.blind:
             return Reading(device, 0, 0, 0, self.now, "imaginary", index, trouble="GPU is lost")
-        used = self._used(device) + self.neighbours.get(index, 0)
+        used = RESERVED + self._used(device) + self.neighbours.get(index, 0)
         holders = tuple(self._holders(device))
         return Reading(
             device, card.total, used, card.total - used, self.now, "imaginary", index, holders=holders
@@ -272,7 +281,10 @@ class Chaos(World):
         if device == HOST:
             return self.host
         index = int(device.removeprefix("GPU-"))
-        return self.cards[index].total - self._used(device) - self.neighbours.get(index, 0)
+        return self._cuda_total(device) - self._used(device) - self.neighbours.get(index, 0)
+
+    def _cuda_total(self, device: str) -> int:
+        return self.cards[int(device.removeprefix("GPU-"))].total - RESERVED
 
     def strangers(self, device: str) -> int:
         """Bytes on a card of whom nothing was promised to."""
@@ -304,7 +316,7 @@ class Chaos(World):
         if fate == "no spawn":
             self.later(0.1, lambda: self.tell(events.SpawnFailed(order.incarnation, "no such file")))
             return
-        needs = self.takes(order.profile, order.devices)
+        needs = {d: math.ceil(self._cuda_total(d) * order.utilization) for d in order.devices}
         tree = Tree(order.incarnation, order.profile, needs, fate, deaf=self.maybe(0.1))
         assert not any(t.running and t.profile == tree.profile for t in self.known()), (
             "two trees of one profile"
@@ -343,7 +355,9 @@ class Chaos(World):
         if not self.down:
             self.asleep.pop(tree.incarnation, None)
             self.waking.discard(tree.incarnation)
-        self.tell(events.Told(tree.incarnation, weights=sum(tree.needs.values()) // 2, kv_tokens=KV_TOKENS))
+        totals = dict(enumerate(map(self._cuda_total, tree.needs)))
+        weights = sum(tree.needs.values()) // 2
+        self.tell(events.Told(tree.incarnation, weights, kv_tokens=KV_TOKENS, totals=totals))
         self.tell(events.ProbePassed(tree.incarnation))
         if tree.fate in ("crash serving", "runs out serving"):
             self.later(self.dice.uniform(1, 900), lambda: self.crash(tree, tree.fate))
@@ -425,6 +439,10 @@ class Chaos(World):
     @carry_out.register
     def _(self, order: orders.Remember) -> None:
         self.almanac[order.profile] = (order.learned,)
+
+    @carry_out.register
+    def _(self, order: orders.RememberTotal) -> None:
+        self.totals[order.card] = order.total
 
     def _memory_is_owed(self, tree: Tree) -> None:
         """What the driver still holds of a tree that is forgotten is promised to another that settles."""
