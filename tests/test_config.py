@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from supervisor.config import Config, Profile, load, locate, warnings
 from supervisor.config.lines import key_lines
 from supervisor.config.models import option
-from supervisor.config.quantities import duration, duration_or_never, size
+from supervisor.config.quantities import as_duration, as_size, duration, duration_or_never, size
 from supervisor.errors import ConfigError, Problem
 
 ROOT = Path(__file__).parent.parent
@@ -156,6 +156,32 @@ def test_never(written: object) -> None:
 )
 def test_sizes(written: object, count: int) -> None:
     assert size(written) == count
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0s"), (0.5, "0.5s"), (45, "45s"), (290, "4m50s"), (5400, "1h30m"), (7 * 86400, "7d")],
+)
+def test_durations_are_told_as_people_write_them(seconds: float, words: str) -> None:
+    assert as_duration(seconds) == words
+    assert duration(words) == seconds
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, "0 B"),
+        (1000, "1000 B"),
+        (192 << 20, "192 MiB"),
+        (1 << 30, "1 GiB"),
+        (37 << 29, "18.5 GiB"),
+        (24 * 10**9, "24 GB"),
+        ((1 << 30) + 1, "1073741825 B"),
+    ],
+)
+def test_sizes_are_told_as_people_write_them(count: int, words: str) -> None:
+    assert as_size(count) == words
+    assert size(words) == count
 
 
 @pytest.mark.parametrize("written", ["", "21", "GiB", "21 G", "-1 GiB", True, -1, 1.5])

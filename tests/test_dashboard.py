@@ -260,6 +260,21 @@ def test_a_request_is_seen_and_cancelled_and_its_client_hears_of_it(page: Page, 
         )
 
 
+def test_requests_that_wait_are_counted_beside_their_profile(page: Page, llmd: Llmd) -> None:
+    sign_in(page, llmd)
+    chats, flights = [Chat(llmd) for _ in range(6)], page.locator("#flights tr")
+    expect(flights).to_have_count(6)
+    expect(flights.filter(has_text="waits")).to_have_count(2)
+    for name, told in (("in flight", "4 / 4"), ("queued", "2")):
+        expect(row(page, "llama_0").locator(f".numbers div:has(dt:text-is('{name}')) dd")).to_have_text(told)
+    for left in reversed(range(6)):
+        flights.last.get_by_role("button").click()
+        expect(flights).to_have_count(left)
+    for chat in chats:
+        chat.join(10)
+        assert "cancelled by an operator" in chat.error
+
+
 THREE = re.compile(r"^[\d.]+ m?s / [\d.]+ m?s / [\d.]+ m?s$")
 """Times: half of the requests, all but one in twenty, all but one in a hundred were done by then."""
 

@@ -32,7 +32,7 @@ def test_profiles_come_go_and_change_key_by_key():
     new = config(profiles={"b": profile("b", idle_ttl=None, vram=1 << 30), "c": profile("c")})
     assert words(old, new) == [
         "profiles.a removed",
-        "profiles.b changed: vram null -> 1073741824, idle_ttl 60.0 -> null",
+        "profiles.b changed: vram none -> 1 GiB, idle_ttl 1m -> off",
         "profiles.c added",
     ]
 
@@ -41,7 +41,7 @@ def test_what_lasts_is_told_apart_from_what_changes_at_once():
     old = config()
     new = config(server=Server(max_wait=5.0, listen=("127.0.0.1:1",), state_dir=Path("/x")))
     assert words(old, new) == [
-        "server changed: max_wait 290.0 -> 5.0",
+        "server changed: max_wait 4m50s -> 5s",
         f'server changed: listen ["127.0.0.1:8000"] -> ["127.0.0.1:1"], state_dir "/var/lib/llmd" -> "/x"{RESTART}',
     ]
     runs = kept(old, new)

@@ -88,7 +88,7 @@ def test_the_difference_is_shown_and_then_made_and_what_did_not_change_keeps_its
         write(llmd, "new_0", profile("new"))
         plan = llmd.run("reload", "--plan").stdout.splitlines()
         assert plan == [
-            "profiles.calm_0 changed: idle_ttl 1800.0 -> 300.0",
+            "profiles.calm_0 changed: idle_ttl 30m -> 5m",
             "profiles.new_0 added",
             "profiles.tiny_0 changed: max_concurrent 4 -> 2",
             "calm_0: its engine runs on",
@@ -137,7 +137,7 @@ def test_sighup_takes_up_what_is_written_and_says_so_in_the_log(llmd: Llmd):
     hang_up(llmd)
     until(lambda: bool(entries(llmd, "reconfigured")), 10, llmd.text)
     (entry,) = entries(llmd, "reconfigured")
-    assert entry["changes"] == ["server changed: max_wait 290.0 -> 7.0"]
+    assert entry["changes"] == ["server changed: max_wait 4m50s -> 7s"]
     until(lambda: not llmd.status()["daemon"]["config_newer"], 10, llmd.text)
     assert llmd.status()["daemon"]["config_loaded"] >= loaded
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 
 from supervisor.config.models import Config, Server
+from supervisor.config.quantities import as_duration, as_size, duration, duration_or_never, size
 
 LASTING = (
     "listen",
@@ -32,18 +33,23 @@ _LONGEST = 60
 """Letters of a value in a sentence."""
 
 
+Keys = Mapping[str, tuple[object, object] | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`place`: a table, such as `profiles.llama_0`. `keys`: (before, after), None for what is not told, in a table that
-    changed. `restart`: the running daemon keeps what it has."""
+    """`place`: a table, such as `profiles.llama_0`. `keys`: (before, after), in seconds and bytes, None for what is not
+    told, in a table that changed; `said`: the same as people write it. `restart`: the running daemon keeps what it
+    has."""
 
     place: str
     how: Literal["added", "removed", "changed"]
-    keys: Mapping[str, tuple[object, object] | None] = field(default_factory=dict)
+    keys: Keys = field(default_factory=dict)
+    said: Mapping[str, str] = field(default_factory=dict)
     restart: bool = False
 
     def __str__(self) -> str:
-        told = ", ".join(f"{key} {_words(values)}" for key, values in self.keys.items())
+        told = ", ".join(f"{key} {self.said.get(key, 'is another')}" for key in self.keys)
         return f"{self.place} {self.how}" + (f": {told}" if told else "") + (RESTART if self.restart else "")
 
 
@@ -82,16 +88,16 @@ def _tables(
         else:
             keys = _keys(before[name], after[name]) | ({"secret": None} if place in rotated else {})
             if keys:
-                yield Change(place, "changed", keys)
+                yield Change(place, "changed", keys, _said(after[name], keys))
 
 
 def _table(name: str, before: BaseModel, after: BaseModel) -> Iterator[Change]:
     keys = _keys(before, after)
     lasting = {key: values for key, values in keys.items() if isinstance(after, Server) and key in LASTING}
     if at_once := {key: values for key, values in keys.items() if key not in lasting}:
-        yield Change(name, "changed", at_once)
+        yield Change(name, "changed", at_once, _said(after, at_once))
     if lasting:
-        yield Change(name, "changed", lasting, restart=True)
+        yield Change(name, "changed", lasting, _said(after, lasting), restart=True)
 
 
 def _keys(before: BaseModel, after: BaseModel) -> dict[str, tuple[object, object] | None]:
@@ -105,10 +111,29 @@ def _plain(model: BaseModel, fields: Collection[str]) -> dict[str, Any]:
     return model.model_dump(mode="json", include=set(fields))
 
 
-def _words(values: tuple[object, object] | None) -> str:
-    return "is another" if values is None else " -> ".join(map(_short, values))
+def _said(model: BaseModel, keys: Keys) -> dict[str, str]:
+    told = {key: (values, _reader(type(model), key)) for key, values in keys.items() if values is not None}
+    return {
+        key: " -> ".join(_words(value, reader) for value in values) for key, (values, reader) in told.items()
+    }
 
 
-def _short(value: object) -> str:
+def _reader(kind: type[BaseModel], key: str) -> object:
+    """What reads a key that is no plain value; it may be written inside `... | None`."""
+    known = kind.model_fields[key]
+    marks = [
+        *known.metadata,
+        *(m for part in get_args(known.annotation) for m in getattr(part, "__metadata__", ())),
+    ]
+    return next((mark.func for mark in marks if isinstance(mark, BeforeValidator)), None)
+
+
+def _words(value: Any, reader: object) -> str:
+    if value is None:
+        return "off" if reader is duration_or_never else "none"
+    if reader in (duration, duration_or_never):
+        return as_duration(value)
+    if reader is size:
+        return as_size(value)
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

@@ -1,4 +1,4 @@
-"""Durations, sizes and times of day as people write them, turned into seconds, bytes and `datetime.time`."""
+"""Durations, sizes and times of day as people write them, turned into seconds, bytes and `datetime.time`; and back."""
 
 from __future__ import annotations
 
@@ -44,6 +44,23 @@ def size(value: object) -> int:
     if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
         return int(float(match[1]) * _UNITS[match[2].lower()])
     raise wrong(f"{value!r} is not a size", 'write "21 GiB", "512 MiB", "24 GB" or a number of bytes')
+
+
+def as_duration(seconds: float) -> str:
+    """`5400` -> `"1h30m"`; what `duration` reads as the same."""
+    parts, left = "", seconds
+    for unit in ("d", "h", "m"):
+        count, left = divmod(left, _SECONDS[unit])
+        parts += f"{count:.0f}{unit}" if count else ""
+    return f"{parts}{left:g}s" if left or not parts else parts
+
+
+def as_size(size: int) -> str:
+    """`19864223744` -> `"18.5 GiB"`; what `size` reads as the same."""
+    for unit in ("TiB", "GiB", "TB", "GB", "MiB", "MB", "KiB"):
+        if size >= _BYTES[unit] and size * 4 % _BYTES[unit] == 0:
+            return f"{size / _BYTES[unit]:.10g} {unit}"
+    return f"{size} B"
 
 
 def time_of_day(value: object) -> datetime.time:

@@ -176,7 +176,7 @@ def test_a_reload_changes_the_daemon_that_runs_or_fails_and_changes_nothing(
     assert machine.run("systemctl reload llmd").returncode == 1
     machine.do("mv /etc/llmd/good /etc/llmd/llmd.toml")
     machine.do("sed -i 's/^# max_wait = .*/max_wait = 77/' /etc/llmd/llmd.toml; systemctl reload llmd")
-    until(lambda: "max_wait 290.0 -> 77.0" in machine.do(f"cat {LOG}"), 10)
+    until(lambda: "max_wait 4m50s -> 1m17s" in machine.do(f"cat {LOG}"), 10)
     assert unit(machine, "MainPID") == daemon
     machine.do(f"kill -0 {engine['pid']}")
 
