@@ -16,6 +16,9 @@ def llmd() -> Iterator[Llmd]:
     profiles = {
         "tiny_0": profile("tiny", lora={"french": "/nowhere/french"}),
         "emb": profile("emb", task="embed", max_concurrent=2, max_queue=8),
+        "late": profile(
+            "late", task="embed", max_concurrent=2, max_queue=8, env={"STANDIN_LOAD_SECONDS": "2"}
+        ),
     }
     made = Llmd(profiles, **QUICK)
     try:
@@ -51,3 +54,10 @@ def test_a_burst_larger_than_the_queue_is_served(api: openai.OpenAI) -> None:
     with ThreadPoolExecutor(60) as pool:
         found = list(pool.map(lambda n: api.embeddings.create(model="emb", input=f"chunk {n}"), range(60)))
     assert len({tuple(answer.data[0].embedding) for answer in found}) == 60
+
+
+def test_a_burst_for_a_cold_model_is_served(api: openai.OpenAI) -> None:
+    """A document that is indexed while its model loads: a request a chunk, all at once, and none comes again."""
+    with ThreadPoolExecutor(200) as pool:
+        found = list(pool.map(lambda n: api.embeddings.create(model="late", input=f"chunk {n}"), range(200)))
+    assert len({tuple(answer.data[0].embedding) for answer in found}) == 200

@@ -1,8 +1,9 @@
 """Many small requests for embeddings as few calls of an engine.
 
 Programs that index documents send one request a text, dozens at once. The first goes on its way alone and at
-once, to its byte. Those that come while one of its kind is at work gather, for `batch_wait` at most or until they
-are `batch_inputs`, and go as one call. Only requests of one key, for one model, with the same other fields,
+once, to its byte. Those that come while one of its kind is at work gather, for `batch_wait` or until they are
+`batch_inputs`, and go as one call. Calls beyond what the engines take at once wait here, and gather on, so that a
+burst while a model loads needs a few places in its queue, whatever its size. Only requests of one key, for one model, with the same other fields,
 gather: a call is one lease, taken by the key that it is for, so no key gets more places by sending small
 requests, nor fewer.
 
@@ -14,7 +15,8 @@ have been carried out.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +27,7 @@ from msgspec.structs import replace
 
 from supervisor.config import Profile
 from supervisor.core.routing import Ask
-from supervisor.errors import EngineFailed, EngineSilent
+from supervisor.errors import EngineFailed, EngineSilent, NotAvailable
 from supervisor.web.driving import Driver, Lease
 from supervisor.web.record import Record
 
@@ -192,8 +194,9 @@ class Batch:
 
 @dataclass(eq=False, slots=True)
 class Line:
-    """The requests of one kind that are out: at work or gathering."""
+    """The requests of one kind that are out: at work or gathering. `turns`: calls that may go now."""
 
+    turns: asyncio.Semaphore
     out: int = 0
     gathering: Batch | None = None
 
@@ -206,25 +209,45 @@ class Batches:
     async def serve(self, wish: Wish, ask: Ask, record: Record, alone: Alone) -> web.StreamResponse:
         """`alone` answers the request by itself, elsewhere than at the places that it is given. Raises LlmdError."""
         key = (ask.source, ask.model, wish.kind, wish.rest)
-        line = self._lines.setdefault(key, Line())
+        limit, wait, places = self._terms(ask.model)
+        line = self._lines.setdefault(key, Line(asyncio.Semaphore(places)))
         line.out += 1
         try:
-            limit, wait = self._terms(ask.model)
             if line.out == 1 or len(wish.inputs) >= limit:
                 return await alone(frozenset())
             member = Member(wish, ask, record)
             part = await self._together(line, member, limit, wait)
-            return await alone(member.tried) if part is None else _response(part)
+            if part is not None:
+                return _response(part)
+            async with self._turn(line):
+                return await alone(member.tried)
         finally:
             line.out -= 1
             if not line.out:
                 del self._lines[key]
 
-    def _terms(self, model: str) -> tuple[int, float]:
-        """Most inputs of a call, and seconds to gather: the least of the profiles that may serve it."""
+    @asynccontextmanager
+    async def _turn(self, line: Line) -> AsyncIterator[None]:
+        """Raises NotAvailable where it does not come as soon as a request has to have a place."""
+        limit = self._driver.config.server.max_wait
+        try:
+            async with asyncio.timeout(limit):
+                await line.turns.acquire()
+        except TimeoutError:
+            why = f"the embeddings that were asked for before took longer than {limit:g} s"
+            raise NotAvailable(why, retry_after=10) from None
+        try:
+            yield
+        finally:
+            line.turns.release()
+
+    def _terms(self, model: str) -> tuple[int, float, int]:
+        """Most inputs of a call, and seconds to gather: the least of the profiles that may serve it. And how many
+        calls these take at once."""
         able = [p for p in self._driver.config.profiles.values() if _called(p, model)]
         inputs = min((profile.batch_inputs for profile in able), default=1)
-        return inputs, min((profile.batch_wait for profile in able), default=0.0)
+        wait = min((profile.batch_wait for profile in able), default=0.0)
+        return inputs, wait, sum(profile.max_concurrent for profile in able) or 1
 
     async def _together(self, line: Line, member: Member, limit: int, wait: float) -> bytes | None:
         batch = line.gathering
@@ -244,11 +267,12 @@ class Batches:
         """Gather, then call; whatever comes of it, each member is told."""
         try:
             await _gathered(batch, wait)
-            batch.full.set()
-            if line.gathering is batch:
-                line.gathering = None
-            if len(batch.members) > 1:
-                await self._call(batch)
+            async with self._turn(line):
+                batch.full.set()
+                if line.gathering is batch:
+                    line.gathering = None
+                if len(batch.members) > 1:
+                    await self._call(batch)
         except Exception as error:  # noqa: BLE001 - raised again in the request of each member
             _tell(batch, error)
         finally:

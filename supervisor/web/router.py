@@ -43,7 +43,7 @@ from supervisor.web.kept import RESPONSES, Kept, previous
 from supervisor.web.llamacpp import LlamaCpp
 from supervisor.web.metrics import Metrics
 from supervisor.web.onward import elsewhere, hops_of
-from supervisor.web.openai import error_headers, model_entries, peer_entries
+from supervisor.web.openai import error_headers, model_entries, peer_entries, read_ask
 from supervisor.web.patience import Limits, hurried, limits_of
 from supervisor.web.protocol import check_head
 from supervisor.web.realtime import relay_socket
@@ -157,7 +157,7 @@ class Router:
         limits = self._driver.config.server
         with hurried(request, limits.body_timeout):
             body = await read_body(request, limits.max_body)
-        ask = self._known(self._ask(request, body, route, source), request)
+        ask = self._weighed(self._known(self._ask(request, body, route, source), request), body)
         async with self._traffic.watched(request[RECORD], ask):
             if route.path == EMBEDDINGS and isinstance(body.data, bytes) and (wish := read_wish(body.data)):
                 request[RECORD].model = ask.model[:_LONGEST_NAME]
@@ -179,6 +179,18 @@ class Router:
         conversation = named or ask.conversation
         return replace(ask, conversation=conversation, hops=record.hops, request=record.request_id)
 
+    def _weighed(self, ask: Ask, body: Body) -> Ask:
+        """Without the tools that no engine of its model would be given: they cost no tokens."""
+        profiles, demands = self._profiles(ask.model), Demands.of(body.data)
+        if not profiles or not all(map(demands.drops_tools, profiles)):
+            return ask
+        lighter = read_ask(without_tools(body.data), ask.source, ask.tasks)
+        return replace(ask, tokens=lighter.tokens, letters=lighter.letters)
+
+    def _profiles(self, model: str) -> list[Profile]:
+        """Of this host, that are called so."""
+        return [profile for profile in self._driver.config.profiles.values() if model in names_of(profile)]
+
     async def _pass_on(
         self, request: web.Request, body: Body, ask: Ask, tried: frozenset[str] = frozenset()
     ) -> web.StreamResponse:
@@ -187,7 +199,7 @@ class Router:
         ask = replace(ask, tried=request.get(TRIED, tried))
         record.model = ask.model[:_LONGEST_NAME]
         demands = Demands.of(body.data)
-        demands.check_any([p for p in self._driver.config.profiles.values() if ask.model in names_of(p)])
+        demands.check_any(self._profiles(ask.model))
         waiting = Waiting(request, ask, self._driver)
         while True:
             lease: Lease | None = None

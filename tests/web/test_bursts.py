@@ -234,3 +234,34 @@ async def test_calls_that_fail_open_the_breaker_as_others_do(world: World) -> No
     statuses = [status for status, _ in await asyncio.gather(first, *late)]
     assert statuses == [200, 502, 502]
     assert [(len(lease.failures), lease.answers) for lease in world.driver.leases] == [(0, 1), (1, 0)]
+
+
+def configure(world: World, *, max_concurrent: int, max_wait: float = 290.0) -> None:
+    config = world.driver.config
+    bge = config.profiles["bge_0"].model_copy(update={"max_concurrent": max_concurrent, "batch_wait": 0.05})
+    server = config.server.model_copy(update={"max_wait": max_wait})
+    world.driver.config = config.model_copy(update={"profiles": {"bge_0": bge}, "server": server})
+
+
+async def test_calls_that_wait_for_their_turn_gather_on(world: World) -> None:
+    configure(world, max_concurrent=1)
+    first = await world.first()
+    tasks = world.many(*(f"a {n}" for n in range(INPUTS)))
+    await until(lambda: len(world.engine.bodies) == 2)
+    for part in range(2):
+        tasks += world.many(*(f"{part} {n}" for n in range(INPUTS // 2)))
+        await asyncio.sleep(0.1)  # longer than they gather
+    world.answer()
+    assert {status for status, _ in await asyncio.gather(first, *tasks)} == {200}
+    assert world.engine.sizes == [1, INPUTS, INPUTS]
+
+
+async def test_a_turn_that_does_not_come_is_told(world: World) -> None:
+    configure(world, max_concurrent=1, max_wait=0.2)
+    first = await world.first()
+    tasks = world.many(*(f"a {n}" for n in range(INPUTS)))
+    await until(lambda: len(world.engine.bodies) == 2)
+    for status, said in await asyncio.gather(*world.many("late", "later")):
+        assert (status, said["error"]["code"]) == (503, "model_not_available")
+    world.answer()
+    assert {status for status, _ in await asyncio.gather(first, *tasks)} == {200}

@@ -219,6 +219,24 @@ async def test_tools_without_a_parser_are_dropped_and_it_is_said(
     assert json.loads(capsys.readouterr().err.splitlines()[-1])["dropped"] == "tools"
 
 
+@pytest.mark.parametrize(("parser", "least", "most"), [(None, 0, 10), ("hermes", 2000, 3000)])
+async def test_tools_weigh_where_an_engine_gets_them(
+    world: World, parser: str | None, least: int, most: int
+) -> None:
+    """Else the 25 KB of Open WebUI's would lead every chat to the longest context, and spoil what is learned."""
+    config = world.driver.config
+    profiles = {n: p.model_copy(update={"tool_parser": parser}) for n, p in config.profiles.items()}
+    world.driver.config = config.model_copy(update={"profiles": profiles})
+    world.driver.loaded.set()
+    tools = [{"type": "function", "function": {"name": "look", "description": "x" * 10_000}}]
+    async with world.post(json=ASK | {"tools": tools}) as answer:
+        await answer.read()
+    (ask,) = world.driver.asks
+    assert least <= ask.tokens <= most
+    assert ask.letters is not None
+    assert 4 * least <= ask.letters <= 4 * most
+
+
 # Shapes
 
 
