@@ -67,7 +67,7 @@ def troubles(status: Json, log_lines: int = 0) -> list[Text]:
 
 def headline(daemon: Json) -> Text:
     """One line of what `status` tells of the daemon in several."""
-    return Text(" ").join(_daemon(daemon).split("\n")[:2])
+    return Text(", ").join(_daemon(daemon).split("\n")[:2])
 
 
 def told_of(peer: Json) -> Text:
