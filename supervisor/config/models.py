@@ -344,6 +344,8 @@ class ProfileFile(Frozen):
     """What a CPU engine may take of host memory."""
     max_concurrent: Count = 4
     max_queue: Annotated[int, Field(ge=0)] = 32
+    first_token_timeout: Seconds | None = None
+    """Instead of engine.first_token_timeout."""
     idle_ttl: SecondsOrNever = 1800.0
     """None: never stopped for being idle."""
     warm: Annotated[tuple[Annotated[str, AfterValidator(_cron)], ...], BeforeValidator(_tuple)] = ()

@@ -20,9 +20,11 @@ LONGEST_RETRY = 60
 """Seconds; openai-node takes a longer Retry-After for a mistake and ignores it."""
 
 _LETTERS_PER_TOKEN = 4
+_TOKENS_PER_MEDIUM = 1000
+"""Of an image, about: models that see make 256 to some thousands of it, whatever its bytes."""
 _LOG_LINES = 12
 _MEDIA = frozenset({"image_url", "input_audio", "audio_url", "video_url", "file"})
-_NOT_TEXT = _MEDIA | {"type", "role"}
+_NOT_TEXT = frozenset({"type", "role"})
 
 
 class _Body(msgspec.Struct):
@@ -74,10 +76,10 @@ def read_ask(
     return Ask(
         read.model,
         source,
-        text.letters // _LETTERS_PER_TOKEN + text.ids,
+        text.letters // _LETTERS_PER_TOKEN + text.ids + text.media * _TOKENS_PER_MEDIUM,
         tasks,
         read.most,
-        text.letters if text.alone else None,
+        text.letters if text.alone and not text.media else None,
         read.stream is True,
         _least(read),
         _conversation(read, source, session) if "generate" in tasks else None,
@@ -146,10 +148,11 @@ def _least_of(prompt: object) -> int:
 
 @dataclass(slots=True)
 class _Text:
-    """Letters and token ids of a request's parts; `alone` where there is nothing else that becomes tokens."""
+    """Letters, token ids and media of a request's parts; `alone` where no value is neither."""
 
     letters: int = 0
     ids: int = 0
+    media: int = 0
     alone: bool = True
 
     def add(self, value: object) -> None:
@@ -159,13 +162,19 @@ class _Text:
             for part in value:
                 self.add(part)
         elif isinstance(value, dict):
-            self.alone &= _MEDIA.isdisjoint(value)
             for key, part in value.items():
-                if key not in _NOT_TEXT:
+                if _is_medium(key, part):
+                    self.media += 1
+                elif key not in _NOT_TEXT:
                     self.add(part)
         elif value is not None:  # prompts may be token ids
             self.ids += 1
             self.alone = False
+
+
+def _is_medium(key: str, part: object) -> bool:
+    """OpenAI's parts have it under its kind, Anthropic's under `source`."""
+    return key in _MEDIA or (key == "source" and isinstance(part, dict))
 
 
 def error_body(error: LlmdError) -> dict[str, Any]:

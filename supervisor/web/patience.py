@@ -14,6 +14,7 @@ from aiohttp import web
 from supervisor.config import Config
 from supervisor.core.routing import Ask
 from supervisor.errors import RequestTimeout
+from supervisor.web.driving import Lease
 
 SLOWEST = 1 << 10
 """Bytes of a body that must have come in each `body_timeout`: a byte now and then holds no connection open."""
@@ -29,11 +30,20 @@ class Limits(NamedTuple):
     total: float = math.inf
 
 
-def limits_of(ask: Ask, config: Config) -> Limits:
+def limits_of(ask: Ask, config: Config, lease: Lease) -> Limits:
+    """Of a request that is granted, as they are configured now."""
+    return Limits(_first(ask, config, lease), config.engine.token_timeout, config.server.request_timeout)
+
+
+def _first(ask: Ask, config: Config, lease: Lease) -> float:
     """What is not streamed begins when its last token is made."""
-    engine = config.engine
-    first = engine.first_token_timeout if ask.stream else engine.answer_timeout
-    return Limits(first, engine.token_timeout, config.server.request_timeout)
+    if lease.peer is not None:
+        return lease.peer.timeout
+    if not ask.stream:
+        return config.engine.answer_timeout
+    profile = config.profiles.get(lease.profile)
+    own = None if profile is None else profile.first_token_timeout
+    return config.engine.first_token_timeout if own is None else own
 
 
 @contextmanager

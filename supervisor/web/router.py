@@ -44,7 +44,7 @@ from supervisor.web.llamacpp import LlamaCpp
 from supervisor.web.metrics import Metrics
 from supervisor.web.onward import elsewhere, hops_of
 from supervisor.web.openai import error_headers, model_entries, peer_entries, read_ask
-from supervisor.web.patience import Limits, hurried, limits_of
+from supervisor.web.patience import hurried, limits_of
 from supervisor.web.protocol import check_head
 from supervisor.web.realtime import relay_socket
 from supervisor.web.record import RECORD, Record
@@ -225,14 +225,10 @@ class Router:
             self._named(request, fitted, ask, lease),
             lease,
             record,
-            self._limits(ask, lease),
+            limits_of(ask, self._driver.config, lease),
             waiting.signs,
             begun=partial(keep, lease) if request.path == RESPONSES and not peer else None,
         )
-
-    def _limits(self, ask: Ask, lease: Lease) -> Limits:
-        limits = limits_of(ask, self._driver.config)
-        return limits._replace(first=lease.peer.timeout) if lease.peer else limits
 
     def _fitted(self, body: Body, demands: Demands, profile: Profile, record: Record) -> Body:
         """Without the tools that the engine would refuse. Raises BadRequest for what it may not be given."""

@@ -135,7 +135,7 @@ class Exchange:
         self._lease, self._body = lease, body
         self._record = record = _record(caller, ask, lease)
         config = way.driver.config
-        limits, signs = limits_of(ask, config), signs_of(config, ask, caller.stated)
+        limits, signs = limits_of(ask, config, lease), signs_of(config, ask, caller.stated)
         self._answer = Answer(client, lease, record, self, limits, signs, keeps=caller.head.keeps)
         self._number = way.traffic.began(record, ask.tokens)
         self._connection: Connection | None = None

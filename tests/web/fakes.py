@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import aiohttp
 
-from supervisor.config import Config, Profile
+from supervisor.config import Config, Peer, Profile
 from supervisor.core.requests import Outcome
 from supervisor.core.routing import Ask, candidates
 from supervisor.core.tally import Tally
@@ -36,7 +36,7 @@ class FakeLease:
     hit: str = "warm"
     configured: Profile | None = None
 
-    peer: None = None
+    peer: Peer | None = None
     prompt: int | None = None
     output: int | None = None
     failures: list[str] = field(default_factory=list)

@@ -83,9 +83,23 @@ def test_what_is_certain_is_the_longest_prompt_at_eight_letters_a_token(
     assert read_ask(json.dumps({"model": "llama", **body}).encode(), "webui", TASKS).least == tokens
 
 
-def test_images_are_no_text() -> None:
-    image = {"type": "image_url", "image_url": {"url": "data:" + "x" * 10_000}}
-    assert ask_tokens(messages=[{"role": "user", "content": [image]}]) == 0
+@pytest.mark.parametrize(
+    "image",
+    [
+        {"type": "image_url", "image_url": {"url": "data:" + "x" * 1_000_000}},
+        {"type": "input_image", "image_url": "data:" + "x" * 1_000_000},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "x" * 1_000_000}},
+    ],
+    ids=["chat", "responses", "messages"],
+)
+def test_an_image_counts_whatever_its_bytes(image: dict[str, Any]) -> None:
+    body = json.dumps({"model": "llama", "messages": [{"role": "user", "content": [image, image]}]})
+    ask = read_ask(body.encode(), "webui", TASKS)
+    assert (ask.tokens, ask.least, ask.letters) == (2000, 0, None)
+
+
+def test_where_a_document_is_from_is_no_image() -> None:
+    assert ask_tokens(query="", documents=[{"text": "x" * 40, "source": "y" * 40}]) == 20
 
 
 def ask_letters(**body: Any) -> int | None:

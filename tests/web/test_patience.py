@@ -13,11 +13,12 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from fakes import FakeDriver
+from fakes import FakeDriver, FakeLease
 
-from supervisor.config import Config, EngineDefaults, Profile, Server
+from supervisor.config import Config, EngineDefaults, Peer, Profile, Server
 from supervisor.config.secrets import digest
 from supervisor.core.routing import Ask
+from supervisor.host.upstream import Pool
 from supervisor.web.auth import Keyring
 from supervisor.web.patience import limits_of
 from supervisor.web.server import Server as Port
@@ -124,9 +125,15 @@ async def test_what_is_not_streamed_has_longer(place: Place) -> None:
 
 
 def test_which_limit_is_whose() -> None:
-    config = Config(path=Path("llmd.toml"))
-    assert limits_of(Ask("llama", stream=True), config).first == config.engine.first_token_timeout
-    assert limits_of(Ask("llama"), config).first == config.engine.answer_timeout
+    slow = Profile(name="slow_0", model="slow", weights="w", gpus=(0,), first_token_timeout=900.0)
+    config = Config(path=Path("llmd.toml"), profiles={"slow_0": slow})
+    leases = [FakeLease(name, Pool(Path("/nowhere"), None, 1.0), None) for name in ("llama_0", "slow_0")]
+    streamed = [limits_of(Ask("m", stream=True), config, lease).first for lease in leases]
+    assert streamed == [config.engine.first_token_timeout, 900.0]
+    whole = [limits_of(Ask("m"), config, lease).first for lease in leases]
+    assert whole == [config.engine.answer_timeout] * 2
+    leases[0].peer = Peer(url="http://dgx:8000", timeout=7.0)
+    assert limits_of(Ask("m"), config, leases[0]).first == 7.0
 
 
 async def test_silence_between_two_tokens_ends_with_an_error_and_a_cut(place: Place) -> None:
