@@ -128,10 +128,14 @@ def _roll_back(fleet: Fleet, transition: Transition, why: str) -> None:
 
 
 def _clear_out(fleet: Fleet, drain: float) -> None:
-    """Engines that the mode does not have go, and waiters whom it cannot serve hear so."""
+    """Engines that the mode does not have go, or come no more but by a person's word, and waiters whom it cannot
+    serve hear so."""
     for engine in fleet.engines.values():
-        if engine.name not in fleet.available and engine.claims():
+        if engine.name in fleet.available:
+            continue
+        if engine.claims() or not engine.start_tickets:
             engine.give_up_wanting()
+        if engine.claims():
             leaving.retire(fleet, engine, Reason.MODE, f"mode {fleet.mode.name} begins", drain=drain)
     for waiter in fleet.queues:
         if not (fleet.available | fleet.peers.keys()).intersection(waiter.profiles):

@@ -183,6 +183,23 @@ def test_a_big_model_whose_next_try_comes_too_late_brings_the_day_back():
     assert world.state("big_dual") is State.COLD, "nobody wants it by day"
 
 
+@pytest.mark.parametrize("crashed", ["serving by day", "loading at night"])
+def test_what_waits_to_be_restarted_stays_down_in_a_mode_that_does_not_have_it(crashed: str):
+    world = two_modes()
+    if crashed == "serving by day":
+        world.up("llama_0")
+        world.crash("llama_0")
+        name, mode = "llama_0", "night"
+    else:
+        world.send(events.ModeChanged("night", "day", "06:00"))
+        world.crash("big_dual", "something went wrong")
+        name, mode = "big_dual", "day"
+    assert (world.state(name), world.fleet.engines[name].wanted) == (State.BACKOFF, True)
+    world.send(events.ModeChanged(mode))
+    world.wait(60)
+    assert world.state(name) is State.COLD
+
+
 def test_what_cron_warms_is_tried_again_after_a_crash():
     world = World(config(LLAMA))
     world.send(events.WarmAsked("llama_0"))
