@@ -63,10 +63,9 @@ def reconfigured(fleet: Fleet, event: ModeChanged | None, before: frozenset[str]
         change(fleet, event)
     lost = before - fleet.available
     for engine in fleet.engines.values():
-        if engine.name in lost and not engine.outdated and engine.claims() and not engine.retired:
-            engine.give_up_wanting()
+        if engine.name in lost and not engine.outdated and not engine.retired:
             why = f"mode {fleet.mode.name} has it no longer"
-            leaving.retire(fleet, engine, Reason.MODE, why, drain=modes[fleet.mode.name or ""].drain)
+            _shut_out(fleet, engine, why, modes[fleet.mode.name or ""].drain)
 
 
 AHEAD = 120.0
@@ -128,19 +127,22 @@ def _roll_back(fleet: Fleet, transition: Transition, why: str) -> None:
 
 
 def _clear_out(fleet: Fleet, drain: float) -> None:
-    """Engines that the mode does not have go, or come no more but by a person's word, and waiters whom it cannot
-    serve hear so."""
+    """Engines that the mode does not have go, and waiters whom it cannot serve hear so."""
     for engine in fleet.engines.values():
-        if engine.name in fleet.available:
-            continue
-        if engine.claims() or not engine.start_tickets:
-            engine.give_up_wanting()
-        if engine.claims():
-            leaving.retire(fleet, engine, Reason.MODE, f"mode {fleet.mode.name} begins", drain=drain)
+        if engine.name not in fleet.available:
+            _shut_out(fleet, engine, f"mode {fleet.mode.name} begins", drain)
     for waiter in fleet.queues:
         if not (fleet.available | fleet.peers.keys()).intersection(waiter.profiles):
             fleet.queues.remove(waiter.lease)
             fleet.refuse(waiter.lease, closed(fleet, waiter.ask.model), waiter.ask)
+
+
+def _shut_out(fleet: Fleet, engine: Engine, why: str, drain: float) -> None:
+    """It goes, or comes no more but by a person's word."""
+    if engine.claims() or not engine.start_tickets:
+        engine.give_up_wanting()
+    if engine.claims():
+        leaving.retire(fleet, engine, Reason.MODE, why, drain=drain)
 
 
 def _want(fleet: Fleet, profiles: tuple[str, ...], within: float) -> None:

@@ -236,6 +236,18 @@ def test_a_mode_that_goes_takes_its_transition_along():
     assert world.fleet.mode.name == "day"
 
 
+def test_what_waits_to_be_restarted_stays_down_where_its_mode_has_it_no_longer():
+    world = World(config(LLAMA, CODER, modes={"day": DAY, "night": NIGHT}))
+    world.send(events.ModeChanged("day", "night", "02:00", 3600.0))
+    world.up("llama_0")
+    world.crash("llama_0")
+    assert world.state("llama_0") is State.BACKOFF
+    other = {"day": DAY.model_copy(update={"profiles": ("coder_1",)}), "night": NIGHT}
+    reload(world, LLAMA, CODER, modes=other, mode=events.ModeChanged("day", "night", "02:00", 3600.0))
+    world.wait(60)
+    assert world.state("llama_0") is State.COLD
+
+
 def test_the_same_modes_begin_nothing_anew():
     """A mode that could not begin is not tried again because an unrelated line changed."""
     modes = {"day": DAY, "night": NIGHT}
