@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from supervisor.core.routing import Ask
 from supervisor.errors import BadRequest
 from supervisor.web import forms
@@ -13,7 +15,8 @@ from supervisor.web.routes import Route
 def ask_of(body: Body, content_type: str, route: Route, source: str) -> Ask:
     """Raises BadRequest."""
     if route.body != "form":
-        return read_ask(body.data, source, route.tasks)
+        ask = read_ask(body.data, source, route.tasks)
+        return ask if route.computes else replace(ask, tokens=0, letters=None, least=0)
     boundary = forms.boundary(content_type)
     model = forms.field(body.data, boundary, "model")
     if not model:

@@ -24,7 +24,8 @@ ANY = GENERATE | POOL | HEAR
 @dataclass(frozen=True, slots=True)
 class Route:
     """`body` says where the model's name is: in JSON, in a form, in the query of a websocket; a route without a
-    body is about an answer that an engine keeps. `dialect`: whose errors and whose stream of events."""
+    body is about an answer that an engine keeps. `dialect`: whose errors and whose stream of events. `computes`: the
+    model reads the prompt, which has to fit its context."""
 
     method: Literal["GET", "POST"]
     path: str
@@ -32,6 +33,7 @@ class Route:
     summary: str
     body: Body = "json"
     dialect: Dialect = "openai"
+    computes: bool = True
 
 
 ROUTES = (
@@ -49,8 +51,8 @@ ROUTES = (
     Route("POST", "/score", RANK, "The same as /v1/score"),
     Route("POST", "/classify", CLASSIFY, "The class of each text"),
     Route("POST", "/pooling", POOL, "What a pooling model makes of each text"),
-    Route("POST", "/tokenize", ANY, "The tokens of a text or a chat"),
-    Route("POST", "/detokenize", ANY, "The text of tokens"),
+    Route("POST", "/tokenize", ANY, "The tokens of a text or a chat", computes=False),
+    Route("POST", "/detokenize", ANY, "The text of tokens", computes=False),
     Route("POST", "/v1/audio/transcriptions", HEAR, "Speech as text", "form"),
     Route("POST", "/v1/audio/translations", HEAR, "Speech as English text", "form"),
     Route("GET", "/v1/realtime", HEAR, "Speech as text while it is spoken, over a websocket", "socket"),

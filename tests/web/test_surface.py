@@ -297,6 +297,21 @@ async def test_adapters_are_models(world: World) -> None:
     assert (status, said["error"]["code"]) == (400, "wrong_task")
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"model": "llama", "prompt": "many words " * 20_000}),
+        ("/detokenize", {"model": "llama", "tokens": [5] * 20_000}),
+    ],
+)
+async def test_tokens_beyond_the_context_are_counted(world: World, path: str, body: Any) -> None:
+    """Whoever counts them wants to know by how much."""
+    before = len(world.driver.asks)
+    status, _ = await world.ask(path, body)
+    assert status == 200
+    assert [(ask.tokens, ask.least) for ask in world.driver.asks[before:]] == [(0, 0)]
+
+
 async def test_a_large_body_comes_to_the_engine_whole(world: World) -> None:
     body = io.BytesIO(json.dumps({"model": "llama", "prompt": "ab " * (1 << 20)}).encode())
     headers = KEY | {"Content-Type": "application/json"}
