@@ -90,7 +90,9 @@ def route(
 
 
 def _only(ask: Ask, profile: Profile, available: Collection[str]) -> Route:
-    context.check(ask.model, ask.least, {profile.name: profile.max_model_len})
+    window = profile.max_model_len
+    if window is not None and ask.least > window:
+        context.check(ask.model, ask.least, {profile.name: window})
     if profile.name in available:
         return Route((Candidate(profile.name, ONLY),))
     return Route((), (Candidate(profile.name, ELSEWHEN),))
@@ -182,8 +184,7 @@ def _merged(local: list[Candidate], abroad: list[tuple[int, Candidate]]) -> tupl
 
 
 def _homeward(found: Route, home: str | None) -> Route:
-    names = [candidate.profile for candidate in found.candidates]
-    if home not in names:
+    if home is None or home not in [candidate.profile for candidate in found.candidates]:
         return found
     first = Candidate(home, "has the earlier turns of this conversation in its cache")
     others = (candidate for candidate in found.candidates if candidate.profile != home)
