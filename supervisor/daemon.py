@@ -31,7 +31,7 @@ from supervisor.web.server import Server
 STOP_SLACK = 30.0
 """Seconds beyond drain, grace and settling before a stop gives up on an engine and says so."""
 
-STATUS_PAUSE = 5.0
+STATUS_PAUSE = TIDY_PAUSE = 5.0
 
 GARBAGE = 20_000
 """Objects more than before, at which cycles are looked for; requests leave none, so that looking is in vain."""
@@ -87,7 +87,7 @@ class Daemon:
         tasks: list[asyncio.Task[None]] = []
         try:
             await self.driver.engines.adopt()
-            works = self.driver.modes.run(), self.reloading.watch(), self._tell_systemd()
+            works = self.driver.modes.run(), self.reloading.watch(), self._tell_systemd(), self._tidy()
             tasks = [asyncio.create_task(work) for work in works]
             await self.admin.open()
             await self.server.open()
@@ -161,6 +161,11 @@ class Daemon:
                 systemd.pat_watchdog()
                 systemd.say(self._words())
             await asyncio.sleep(min(beat or STATUS_PAUSE, STATUS_PAUSE))
+
+    async def _tidy(self) -> None:
+        while True:
+            await asyncio.sleep(TIDY_PAUSE)
+            heap.trim()
 
     def _words(self) -> str:
         """`3 engines ready, 1 starting, 2 requests in flight`."""

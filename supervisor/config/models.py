@@ -442,15 +442,11 @@ class Config(Document):
                 found[name] = (*found.get(name, ()), profile)
         return found | {name: (profile,) for name, profile in self.profiles.items()}
 
-    def profiles_in(self, mode: str | None) -> frozenset[str]:
-        """The profiles that `mode` makes available; all, without one. Raises KeyError for an unknown mode."""
-        return self._open[mode]
-
-    @cached_property
-    def _open(self) -> Mapping[str | None, frozenset[str]]:
-        every = frozenset(self.profiles)
-        others = every.difference(*(mode.profiles for mode in self.modes.values()))
-        return {None: every} | {name: frozenset(m.profiles) or others for name, m in self.modes.items()}
+    def profiles_in(self, mode: str) -> frozenset[str]:
+        """The profiles that `mode` makes available. Raises KeyError for an unknown mode."""
+        if named := self.modes[mode].profiles:
+            return frozenset(named)
+        return frozenset(self.profiles).difference(*(other.profiles for other in self.modes.values()))
 
 
 def option(args: tuple[str, ...], *names: str) -> str | None:

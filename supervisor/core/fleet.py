@@ -168,6 +168,8 @@ class Fleet:
     @property
     def available(self) -> frozenset[str]:
         """Profiles that requests may use in this mode."""
+        if self.mode.name is None:
+            return frozenset(self.config.profiles)
         return self.config.profiles_in(self.mode.name)
 
     @property

@@ -41,6 +41,22 @@ del many
 print(held, resident() - before)
 """
 
+LEAVES_BEHIND = """
+from pathlib import Path
+from supervisor.host import heap
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+heap.keep()
+many = [b"x" * (1 << 16) for _ in range(1000)]
+held = resident()
+many = many[-1:]
+kept = held - resident()
+heap.trim()
+print(kept, held - resident())
+"""
+
 
 def told(program: str, *words: str) -> list[int]:
     done = subprocess.run(
@@ -60,3 +76,9 @@ def test_what_is_larger_goes_back_at_once() -> None:
     held, kept = told(GIVES_BACK)
     assert held > 8 * heap.LARGEST
     assert kept < heap.KEPT
+
+
+def test_what_large_bodies_leave_behind_is_given_back() -> None:
+    kept, trimmed = told(LEAVES_BEHIND)
+    assert kept < 8 << 20
+    assert trimmed > 48 << 20
