@@ -141,8 +141,7 @@ class Answer:
 
     def begin(self, head: Head) -> None:
         self.head = head
-        events = head.get(b"content-type").lower().startswith(b"text/event-stream")
-        self.passing = Passing(events, MARKS[self._dialect])
+        self.passing = Passing(head.kind.startswith(b"text/event-stream"), MARKS[self._dialect])
         self._see = self.passing.see
         if head.status >= 300:
             self.refusal = bytearray()
