@@ -141,7 +141,8 @@ class Answer:
 
     def begin(self, head: Head) -> None:
         self.head = head
-        self.passing = Passing(head.kind.startswith(b"text/event-stream"), MARKS[self._dialect])
+        events = head.kind.startswith(b"text/event-stream")
+        self.passing = Passing(events, MARKS[self._dialect])
         self._see = self.passing.see
         if head.status >= 300:
             self.refusal = bytearray()
