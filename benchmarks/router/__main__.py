@@ -173,6 +173,8 @@ def cell(figures: Figures, case: str, name: str) -> str:
     """The median, its spread over the rounds, and the median of the ratios to nginx in the same round."""
     found, base = figures[case, name], figures.get((case, "nginx"))
     middle = statistics.median(found)
+    if not middle:
+        return "none was answered"
     text = f"{middle:.4g} ±{(max(found) - min(found)) / 2 / middle:.0%}"
     if base and name != "nginx":
         ratios = [mine / other for mine, other in zip(found, base, strict=True)]
