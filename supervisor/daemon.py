@@ -87,7 +87,7 @@ class Daemon:
         tasks: list[asyncio.Task[None]] = []
         try:
             await self.driver.engines.adopt()
-            works = self.driver.modes.run(), self.reloading.watch(), self._tell_systemd(), self._tidy()
+            works = self.driver.modes.run(), self.reloading.watch(), self._tell_systemd(), tidy()
             tasks = [asyncio.create_task(work) for work in works]
             await self.admin.open()
             await self.server.open()
@@ -162,11 +162,6 @@ class Daemon:
                 systemd.say(self._words())
             await asyncio.sleep(min(beat or STATUS_PAUSE, STATUS_PAUSE))
 
-    async def _tidy(self) -> None:
-        while True:
-            await asyncio.sleep(TIDY_PAUSE)
-            heap.trim()
-
     def _words(self) -> str:
         """`3 engines ready, 1 starting, 2 requests in flight`."""
         states = [engine.state.value for engine in self.driver.fleet.engines.values() if engine.claims()]
@@ -201,3 +196,10 @@ class Daemon:
             "warming": list(fleet.transition.warming) if fleet.transition else [],
             "rolled_back": fleet.rolled_back,
         }
+
+
+async def tidy() -> None:
+    """Give back the heap's free pages, again and again."""
+    while True:
+        await asyncio.sleep(TIDY_PAUSE)
+        heap.trim()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 
 import pytest
 
+from supervisor import daemon
 from supervisor.host import heap
 
 COMES_AND_GOES = """
@@ -82,3 +84,15 @@ def test_what_large_bodies_leave_behind_is_given_back() -> None:
     kept, trimmed = told(LEAVES_BEHIND)
     assert kept < 8 << 20
     assert trimmed > 48 << 20
+
+
+async def test_the_daemon_does_so_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = asyncio.Semaphore(0)
+    monkeypatch.setattr(heap, "trim", times.release)
+    monkeypatch.setattr(daemon, "TIDY_PAUSE", 0.0)
+    tidying = asyncio.create_task(daemon.tidy())
+    async with asyncio.timeout(10):
+        for _ in range(3):
+            await times.acquire()
+    tidying.cancel()
+    await asyncio.wait([tidying])
