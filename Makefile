@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python tests/orphans.py $(BIN)/python -m pytest -q
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/llmd
 MODELS := $(CACHE)/models
 
-.PHONY: env check demo test test-fast bench soak pictures clean
+.PHONY: env check demo test test-fast bench peers soak pictures clean
 
 # llmd's own environment: light, locked, never with vLLM or torch in it.
 env: $(VENV)/.done
@@ -44,6 +44,13 @@ bench: env
 	$(BIN)/python -m benchmarks.deciding
 	$(BIN)/python benchmarks/router
 	$(BIN)/python -m benchmarks.dashboard
+
+# Other people's routers, for the router's benchmark to measure beside: optional, a gigabyte in the cache.
+peers:
+	for peer in vllm-router 'litellm[proxy]'; do \
+		place=$(CACHE)/peers/$${peer%%[*} && \
+		$(PYTHON) -m venv $$place && $$place/bin/pip install --quiet "$$peer" || exit 1; \
+	done
 
 # Fifty times the chaos that `make test` plays; a seed that fails is named with the command that plays it again.
 soak: env

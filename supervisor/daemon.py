@@ -31,7 +31,7 @@ from supervisor.web.server import Server
 STOP_SLACK = 30.0
 """Seconds beyond drain, grace and settling before a stop gives up on an engine and says so."""
 
-STATUS_PAUSE = 5.0
+STATUS_PAUSE = TIDY_PAUSE = 5.0
 
 GARBAGE = 20_000
 """Objects more than before, at which cycles are looked for; requests leave none, so that looking is in vain."""
@@ -87,7 +87,7 @@ class Daemon:
         tasks: list[asyncio.Task[None]] = []
         try:
             await self.driver.engines.adopt()
-            works = self.driver.modes.run(), self.reloading.watch(), self._tell_systemd()
+            works = self.driver.modes.run(), self.reloading.watch(), self._tell_systemd(), tidy()
             tasks = [asyncio.create_task(work) for work in works]
             await self.admin.open()
             await self.server.open()
@@ -196,3 +196,10 @@ class Daemon:
             "warming": list(fleet.transition.warming) if fleet.transition else [],
             "rolled_back": fleet.rolled_back,
         }
+
+
+async def tidy() -> None:
+    """Give back the heap's free pages, again and again."""
+    while True:
+        await asyncio.sleep(TIDY_PAUSE)
+        heap.trim()

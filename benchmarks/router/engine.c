@@ -1,12 +1,16 @@
-/* An engine that costs nothing: OpenAI's answers from one thread, over a Unix socket.
+/* An engine that costs nothing: OpenAI's answers from one thread, over a Unix socket or, for routers that know none,
+ * over TCP.
  *
  *   engine serve MODEL --uds PATH ...     as `vllm serve` is called; all other flags are ignored
+ *   engine serve MODEL --port PORT
  *
  * "stream": true answers with max_tokens events, one every `seed` microseconds, 0 for as fast as they are taken.
  * `created` is when an event was due: microseconds of the monotonic clock, the last ten digits.
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdint.h>
 #include <signal.h>
 #include <stdio.h>
@@ -160,9 +164,10 @@ static int serve(struct client *c)
 
 static void take(int listener)
 {
-    int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK);
+    int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK), on = 1;
     if (fd < 0 || fd >= MOST)
         return;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on); /* of no effect on a Unix socket */
     struct client *c = clients[fd] = calloc(1, sizeof *c);
     c->fd = fd;
     c->in = malloc(ROOM + 1);
@@ -192,16 +197,38 @@ static long pace(void)
     return next;
 }
 
+/* What of `words` follows `name`, if it is there. */
+static const char *option(int count, char **words, const char *name)
+{
+    for (int i = 1; i + 1 < count; i++)
+        if (!strcmp(words[i], name))
+            return words[i + 1];
+    return NULL;
+}
+
+static int listen_at(const char *path, const char *port)
+{
+    struct sockaddr_un near = { .sun_family = AF_UNIX };
+    struct sockaddr_in far = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    if (path)
+        strncpy(near.sun_path, path, sizeof near.sun_path - 1);
+    else
+        far.sin_port = htons(atoi(port));
+    int listener = socket(path ? AF_UNIX : AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), on = 1;
+    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    int failed = path ? bind(listener, (void *)&near, sizeof near) : bind(listener, (void *)&far, sizeof far);
+    if (failed || listen(listener, 4096))
+        perror("engine"), exit(1);
+    return listener;
+}
+
 int main(int count, char **words)
 {
-    struct sockaddr_un address = { .sun_family = AF_UNIX };
-    for (int i = 1; i + 1 < count; i++)
-        if (!strcmp(words[i], "--uds"))
-            strncpy(address.sun_path, words[i + 1], sizeof address.sun_path - 1);
+    const char *path = option(count, words, "--uds"), *port = option(count, words, "--port");
+    if (!path && !port)
+        return 2;
     signal(SIGPIPE, SIG_IGN);
-    int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0);
-    if (bind(listener, (void *)&address, sizeof address) || listen(listener, 4096))
-        return perror("engine"), 1;
+    int listener = listen_at(path, port);
     poller = epoll_create1(0);
     struct epoll_event ready[256], e = { .events = EPOLLIN, .data.ptr = NULL };
     epoll_ctl(poller, EPOLL_CTL_ADD, listener, &e);

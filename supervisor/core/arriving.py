@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from supervisor.core import calendar, dispatch, learning, orders, outlook
-from supervisor.core.engine import Engine
 from supervisor.core.events import Arrived
 from supervisor.core.fleet import Fleet
 from supervisor.core.queueing import Waiter
@@ -43,22 +42,13 @@ def admit(fleet: Fleet, event: Arrived, waiter: Waiter, found: Route) -> None:
     ahead = fleet.queues.ahead_of(frozenset(waiter.profiles)) if len(fleet.queues) else 0
     if not fleet.is_active(ask.source):
         fleet.fairness.arrive(ask.source, fleet.active_sources())
-    may = not ahead and (not event.at_once or is_at_hand(fleet, waiter))
-    given = may and dispatch.give(fleet, waiter)
+    given = not ahead and dispatch.give(fleet, waiter, here=event.at_once)
     if event.at_once and not given:
         fleet.order(orders.Refuse(event.lease, Overloaded("nothing is free at once", retry_after=1)))
         return
     routed(fleet, event, ask, found)
     if not given:
         wait(fleet, waiter, ahead)
-
-
-def is_at_hand(fleet: Fleet, waiter: Waiter) -> bool:
-    """Whether it would go to an engine of this host, now."""
-    for name in waiter.profiles:
-        if (place := fleet.place(name)).admits(waiter.ask):
-            return isinstance(place, Engine)
-    return False
 
 
 def wait(fleet: Fleet, waiter: Waiter, ahead: int) -> None:

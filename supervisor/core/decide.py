@@ -19,11 +19,14 @@ from supervisor.core.fleet import Fleet
 from supervisor.core.lifecycle import Reason, State, Step
 from supervisor.core.orders import Order
 
+_CHANGES = on.registry
+"""What each event changes, by its type, in one look."""
+
 
 def handle(fleet: Fleet, event: Event, now: float) -> list[Order]:
     """Take in one fact, decide, and return what to do, in order. `now`: monotonic seconds."""
     fleet.now, fleet.orders = now, []
-    on(event, fleet)
+    _CHANGES.get(type(event), on)(event, fleet)
     if not is_passing(fleet, event):
         settle(fleet)
     return fleet.orders

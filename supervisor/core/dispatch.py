@@ -130,13 +130,15 @@ def rank(fleet: Fleet, waiter: Waiter) -> tuple[bool, float, float]:
     return batch, fleet.fairness.counter(waiter.ask.source), waiter.arrived
 
 
-def give(fleet: Fleet, waiter: Waiter) -> bool:
-    """Give a waiter its lease where a candidate can take it now."""
+def give(fleet: Fleet, waiter: Waiter, *, here: bool = False) -> bool:
+    """Give a waiter its lease where a candidate can take it now. `here`: unless that is a peer."""
     for candidate in waiter.candidates:
         place = fleet.place(candidate.profile)
         if candidate.profile not in waiter.profiles:
             continue
         if place.admits(waiter.ask) and fleet.kept_for.get(place.name, waiter.lease) == waiter.lease:
+            if here and isinstance(place, Peer):
+                return False
             fleet.queues.remove(waiter.lease)
             if isinstance(place, Peer):
                 peering.grant(fleet, waiter, place, candidate.reason)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+import msgspec
+
 MOST = 4096
 """Conversations that are remembered; who was quiet for longest is forgotten first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Home:
+class Home(msgspec.Struct, frozen=True):
     """`incarnation`: whose cache it is; a new one begins empty. Empty for a peer."""
 
     place: str

@@ -7,7 +7,9 @@ for one profile with one set of arguments under one version of vLLM.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from supervisor.core.devices import MIB, gib
 
@@ -40,8 +42,7 @@ DRIFT_WAKE = 3.0
 DRIFT_BYTES = 512 * MIB
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(msgspec.Struct, frozen=True):
     """A prompt's tokens as a straight line over its letters, by least squares, older requests fading.
 
     A ratio would not do: the chat template costs every prompt the same tokens. Counts scatter with the square root
@@ -82,8 +83,7 @@ class Tokens:
         return per_letter, y - per_letter * x
 
 
-@dataclass(frozen=True, slots=True)
-class Learned:
+class Learned(msgspec.Struct, frozen=True):
     version: str | None = None
     """Of vLLM."""
     start: float | None = None
@@ -93,9 +93,9 @@ class Learned:
     reload: float | None = None
     """From level 2, whose weights are loaded again, a moving mean."""
     weights: int | None = None
-    peak: Mapping[str, int] = field(default_factory=dict)
+    peak: Mapping[str, int] = msgspec.field(default_factory=dict)
     """Device -> the most that an engine was seen to hold there."""
-    residue: Mapping[str, int] = field(default_factory=dict)
+    residue: Mapping[str, int] = msgspec.field(default_factory=dict)
     """GPU -> the most that was left there by one asleep."""
     tokens: Tokens = Tokens()
     rung: int | None = None

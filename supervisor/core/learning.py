@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
-import msgspec
+from msgspec.structs import replace
 
 from supervisor.core import context, orders
 from supervisor.core.devices import Reading, gib
@@ -129,7 +128,7 @@ def estimate(fleet: Fleet, ask: Ask) -> Ask:
     if best is None or not best.seen:
         return ask
     tokens = best.expect(ask.letters)
-    return msgspec.structs.replace(ask, tokens=tokens, least=min(ask.least, int(tokens * context.SHARE)))
+    return replace(ask, tokens=tokens, least=min(ask.least, int(tokens * context.SHARE)))
 
 
 def usual_residue(fleet: Fleet, engine: Engine) -> dict[str, int]:

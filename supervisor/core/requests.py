@@ -32,10 +32,9 @@ class Try(msgspec.Struct):
     failed: str | None = None
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct):
     ask: Ask
-    tries: list[Try] = field(default_factory=list)
+    tries: list[Try] = []
     outcome: Outcome | None = None
 
 

@@ -7,6 +7,7 @@ error comes out. Whether a candidate can serve *now* is `placement`'s question.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 import msgspec
 
@@ -77,7 +78,7 @@ def route(
     """
     able = _able(ask, config, offers)
     if len(able) == 1 and not offers:
-        return _homeward(_only(ask, able[0], available), home)
+        return _only(ask, able[0], available, home)
     windows = {profile.name: profile.max_model_len for profile in able}
     context.check(ask.model, ask.least, {**windows, **{offer.peer: offer.window for offer in offers}})
     here = [profile for profile in able if profile.name in available]
@@ -89,11 +90,19 @@ def route(
     return _homeward(Route(_merged(local, abroad), (*closed, *short, *refused)), home)
 
 
-def _only(ask: Ask, profile: Profile, available: Collection[str]) -> Route:
-    context.check(ask.model, ask.least, {profile.name: profile.max_model_len})
-    if profile.name in available:
-        return Route((Candidate(profile.name, ONLY),))
-    return Route((), (Candidate(profile.name, ELSEWHEN),))
+def _only(ask: Ask, profile: Profile, available: Collection[str], home: str | None) -> Route:
+    window = profile.max_model_len
+    if window is not None and ask.least > window:
+        context.check(ask.model, ask.least, {profile.name: window})
+    return _alone(profile.name, profile.name in available, profile.name == home)
+
+
+@lru_cache(maxsize=1024)
+def _alone(name: str, available: bool, at_home: bool) -> Route:
+    """The same for nearly all requests, so that it is made once, and kept once."""
+    if not available:
+        return Route((), (Candidate(name, ELSEWHEN),))
+    return _homeward(Route((Candidate(name, ONLY),)), name if at_home else None)
 
 
 def _able(ask: Ask, config: Config, offers: Sequence[Offer]) -> list[Profile]:
@@ -182,8 +191,7 @@ def _merged(local: list[Candidate], abroad: list[tuple[int, Candidate]]) -> tupl
 
 
 def _homeward(found: Route, home: str | None) -> Route:
-    names = [candidate.profile for candidate in found.candidates]
-    if home not in names:
+    if home is None or home not in [candidate.profile for candidate in found.candidates]:
         return found
     first = Candidate(home, "has the earlier turns of this conversation in its cache")
     others = (candidate for candidate in found.candidates if candidate.profile != home)

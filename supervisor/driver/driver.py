@@ -107,7 +107,7 @@ class Driver:
         """What was ordered, and is carried out."""
         ordered = decide.handle(self.fleet, event, time.monotonic())
         for order in ordered:
-            self._obeys(type(order))(self, order)
+            self._obeys[type(order)](self, order)
         if self.fleet.due != self._armed:
             self._set_timer()
         self._changed.set()
@@ -223,7 +223,7 @@ class Driver:
 
     @_obey.register
     def _(self, order: orders.Routed) -> None:
-        self.requests.routed(order.ask, order.route, time.monotonic())
+        self.requests.routed(order.ask, order.route, self.fleet.now)
 
     @_obey.register
     def _(self, order: orders.Grant) -> None:
@@ -255,7 +255,7 @@ class Driver:
         log(order.event, order.level, profile=order.profile, message=order.message, **order.facts)
         self.books.note(order)
 
-    _obeys = staticmethod(_obey.dispatcher.dispatch)
+    _obeys = _obey.dispatcher.registry
     """How an order of a type is carried out."""
 
     async def _survey(self) -> None:

@@ -67,7 +67,11 @@ def log(event: str, level: str = "INFO", **fields: object) -> None:
     Values that JSON cannot hold are written as text. A reader of stderr that has gone does not take the daemon
     along.
     """
-    line: dict[str, object] = {"timestamp": now(), "level": level, "event": event, **fields}
+    tell({"timestamp": now(), "level": level, "event": event, **fields})
+
+
+def tell(line: dict[str, object]) -> None:
+    """The same, of a line that has all of it."""
     if _kept.thinner is not None:
         untold = _kept.thinner.admit(line)
         if untold is None:

@@ -42,22 +42,20 @@ class Unread(Gone):
 
 
 class Head(msgspec.Struct, frozen=True):
-    """Of an answer. `length` is its body's where it is told; `raw` is the head as it came, `headers` its fields with
-    their names in lower case."""
+    """Of an answer. `length` is its body's where it is told, `kind` its media type; `raw` is the head as it came,
+    `headers` its fields with their names in lower case."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
     length: int | None
     chunked: bool
     raw: bytes
+    kind: bytes = b""
 
     @property
     def until_close(self) -> bool:
         """Nothing but the end of the connection ends the body."""
         return not self.chunked and self.length is None and self.status not in (204, 304)
-
-    def get(self, name: bytes) -> bytes:
-        return next((value for key, value in self.headers if key == name), b"")
 
 
 class Receiver(Protocol):
@@ -228,7 +226,7 @@ class Connection(asyncio.Protocol):
 
 def _head(status: int, headers: list[tuple[bytes, bytes]], raw: bytes) -> Head:
     """Raises Broken for a coding that is none of ours to undo."""
-    length, chunked = None, False
+    length, chunked, kind = None, False, b""
     for name, value in headers:
         if name == b"content-length":  # llhttp has seen to it that there is one, of digits
             length = int(value)
@@ -236,7 +234,9 @@ def _head(status: int, headers: list[tuple[bytes, bytes]], raw: bytes) -> Head:
             chunked = value.strip().lower() == b"chunked"
             if not chunked:
                 raise Broken("sent a transfer coding that nobody asked for")
-    return Head(status, headers, length, chunked, raw)
+        elif name == b"content-type":
+            kind = value.lower()
+    return Head(status, headers, length, chunked, raw, kind)
 
 
 class Pool:

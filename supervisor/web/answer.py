@@ -141,7 +141,7 @@ class Answer:
 
     def begin(self, head: Head) -> None:
         self.head = head
-        events = head.get(b"content-type").lower().startswith(b"text/event-stream")
+        events = head.kind.startswith(b"text/event-stream")
         self.passing = Passing(events, MARKS[self._dialect])
         self._see = self.passing.see
         if head.status >= 300:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 
 from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
@@ -57,19 +57,18 @@ class Spread:
 
 
 class Counting(Collector):
-    """All of them, for a registry."""
+    """All of them, for a registry. `counts` are made when they are read."""
 
-    def __init__(self) -> None:
-        self._families: list[Counts | Spread] = []
-
-    def counts(self, name: str, text: str, *labels: str) -> Counts:
-        self._families.append(made := Counts(name, text, *labels))
-        return made
+    def __init__(self, counts: Callable[[], Iterable[Counts]]) -> None:
+        self._counts = counts
+        self._spreads: list[Spread] = []
 
     def spread(self, name: str, text: str, labels: Labels, bounds: tuple[float, ...]) -> Spread:
-        self._families.append(made := Spread(name, text, labels, bounds))
+        self._spreads.append(made := Spread(name, text, labels, bounds))
         return made
 
     def collect(self) -> Iterator[Metric]:
-        for family in self._families:
-            yield family.collect()
+        for counts in self._counts():
+            yield counts.collect()
+        for spread in self._spreads:
+            yield spread.collect()

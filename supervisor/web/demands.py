@@ -17,8 +17,9 @@ import msgspec
 from supervisor.config import Profile
 from supervisor.errors import BadRequest
 
-_TELLING = (b"tools", b"_url", b"source", b"\\u")
-"""A body with none of these has no demands: keys can be written otherwise only with \\u escapes."""
+_TELLING = (b'"tools"', b'_url"', b'"source"', b"\\u")
+"""A body with none of these has no demands: keys can be written otherwise only with \\u escapes. With their quotes they
+are found in a third less time, and hardly ever in prose."""
 
 _SEARCHED = 16 << 10
 """Bytes up to which looking for these costs less than reading the body; of 2 MB it takes 4 to 12 ms, reading 0.7."""

@@ -7,13 +7,15 @@ can make up one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
 
+import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
 from supervisor.config import Config
-from supervisor.web.counting import Counting
+from supervisor.web.counting import Counting, Counts
 from supervisor.web.driving import Driver
 from supervisor.web.exposition import merged
 from supervisor.web.gauges import Gauges
@@ -22,6 +24,19 @@ from supervisor.web.record import Record
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _BETWEEN = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 _LAG = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+
+_COUNTS = (
+    ("llmd_requests", "Requests ended", "model", "source", "status"),
+    ("llmd_errors", "Requests that failed, by error code", "model", "source", "code"),
+    (
+        "llmd_tokens",
+        "Tokens that engines counted; of streams without counts, about",
+        "model",
+        "source",
+        "kind",
+    ),
+    ("llmd_hits", "Requests by what they found: warm, waking, cold, peer", "model", "engine"),
+)
 
 _TIMES = (
     ("request", "From arrival to the last byte", _SECONDS),
@@ -35,27 +50,26 @@ _BEAT = 1.0
 """Seconds between two looks at the loop's lag."""
 
 
+_Kind = tuple[str, str, int, str | None, str | None]
+"""Of requests: model, source, status, error code, and what they found."""
+
+
+class _Sums(msgspec.Struct):
+    """Of all requests of one kind."""
+
+    requests: int = 0
+    prompt: int = 0
+    completion: int = 0
+
+
 class Metrics:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._registry = CollectorRegistry()
         self._registry.register(Gauges(driver))
         ProcessCollector(registry=self._registry)
-        counting = Counting()
-        self._requests = counting.counts("llmd_requests", "Requests ended", "model", "source", "status")
-        self._errors = counting.counts(
-            "llmd_errors", "Requests that failed, by error code", "model", "source", "code"
-        )
-        self._tokens = counting.counts(
-            "llmd_tokens",
-            "Tokens that engines counted; of streams without counts, about",
-            "model",
-            "source",
-            "kind",
-        )
-        self._hits = counting.counts(
-            "llmd_hits", "Requests by what they found: warm, waking, cold, peer", "model", "engine"
-        )
+        self._ended: defaultdict[_Kind, _Sums] = defaultdict(_Sums)
+        counting = Counting(self._counts)
         self._latency, self._first, self._ttft, self._between, self._queued = (
             counting.spread(f"llmd_{name}_seconds", text, ("model",), bounds) for name, text, bounds in _TIMES
         )
@@ -64,15 +78,25 @@ class Metrics:
 
     def count(self, record: Record) -> None:
         """A request has ended."""
-        model, source = model_of(record, self._driver.config), record.source or ""
-        self._requests.add((model, source, str(record.status)))
-        if record.code is not None:
-            self._errors.add((model, source, record.code))
-        if record.hit is not None:
-            self._hits.add((model, record.hit))
-        for kind, tokens in zip(("prompt", "completion"), record.tokens(), strict=True):
-            self._tokens.add((model, source, kind), tokens or 0)
+        model, (prompt, completion) = model_of(record, self._driver.config), record.tokens()
+        sums = self._ended[model, record.source or "", record.status, record.code, record.hit]
+        sums.requests += 1
+        sums.prompt += prompt or 0
+        sums.completion += completion or 0
         self._time(record, (model,))
+
+    def _counts(self) -> Iterator[Counts]:
+        """What was summed up of requests, by the labels that Prometheus reads."""
+        requests, errors, tokens, hits = (Counts(*family) for family in _COUNTS)
+        for (model, source, status, code, hit), sums in self._ended.items():
+            requests.add((model, source, str(status)), sums.requests)
+            if code is not None:
+                errors.add((model, source, code), sums.requests)
+            if hit is not None:
+                hits.add((model, hit), sums.requests)
+            tokens.add((model, source, "prompt"), sums.prompt)
+            tokens.add((model, source, "completion"), sums.completion)
+        yield from (requests, errors, tokens, hits)
 
     def _time(self, record: Record, model: tuple[str]) -> None:
         self._latency.add(model, record.latency())

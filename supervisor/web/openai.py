@@ -94,7 +94,7 @@ def _conversation(body: _Body, source: str, session: str | None) -> str | None:
 
 
 def _text_of(body: _Body) -> _Text:
-    text, query = _Text(), _Text()
+    text = _Text()
     for part in (
         body.messages,
         body.system,
@@ -107,8 +107,10 @@ def _text_of(body: _Body) -> _Text:
     ):
         if part is not None:
             text.add(part)
-    query.add(body.query)  # a reranker reads it once more with each document
-    text.letters += query.letters * max(1, len(body.documents) if isinstance(body.documents, list) else 1)
+    if body.query is not None:  # a reranker reads it once more with each document
+        query = _Text()
+        query.add(body.query)
+        text.letters += query.letters * max(1, len(body.documents) if isinstance(body.documents, list) else 1)
     text.letters += len(memoryview(body.tools))
     return text
 

@@ -6,16 +6,27 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import msgspec
 from aiohttp import web
 
 from supervisor.host.activity import Request
-from supervisor.host.logbook import log
+from supervisor.host.logbook import now, tell
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _LEFT = 499
 _WHERE_KNOWN = ("guessed", "error", "code", "person", "chat", "dropped")
+
+
+class Figures(NamedTuple):
+    """Of a request that ended: tokens as counted, or about, and milliseconds."""
+
+    prompt: int | None
+    completion: int | None
+    latency: int
+    ttft: int | None
+    queue: int | None
 
 
 class Record(msgspec.Struct, eq=False):
@@ -94,17 +105,17 @@ class Record(msgspec.Struct, eq=False):
         return (self.guess, self.made()) if self.guessed else (self.prompt, self.completion)
 
     def outcome(self) -> dict[str, object]:
-        """For those who ask why, in milliseconds."""
-        prompt, completion = self.tokens()
+        """For those who ask why."""
+        figures = self.figures()
         return {
             "status": self.status,
             "error": self.error,
             "profile": self.profile,
-            "prompt": prompt,
-            "completion": completion,
-            "latency_ms": _ms(self.latency()),
-            "ttft_ms": _ms(self.ttft()),
-            "queue_ms": _ms(self.queued),
+            "prompt": figures.prompt,
+            "completion": figures.completion,
+            "latency_ms": figures.latency,
+            "ttft_ms": figures.ttft,
+            "queue_ms": figures.queue,
         }
 
     def left(self) -> None:
@@ -112,10 +123,14 @@ class Record(msgspec.Struct, eq=False):
         if not self.whole and (self.error is None or self.status < 500):
             self.status = _LEFT
 
-    def end(self) -> None:
+    def figures(self) -> Figures:
+        return Figures(*self.tokens(), round(self.latency() * 1000), _ms(self.ttft()), _ms(self.queued))
+
+    def end(self) -> Figures:
         """From now on it tells what was, and holds nothing of the answer."""
         self.over, self.written = time.monotonic(), self.made()
         self.counter = self.cut = None
+        return self.figures()
 
     def made(self) -> int | None:
         """Tokens that went by so far, about; None where they cannot be told before the end."""
@@ -135,7 +150,7 @@ class Record(msgspec.Struct, eq=False):
             return None
         return (self.started + self.latency() - self.first) / ((written or 0) - 1)
 
-    def request(self) -> Request | None:
+    def request(self, told: Figures) -> Request | None:
         """What of it is kept; None of whoever is not known, or asked for no model."""
         if self.source is None or self.model is None:
             return None
@@ -148,32 +163,32 @@ class Record(msgspec.Struct, eq=False):
             self.status,
             self.code,
             self.hit,
-            *self.tokens(),
-            round(self.latency() * 1000),
-            _ms(self.ttft()),
-            _ms(self.queued),
+            *told,
         )
 
-    def write(self) -> None:
-        prompt, completion = self.tokens()
-        known = [count for count in (prompt, completion) if count is not None]
-        log(
-            "request",
-            "INFO" if self.status < 500 else "WARNING",
-            request_id=self.request_id,
-            model=self.model,
-            profile=self.profile,
-            reason=self.reason,
-            source=self.source,
-            tokens=sum(known) if known else None,
-            prompt=prompt,
-            completion=completion,
-            latency_ms=_ms(self.latency()),
-            ttft_ms=_ms(self.ttft()),
-            queue_ms=_ms(self.queued),
-            status=self.status,
-            **{name: value for name in _WHERE_KNOWN if (value := getattr(self, name))},
-        )
+    def write(self, told: Figures) -> None:
+        known = [count for count in (told.prompt, told.completion) if count is not None]
+        line: dict[str, object] = {
+            "timestamp": now(),
+            "level": "INFO" if self.status < 500 else "WARNING",
+            "event": "request",
+            "request_id": self.request_id,
+            "model": self.model,
+            "profile": self.profile,
+            "reason": self.reason,
+            "source": self.source,
+            "tokens": sum(known) if known else None,
+            "prompt": told.prompt,
+            "completion": told.completion,
+            "latency_ms": told.latency,
+            "ttft_ms": told.ttft,
+            "queue_ms": told.queue,
+            "status": self.status,
+        }
+        for name in _WHERE_KNOWN:
+            if value := getattr(self, name):
+                line[name] = value
+        tell(line)
 
 
 RECORD = web.RequestKey("record", Record)

@@ -134,12 +134,12 @@ class Router:
         return response
 
     def _note(self, record: Record) -> None:
-        record.end()
-        record.write()
+        told = record.end()
+        record.write(told)
         self._traffic.ended(record)
         self._driver.ended(record.request_id, record.outcome)
         self._metrics.count(record)
-        if request := record.request():
+        if request := record.request(told):
             self._driver.register.note(request)
 
     def _handler(self, route: Route) -> Handler:

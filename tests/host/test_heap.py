@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 
 import pytest
 
+from supervisor import daemon
 from supervisor.host import heap
 
 COMES_AND_GOES = """
@@ -41,6 +43,22 @@ del many
 print(held, resident() - before)
 """
 
+LEAVES_BEHIND = """
+from pathlib import Path
+from supervisor.host import heap
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+heap.keep()
+many = [b"x" * (1 << 16) for _ in range(1000)]
+held = resident()
+many = many[-1:]
+kept = held - resident()
+heap.trim()
+print(kept, held - resident())
+"""
+
 
 def told(program: str, *words: str) -> list[int]:
     done = subprocess.run(
@@ -60,3 +78,21 @@ def test_what_is_larger_goes_back_at_once() -> None:
     held, kept = told(GIVES_BACK)
     assert held > 8 * heap.LARGEST
     assert kept < heap.KEPT
+
+
+def test_what_large_bodies_leave_behind_is_given_back() -> None:
+    kept, trimmed = told(LEAVES_BEHIND)
+    assert kept < 8 << 20
+    assert trimmed > 48 << 20
+
+
+async def test_the_daemon_does_so_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = asyncio.Semaphore(0)
+    monkeypatch.setattr(heap, "trim", times.release)
+    monkeypatch.setattr(daemon, "TIDY_PAUSE", 0.0)
+    tidying = asyncio.create_task(daemon.tidy())
+    async with asyncio.timeout(10):
+        for _ in range(3):
+            await times.acquire()
+    tidying.cancel()
+    await asyncio.wait([tidying])

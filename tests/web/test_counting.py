@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 
-from supervisor.web.counting import Counting
+from supervisor.web.counting import Counting, Counts
 
 BOUNDS = (0.1, 1, 2.5)
 VALUES = [("a", 0.1), ("a", 0.1000001), ("b", 0.0), ("b", 2.5), ("b", 99.0), ("a", -1.0)]
 
 
 def test_the_exposition_is_prometheus_clients_own() -> None:
-    ours, theirs, counting = CollectorRegistry(), CollectorRegistry(), Counting()
+    ours, theirs, counts = CollectorRegistry(), CollectorRegistry(), Counts("x", "Things", "model", "kind")
+    counting = Counting(lambda: [counts])
     disable_created_metrics()  # type: ignore[no-untyped-call]
     counter = Counter("x", "Things", ["model", "kind"], registry=theirs)
     histogram = Histogram("y_seconds", "Times", ["model"], buckets=BOUNDS, registry=theirs)
-    counts = counting.counts("x", "Things", "model", "kind")
     spread = counting.spread("y_seconds", "Times", ("model",), BOUNDS)
     ours.register(counting)
     for model, value in VALUES:
