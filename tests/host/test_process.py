@@ -136,6 +136,10 @@ async def grown(tree: Tree, count: int) -> frozenset[int]:
     return tree.members()
 
 
+def sessions(tree: Tree) -> set[int]:
+    return {found.session for pid in tree.members() if (found := procfs.stat(pid))}
+
+
 async def end_leader(tree: Tree) -> None:
     os.kill(tree.identity.pid, signal.SIGKILL)
     await tree.exited()
@@ -221,9 +225,8 @@ async def test_escaped_processes_are_members_and_are_killed(
     nursery: Nursery, fenced: bool, request: pytest.FixtureRequest
 ) -> None:
     tree = await nursery.start(ESCAPE, request.getfixturevalue("group") if fenced else None)
+    await until(lambda: len(sessions(tree)) == 6)
     members = await grown(tree, 6)
-    sessions = {found.session for pid in members if (found := procfs.stat(pid))}
-    assert len(sessions) == 6
     began = time.monotonic()
     assert await tree.kill() == frozenset()
     assert living(members) == set()
