@@ -262,6 +262,7 @@ class World:
 
     def _kill(self, incarnation: str) -> None:
         self._held.pop(incarnation, None)
+        self._takes.pop(incarnation, None)
         self._exit(incarnation, -9)
         self.tell(events.TreeGone(incarnation))
 
