@@ -210,7 +210,8 @@ def remember_before(fleet: Fleet, engine: Engine) -> None:
         if found is None or found.trouble:
             presume(engine, device)
         elif measured is not None:
-            engine.before[device] = Before(max(measured, fleet.rest_of(found, engine)), measured)
+            rest = fleet.rest_of(found, engine)
+            engine.before[device] = Before(rest if rest >= measured else None, measured)
 
 
 def presume(engine: Engine, device: str) -> None:

@@ -53,7 +53,8 @@ class Before(NamedTuple):
     """A device when the stop began, or before the start, in bytes."""
 
     rest: int | None
-    """In use there, but by our other engines and by neighbours with a name; None where it could not be read."""
+    """In use there, but by our other engines and by neighbours with a name; None where it could not be read, or in
+    parts that are not of one moment: less than its own."""
     measured: int
     """What of that was its own."""
 

@@ -9,7 +9,7 @@ import pytest
 from supervisor.core import events, orders
 from supervisor.core.devices import GIB, Holder, Survey
 from supervisor.core.lifecycle import State
-from tests.core.world import World, config, profile
+from tests.core.world import OURS, World, config, profile
 
 EIGHT = (profile("llama_0", 0, gib=8), profile("coder_0", 0, gib=8))
 CARD = "GPU-0"
@@ -168,3 +168,20 @@ def test_what_a_driver_keeps_is_not_owed_by_an_engine_whose_card_was_never_read(
     assert world.state("emb_0") is State.SETTLING
     world.returned("old")
     assert world.state("emb_0") is State.BACKOFF
+
+
+def test_what_a_driver_keeps_is_not_owed_where_the_last_reading_was_torn() -> None:
+    """The neighbour is in the list of processes already, and not in the card's memory yet."""
+    world = Kept(config(profile("emb_0", 0, gib=2)))
+    world.up("emb_0")
+    tree = world.incarnation("emb_0")
+    (card, *others) = world.survey().readings
+    torn = replace(card, holders=(*card.holders, Holder(9, 2 * GIB)))
+    survey = replace(world.survey(), readings=(torn, *others))
+    world.send(events.DevicesRead(survey, {tree: {CARD: 2 * GIB}}, OURS))
+    world.sticky = True
+    world.send(events.StopAsked("stop", "emb_0"))
+    world.returned(tree, GIB)
+    assert world.state("emb_0") is State.SETTLING
+    world.returned(tree)
+    assert world.state("emb_0") is State.COLD
