@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from supervisor.core.devices import gib
+from supervisor.core.lifecycle import COMING
 from supervisor.core.spans import span
 
 BAR = 48
@@ -26,7 +27,6 @@ LOG_LINES = 3
 
 STYLES = {"ready": "green", "cold": "dim", "backoff": "red", "impossible": "red"}
 STUCK = frozenset({"backoff", "impossible"})
-COMING = frozenset({"reserved", "starting", "waking", "adopting"})
 
 SLACK = 64 << 20
 """Bytes by which an engine may stay below what is reserved for it, and nobody is told."""
