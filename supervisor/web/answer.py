@@ -49,7 +49,7 @@ class Unframed:
     def wrap(self, body: bytes, done: bool) -> bytes:
         if not self.chunked:
             return body
-        return (_chunk(body) if body else b"") + (_LAST_CHUNK if done else b"")
+        return (heads.chunk(body) if body else b"") + (_LAST_CHUNK if done else b"")
 
 
 class Owner(Protocol):
@@ -216,16 +216,19 @@ class Answer:
         head = b"" if self._held else self._head_for_client()
         record, mode = self._record, self._signs.mode
         said = sign(mode, record.path, record.model or "", record.request_id, READS)
-        self._client.write(head + (_chunk(said) if self._chunks else said))
+        self._client.write(head + self._piece(said))
         if not self._held:
             self._held = True
             self._owner.held()
 
     def tell(self, error: LlmdError) -> None:
         """In a stream whose head alone was sent, and cut it."""
-        said = dialects.event(error, self._dialect)
-        self._client.write(_chunk(said) if self._chunks else said)
+        self._client.write(self._piece(dialects.event(error, self._dialect)))
         self._client.close()
+
+    def _piece(self, said: bytes) -> bytes:
+        """Of ours, behind a head of ours."""
+        return heads.chunk(said) if self._chunks else said
 
     def _begin(self, data: bytes, done: bool) -> bool:
         """The first byte is here: tell the client, where it is not gone, or nobody but llmd."""
@@ -312,7 +315,7 @@ class Answer:
         """An event of ours behind what was sent. In the middle of a chunk there is no place for it."""
         if self._plain is not None:
             return self._plain.wrap(b"\n\n" + event, False)
-        return _chunk(event) if self.head.chunked and self.passing.at_boundary() else b""
+        return heads.chunk(event) if self.head.chunked and self.passing.at_boundary() else b""
 
     def _expired(self, in_all: bool) -> None:
         what = "fell silent in the middle of its answer"
@@ -350,7 +353,3 @@ class Answer:
 
 def who(lease: Lease) -> str:
     return f"the peer {lease.profile}" if lease.peer else f"the engine of {lease.profile}"
-
-
-def _chunk(data: bytes) -> bytes:
-    return b"%x\r\n%s\r\n" % (len(data), data)

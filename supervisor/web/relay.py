@@ -202,9 +202,7 @@ class Spliced(web.StreamResponse):
         transport = self._request.transport
         if transport is None:
             raise ConnectionResetError
-        transport.write(
-            b"%x\r\n%s\r\n" % (len(data), data) if self._request.version >= HttpVersion11 else data
-        )
+        transport.write(heads.chunk(bytes(data)) if self._request.version >= HttpVersion11 else data)
 
     async def write_eof(self, data: bytes | bytearray | memoryview = b"") -> None:
         """Once the client has taken all of it; the engine has been free for long."""
