@@ -3,9 +3,9 @@
 Programs that index documents send one request a text, dozens at once. The first goes on its way alone and at
 once, to its byte. Those that come while one of its kind is at work gather, for `batch_wait` or until they are
 `batch_inputs`, and go as one call. Calls beyond what the engines take at once wait here, and gather on, so that a
-burst while a model loads needs a few places in its queue, whatever its size. Only requests of one key, for one model, with the same other fields,
-gather: a call is one lease, taken by the key that it is for, so no key gets more places by sending small
-requests, nor fewer.
+burst while a model loads needs a few places in its queue, whatever its size. Only requests of one key, for one
+model, with the same other fields, gather: a call is one lease, taken by the key that it is for, so no key gets more
+places by sending small requests, nor fewer.
 
 A call that the engine refuses is not an answer: its members go again, each alone, so that one bad text is told to
 the one who sent it. So do those whose engine died. One that fails otherwise fails for all, since what was sent may

@@ -6,11 +6,13 @@ import contextlib
 import mmap
 import tempfile
 from collections.abc import Iterator
+from functools import cached_property
 from typing import IO
 
 from aiohttp import web
 
 from supervisor.errors import BadRequest, BodyTooLarge, NotAvailable
+from supervisor.web.demands import Demands
 
 SMALL = 1 << 20
 """Bytes; more go to a file, whose pages the kernel may drop. Writing them there takes no longer than copying."""
@@ -24,6 +26,11 @@ class Body:
 
     def __len__(self) -> int:
         return len(self.data)
+
+    @cached_property
+    def demands(self) -> Demands:
+        """Looked for once: a large body takes milliseconds."""
+        return Demands.of(self.data)
 
 
 async def read_body(request: web.Request, limit: int) -> Body:

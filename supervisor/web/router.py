@@ -60,6 +60,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _UNRECORDED = frozenset({"/health", "/metrics"})
 """Asked every few seconds by machines; a log of them hides the rest."""
+
 TRIED = web.RequestKey("tried", frozenset[str])
 """Places that failed the request on the short way."""
 
@@ -181,8 +182,8 @@ class Router:
 
     def _weighed(self, ask: Ask, body: Body) -> Ask:
         """Without the tools that no engine of its model would be given: they cost no tokens."""
-        profiles, demands = self._profiles(ask.model), Demands.of(body.data)
-        if not profiles or not all(map(demands.drops_tools, profiles)):
+        profiles = self._profiles(ask.model)
+        if not profiles or not all(map(body.demands.drops_tools, profiles)):
             return ask
         lighter = read_ask(without_tools(body.data), ask.source, ask.tasks)
         return replace(ask, tokens=lighter.tokens, letters=lighter.letters)
@@ -198,7 +199,7 @@ class Router:
         record, before = request[RECORD], None
         ask = replace(ask, tried=request.get(TRIED, tried))
         record.model = ask.model[:_LONGEST_NAME]
-        demands = Demands.of(body.data)
+        demands = body.demands
         demands.check_any(self._profiles(ask.model))
         waiting = Waiting(request, ask, self._driver)
         while True:
