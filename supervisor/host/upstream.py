@@ -110,13 +110,11 @@ class Connection(asyncio.Protocol):
         except Broken as error:
             self._break(error)
         else:
-            self._left -= len(data)
-            done = self._complete
-            if done:  # before whoever takes it asks for the next one
-                data = self._within(data)
-                self._finish()
-            if data or done:
-                receiver.take(data, done)
+            if self._complete:
+                self._finish(data, receiver)
+            elif data:
+                self._left -= len(data)
+                receiver.take(data, False)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.lost(self)
@@ -205,6 +203,7 @@ class Connection(asyncio.Protocol):
     def _within(self, data: bytes) -> bytes:
         """The last piece of an answer without the blank lines that llhttp forgives behind it."""
         assert self._head
+        self._left -= len(data)
         if self._head.chunked:
             end = data.rstrip(b"\r\n")
             return end + b"\r\n\r\n" if end else data
@@ -216,12 +215,15 @@ class Connection(asyncio.Protocol):
         if receiver is not None:
             receiver.fail(error)
 
-    def _finish(self) -> None:
+    def _finish(self, data: bytes, receiver: Receiver) -> None:
+        """With the last piece. Whoever takes it may ask for the next answer."""
+        data = self._within(data)
         self._receiver = None
         if self._rest or not self._keeps:
             self.transport.abort()
         else:
             self._pool.put(self)
+        receiver.take(data, True)
 
 
 def _head(status: int, headers: list[tuple[bytes, bytes]], raw: bytes) -> Head:

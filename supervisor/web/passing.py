@@ -13,7 +13,12 @@ from supervisor.web.dialects import MARKS, Marks
 KEPT = 4 << 10
 """Bytes kept from the beginning and, at the least, from the end of an answer."""
 
-MOST = 4 * KEPT
+_SMALL = 512
+_PIECES = 32
+"""Pieces of so many bytes are looked over together, so many at once."""
+
+MOST = 2 * KEPT + _PIECES * _SMALL
+"""Bytes of an answer that are held."""
 
 _ERROR = re.compile(rb'(?:^|\n)data: ?(\{(?:"type": ?"error", ?)?"error": ?[{"])')
 """A frame that is an error, as OpenAI's and Anthropic's streams have it; `"error": null` is none."""
@@ -40,25 +45,17 @@ class Passing:
         self._in_error = False
         self._frames = 0
         self._edge = b""  # what an error that is not whole yet may have begun with
-        self._head = b""
-        self._whole_head = False
-        self._tail: list[bytes] = []
-        self._kept = 0
+        self._head = self._last = b""
+        self._pieces: list[bytes] = []  # what came behind that
 
     def see(self, data: bytes) -> int:
         """How many bytes of `data` may go on where an error frame ends in it (vLLM sends [DONE] after it), else -1."""
-        self._tail.append(data)
-        self._kept += len(data)
-        if self._kept > MOST:
-            self._forget()
-        if not self._whole_head:
-            self._keep_head(data)
-        if not self.events:
+        self._pieces.append(data)
+        if len(data) > _SMALL or len(self._pieces) >= _PIECES:
+            self._look_over()
+        if not self._edge and not self._named and data[-1:] == b"\n" and data.find(b'"error"') < 0:
             return -1
-        self._frames += data.count(_FRAME)
-        if not self._edge and not self._named and data[-1:] == b"\n" and b'"error"' not in data:
-            return -1
-        return self._look_closely(data)
+        return self._look_closely(data) if self.events else -1
 
     def _look_closely(self, data: bytes) -> int:
         before, seen = len(self._edge), self._edge + data
@@ -68,14 +65,19 @@ class Passing:
         self._edge = seen[-2:] if self._in_error else whole
         return end - before if end >= 0 else -1
 
-    def _keep_head(self, data: bytes) -> None:
-        self._head += data[: KEPT - len(self._head)]
-        self._whole_head = len(self._head) == KEPT
+    def _look_over(self) -> None:
+        """Count what came, and keep no more than its beginning and its end."""
+        came = b"".join(self._pieces)
+        self._pieces.clear()
+        self._frames += (self._last[1 - len(_FRAME) :] + came).count(_FRAME)
+        if len(self._head) < KEPT:
+            self._head += came[: KEPT - len(self._head)]
+        self._last = (self._last + came)[-KEPT:] if len(came) < KEPT else came[-KEPT:]
 
-    def _forget(self) -> None:
-        """What is neither beginning nor end."""
-        last = b"".join(self._tail)[-KEPT:]
-        self._tail, self._kept = [last], len(last)
+    def _end(self) -> bytes:
+        if self._pieces:
+            self._look_over()
+        return self._last
 
     def _error_end(self, seen: bytes) -> int:
         start = 0
@@ -92,25 +94,28 @@ class Passing:
         """Every stream of events has a last one; where that did not come whole, it was broken off."""
         if not self.events:
             return True
-        last = self._last().removesuffix(b"\r\n")
+        last = self._text_end().removesuffix(b"\r\n")
         return (self._closing or self._marks.end in b"\n" + last) and last.endswith(self._marks.close)
 
     def at_boundary(self) -> bool:
         """Whether what came so far ends where an event and its chunk do, so that a chunk of ours may follow."""
-        return b"".join(self._tail)[-4:] in (b"\n\n\r\n", b"\r\n\r\n")
+        return self._end()[-4:] in (b"\n\n\r\n", b"\r\n\r\n")
 
     def made(self) -> int | None:
         """Tokens so far, about: engines send most of them in a frame of their own, after one without any."""
-        return max(0, self._frames - 1) if self.events else None
+        if not self.events:
+            return None
+        self._end()
+        return max(0, self._frames - 1)
 
     def usage(self) -> dict[str, int]:
         """Token counts; near the end of most answers, near the start of a ranking."""
-        for part in (self._last(), self._head):
+        for part in (self._text_end(), self._head):
             at = part.rfind(b'"usage"')
             if at >= 0 and (found := _USAGE.findall(part[at:])):
                 return {_CALLED.get(name, name.decode()): int(count) for name, count in found}
         return {}
 
-    def _last(self) -> bytes:
+    def _text_end(self) -> bytes:
         """The end of the answer without the lines that chunks begin with."""
-        return _CHUNK_LINE.sub(b"", b"".join(self._tail)[-2 * KEPT :])
+        return _CHUNK_LINE.sub(b"", self._end())

@@ -99,8 +99,20 @@ def test_usage_is_found_across_chunks() -> None:
     assert passing.usage() == {"prompt_tokens": 5}
 
 
-def test_what_is_remembered_is_bounded() -> None:
+@pytest.mark.parametrize("size", [1, 512, 513, 100_000])
+def test_what_is_remembered_is_bounded(size: int) -> None:
     passing = Passing(events=True)
     for _ in range(1000):
-        passing.see(b"x" * 1000)
-    assert sum(map(len, passing._tail)) <= MOST
+        passing.see(b"x" * size)
+        assert len(passing._head) + len(passing._last) + sum(map(len, passing._pieces)) <= MOST
+
+
+@SIZES
+def test_tokens_under_way_are_counted_whenever_they_are_asked_for(size: int) -> None:
+    stream = chunks(*[b'data: {"content": "x"}\n\n'] * 100)
+    asked, unasked = Passing(events=True), Passing(events=True)
+    for at in range(0, len(stream), size):
+        unasked.see(stream[at : at + size])
+        asked.see(stream[at : at + size])
+        assert asked.made() == max(0, stream[: at + size].count(b"data: {") - 1)
+    assert unasked.made() == 99
