@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import mmap
+import re
 from collections import deque
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -20,6 +22,10 @@ HEAD_LIMIT = 64 << 10
 
 PIECE = 256 << 10
 """Bytes of a body that wait in a transport at most: a large upload is not held twice."""
+
+_LINE = re.compile(rb"([!#-'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*)")
+_HEADS = 512
+"""That are remembered: the heads of an engine's answers are few, and the same for many."""
 
 IDLE = 120.0
 """Seconds that a connection is kept for the next request; llmd has its engines wait for 300."""
@@ -46,7 +52,7 @@ class Head(msgspec.Struct, frozen=True):
     `headers` its fields with their names in lower case."""
 
     status: int
-    headers: list[tuple[bytes, bytes]]
+    headers: tuple[tuple[bytes, bytes], ...]
     length: int | None
     chunked: bool
     raw: bytes
@@ -74,7 +80,6 @@ class Connection(asyncio.Protocol):
         self._receiver: Receiver | None = None
         self._begun = b""
         self._head: Head | None = None
-        self._headers: list[tuple[bytes, bytes]] = []
         self._heads_ended = 0
         self._complete = False
         self._overrun = False
@@ -140,10 +145,6 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._overrun = self._complete
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._head is None:  # trailers go by as they are
-            self._headers.append((name.lower(), value))
-
     def on_headers_complete(self) -> None:
         self._heads_ended += 1
 
@@ -155,7 +156,7 @@ class Connection(asyncio.Protocol):
 
     def ask(self, head: bytes, body: bytes | mmap.mmap | memoryview, receiver: Receiver) -> None:
         """Send a request; `receiver` hears of the answer from now on."""
-        self._receiver, self._head, self._headers = receiver, None, []
+        self._receiver, self._head = receiver, None
         self._heads_ended, self._complete = 0, False
         if len(body) <= PIECE:
             self.transport.write(b"".join((head, body)))
@@ -195,7 +196,7 @@ class Connection(asyncio.Protocol):
         self._parser.feed_data(raw)
         if self._heads_ended != 1 or self._parser.get_status_code() < 200:
             raise Broken("sent no head of an answer")
-        self._head = _head(self._parser.get_status_code(), self._headers, raw)
+        self._head = _head(self._parser.get_status_code(), raw)
         self._left = self._head.length or 0
         receiver.begin(self._head)
         return data[end:]
@@ -226,19 +227,29 @@ class Connection(asyncio.Protocol):
         receiver.take(data, True)
 
 
-def _head(status: int, headers: list[tuple[bytes, bytes]], raw: bytes) -> Head:
-    """Raises Broken for a coding that is none of ours to undo."""
+@lru_cache(maxsize=_HEADS)
+def _head(status: int, raw: bytes) -> Head:
+    """Of what llhttp took for one. Raises Broken for a coding that is none of ours to undo."""
     length, chunked, kind = None, False, b""
+    headers = tuple(map(_field, raw.split(b"\r\n")[1:-2]))
     for name, value in headers:
         if name == b"content-length":  # llhttp has seen to it that there is one, of digits
             length = int(value)
         elif name == b"transfer-encoding":
-            chunked = value.strip().lower() == b"chunked"
+            chunked = value.lower() == b"chunked"
             if not chunked:
                 raise Broken("sent a transfer coding that nobody asked for")
         elif name == b"content-type":
             kind = value.lower()
     return Head(status, headers, length, chunked, raw, kind)
+
+
+def _field(line: bytes) -> tuple[bytes, bytes]:
+    """Raises Broken for a line that is none, or that goes on in the next."""
+    found = _LINE.fullmatch(line)
+    if found is None:
+        raise Broken("sent a head with a line in it that is no field")
+    return found[1].lower(), found[2].rstrip(b" \t")
 
 
 class Pool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from http import HTTPStatus
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -46,8 +47,9 @@ def for_peer(headers: Headers) -> bytes:
     return _lines([pair for pair in kept if not pair[0].lower().startswith(_PEOPLE)])
 
 
-def for_client(headers: Headers) -> bytes:
-    """Of an engine's headers."""
+@lru_cache(maxsize=512)
+def for_client(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """Of an engine's headers, which are the same for many of its answers."""
     return _lines(_without(headers, _NOT_FOR_CLIENTS))
 
 
