@@ -24,7 +24,7 @@ PIECE = 256 << 10
 """Bytes of a body that wait in a transport at most: a large upload is not held twice."""
 
 _LINE = re.compile(rb"([!#-'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*)")
-_HEADS = 512
+_HEADS = 64
 """That are remembered: the heads of an engine's answers are few, and the same for many."""
 
 IDLE = 120.0

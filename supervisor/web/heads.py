@@ -47,7 +47,7 @@ def for_peer(headers: Headers) -> bytes:
     return _lines([pair for pair in kept if not pair[0].lower().startswith(_PEOPLE)])
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def for_client(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
     """Of an engine's headers, which are the same for many of its answers."""
     return _lines(_without(headers, _NOT_FOR_CLIENTS))
