@@ -18,7 +18,7 @@ from supervisor.web import dialects, heads
 from supervisor.web.dialects import MARKS
 from supervisor.web.driving import Lease
 from supervisor.web.holding import READS, Signs, sign
-from supervisor.web.passing import Passing
+from supervisor.web.passing import Events, Passing
 from supervisor.web.patience import CANCELLED, Limits, Watch
 from supervisor.web.protocol import Connection as Client
 from supervisor.web.record import Record
@@ -146,7 +146,7 @@ class Answer:
     def begin(self, head: Head) -> None:
         self.head = head
         events = head.kind.startswith(b"text/event-stream")
-        self.passing = Passing(events, MARKS[self._dialect])
+        self.passing = Events(MARKS[self._dialect]) if events else Passing()
         self._see = self.passing.see
         if head.status >= 300:
             self.refusal = bytearray()

@@ -33,18 +33,12 @@ _CALLED = {b"input_tokens": "prompt_tokens", b"output_tokens": "completion_token
 
 
 class Passing:
-    """`events`: it is a stream of events, which has an end of its own."""
+    """An answer in one piece, or in many: its beginning and its end are kept."""
 
-    def __init__(self, events: bool, marks: Marks = MARKS["openai"]) -> None:
-        self.events = events
-        self._marks = marks
-        self._named = marks is not MARKS["openai"]  # its events have names
-        self._error = _ERROR_EVENT if self._named else _ERROR
-        self._closing = False  # the last event has begun to go by
-        self.failed = False  # an error frame went by, whole
-        self._in_error = False
-        self._frames = 0
-        self._edge = b""  # what an error that is not whole yet may have begun with
+    events = failed = False
+    """It is a stream of events; one that told of an error went by, whole."""
+
+    def __init__(self) -> None:
         self._head = self._last = b""
         self._pieces: list[bytes] = []  # what came behind that
 
@@ -53,60 +47,33 @@ class Passing:
         self._pieces.append(data)
         if len(data) > _SMALL or len(self._pieces) >= _PIECES:
             self._look_over()
-        if not self._edge and not self._named and data[-1:] == b"\n" and data.find(b'"error"') < 0:
-            return -1
-        return self._look_closely(data) if self.events else -1
+        return -1
 
-    def _look_closely(self, data: bytes) -> int:
-        before, seen = len(self._edge), self._edge + data
-        self._closing = self._closing or self._marks.end in seen
-        end = self._error_end(seen)
-        whole = b"" if seen.endswith(b"\n") and not self._named else seen[-_LONGEST_OPENING:]
-        self._edge = seen[-2:] if self._in_error else whole
-        return end - before if end >= 0 else -1
-
-    def _look_over(self) -> None:
-        """Count what came, and keep no more than its beginning and its end."""
+    def _look_over(self) -> bytes:
+        """What came, to keep no more of it than its beginning and its end."""
         came = b"".join(self._pieces)
         self._pieces.clear()
-        self._frames += (self._last[1 - len(_FRAME) :] + came).count(_FRAME)
         if len(self._head) < KEPT:
             self._head += came[: KEPT - len(self._head)]
         self._last = (self._last + came)[-KEPT:] if len(came) < KEPT else came[-KEPT:]
+        return came
 
     def _end(self) -> bytes:
         if self._pieces:
             self._look_over()
         return self._last
 
-    def _error_end(self, seen: bytes) -> int:
-        start = 0
-        if not self._in_error:
-            found = self._error.search(seen)
-            if found is None:
-                return -1
-            self._in_error, start = True, found.start(1)
-        end = _FRAME_END.search(seen, start)
-        self.failed = end is not None
-        return end.end() if end else -1
-
     def ended(self) -> bool:
-        """Every stream of events has a last one; where that did not come whole, it was broken off."""
-        if not self.events:
-            return True
-        last = self._text_end().removesuffix(b"\r\n")
-        return (self._closing or self._marks.end in b"\n" + last) and last.endswith(self._marks.close)
+        """Whether what ends it came: of a stream of events alone can it be told apart from where it broke off."""
+        return True
 
     def at_boundary(self) -> bool:
         """Whether what came so far ends where an event and its chunk do, so that a chunk of ours may follow."""
         return self._end()[-4:] in (b"\n\n\r\n", b"\r\n\r\n")
 
     def made(self) -> int | None:
-        """Tokens so far, about: engines send most of them in a frame of their own, after one without any."""
-        if not self.events:
-            return None
-        self._end()
-        return max(0, self._frames - 1)
+        """Tokens so far, about; None where they cannot be told."""
+        return None
 
     def usage(self) -> dict[str, int]:
         """Token counts; near the end of most answers, near the start of a ranking."""
@@ -119,3 +86,62 @@ class Passing:
     def _text_end(self) -> bytes:
         """The end of the answer without the lines that chunks begin with."""
         return _CHUNK_LINE.sub(b"", self._end())
+
+
+class Events(Passing):
+    """A stream of events, which has an end of its own."""
+
+    events = True
+
+    def __init__(self, marks: Marks = MARKS["openai"]) -> None:
+        super().__init__()
+        self._marks = marks
+        self._named = marks is not MARKS["openai"]  # its events have names
+        self._error = _ERROR_EVENT if self._named else _ERROR
+        self._closing = False  # the last event has begun to go by
+        self._in_error = False
+        self._frames = 0
+        self._edge = b""  # what an error that is not whole yet may have begun with
+
+    def see(self, data: bytes) -> int:
+        self._pieces.append(data)
+        if len(data) > _SMALL or len(self._pieces) >= _PIECES:
+            self._look_over()
+        if not self._edge and not self._named and data[-1:] == b"\n" and data.find(b'"error"') < 0:
+            return -1
+        return self._look_closely(data)
+
+    def _look_closely(self, data: bytes) -> int:
+        before, seen = len(self._edge), self._edge + data
+        self._closing = self._closing or self._marks.end in seen
+        end = self._error_end(seen)
+        whole = b"" if seen.endswith(b"\n") and not self._named else seen[-_LONGEST_OPENING:]
+        self._edge = seen[-2:] if self._in_error else whole
+        return end - before if end >= 0 else -1
+
+    def _error_end(self, seen: bytes) -> int:
+        start = 0
+        if not self._in_error:
+            found = self._error.search(seen)
+            if found is None:
+                return -1
+            self._in_error, start = True, found.start(1)
+        end = _FRAME_END.search(seen, start)
+        self.failed = end is not None
+        return end.end() if end else -1
+
+    def _look_over(self) -> bytes:
+        before = self._last[1 - len(_FRAME) :]
+        came = super()._look_over()
+        self._frames += (before + came).count(_FRAME)
+        return came
+
+    def ended(self) -> bool:
+        """Every stream of events has a last one; where that did not come whole, it was broken off."""
+        last = self._text_end().removesuffix(b"\r\n")
+        return (self._closing or self._marks.end in b"\n" + last) and last.endswith(self._marks.close)
+
+    def made(self) -> int:
+        """Tokens so far, about: engines send most of them in a frame of their own, after one without any."""
+        self._end()
+        return max(0, self._frames - 1)

@@ -20,7 +20,7 @@ from supervisor.config import Config, Profile, Server
 from supervisor.web.auth import Keyring
 from supervisor.web.batching import merged, read_wish, split
 from supervisor.web.dialects import MARKS, retold
-from supervisor.web.passing import Passing
+from supervisor.web.passing import Events
 from supervisor.web.server import Server as Port
 from tests.real.conftest import SMALL, real_vllm
 from tests.standin.launch import KEY, STANDIN, Engine
@@ -143,7 +143,7 @@ async def test_a_stream_of_a_response_tells_its_id_first_and_ends_with_completed
     assert raw.startswith(b"event: response.created\ndata: {")
     assert b'"resp_' in raw.splitlines()[1]
     assert b"[DONE]" not in raw
-    passing = Passing(True, MARKS["responses"])
+    passing = Events(MARKS["responses"])
     passing.see(raw)
     assert passing.ended()
 
@@ -165,7 +165,7 @@ async def test_a_stream_of_a_message_ends_with_message_stop(engines: Engines) ->
     assert raw.startswith(b"event: message_start\ndata: {")
     name, data = raw.removesuffix(b"\n\n").split(b"\n\n")[-1].split(b"\ndata: ")
     assert (name, json.loads(data)) == (b"event: message_stop", {"type": "message_stop"})
-    passing = Passing(True, MARKS["anthropic"])
+    passing = Events(MARKS["anthropic"])
     passing.see(raw)
     assert passing.ended()
 

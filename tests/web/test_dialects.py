@@ -9,7 +9,7 @@ import pytest
 
 from supervisor.errors import EngineFailed, ModelNotFound, NotAvailable, Overloaded, Unauthorized
 from supervisor.web.dialects import MARKS, event, retold, told
-from supervisor.web.passing import Passing
+from supervisor.web.passing import Events, Passing
 
 MISSING = {"error": {"message": "1 validation error", "type": "Bad Request", "param": "body.x", "code": 400}}
 UNKNOWN = {"type": "error", "error": {"type": "NotFoundError", "message": "The model `nope` does not exist."}}
@@ -81,7 +81,7 @@ STREAMS = {
 @pytest.mark.parametrize("size", [1, 7, 30, 50_000])
 @pytest.mark.parametrize("dialect", STREAMS)
 def test_a_stream_ends_with_its_last_event(dialect: Any, size: int) -> None:
-    stream, passing = STREAMS[dialect], Passing(True, MARKS[dialect])
+    stream, passing = STREAMS[dialect], Events(MARKS[dialect])
     for at in range(0, len(stream), size):
         assert not passing.ended() or at + 2 >= len(stream)
         passing.see(stream[at : at + size])
@@ -90,7 +90,7 @@ def test_a_stream_ends_with_its_last_event(dialect: Any, size: int) -> None:
 
 @pytest.mark.parametrize("dialect", ["anthropic", "responses"])
 def test_a_stream_that_lacks_its_last_bytes_was_broken_off(dialect: Any) -> None:
-    passing = Passing(True, MARKS[dialect])
+    passing = Events(MARKS[dialect])
     passing.see(STREAMS[dialect][:-1])
     assert not passing.ended()
 
@@ -103,6 +103,6 @@ def test_a_stream_that_lacks_its_last_bytes_was_broken_off(dialect: Any) -> None
     ],
 )
 def test_the_tokens_of_the_newer_apis_are_counted(answer: bytes) -> None:
-    passing = Passing(False)
+    passing = Passing()
     passing.see(answer)
     assert passing.usage() == {"prompt_tokens": 9, "completion_tokens": 4}

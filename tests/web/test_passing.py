@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.web.passing import MOST, Passing
+from supervisor.web.passing import MOST, Events, Passing
 
 STREAM = b'data: {"x": 1}\n\ndata: {"error": {"message": "EngineDead"}}\n\ndata: [DONE]\n\n'
 ANTHROPIC = (
@@ -39,7 +39,7 @@ def through(passing: Passing, data: bytes, size: int) -> bytes:
     ],
 )
 def test_an_error_frame_ends_a_stream_however_it_is_cut(stream: bytes, after: bytes, size: int) -> None:
-    passing = Passing(events=True)
+    passing = Events()
     assert through(passing, stream, size) == stream.removesuffix(after)
     assert passing.failed
 
@@ -47,7 +47,7 @@ def test_an_error_frame_ends_a_stream_however_it_is_cut(stream: bytes, after: by
 @SIZES
 def test_an_error_frame_is_seen_between_the_lines_of_chunks(size: int) -> None:
     frames = [frame + b"\n\n" for frame in STREAM.split(b"\n\n")[:3]]
-    passing = Passing(events=True)
+    passing = Events()
     assert through(passing, chunks(*frames), size) == chunks(*frames[:2]).removesuffix(b"\r\n")
 
 
@@ -61,7 +61,7 @@ def test_an_error_frame_is_seen_between_the_lines_of_chunks(size: int) -> None:
     ],
 )
 def test_a_stream_that_only_speaks_of_errors_goes_by(text: bytes, size: int) -> None:
-    passing = Passing(events=True)
+    passing = Events()
     assert through(passing, text + b"data: [DONE]\n\n", size) == text + b"data: [DONE]\n\n"
     assert not passing.failed
     assert passing.ended()
@@ -69,14 +69,14 @@ def test_a_stream_that_only_speaks_of_errors_goes_by(text: bytes, size: int) -> 
 
 @SIZES
 def test_the_end_is_known_between_the_lines_of_chunks(size: int) -> None:
-    passing = Passing(events=True)
+    passing = Events()
     through(passing, chunks(b"data: {}\n\n", b"data: [DO", b"NE]\n\n") + b"0\r\n\r\n", size)
     assert passing.ended()
 
 
 @SIZES
 def test_a_frame_of_ours_has_its_place_behind_a_whole_chunk(size: int) -> None:
-    passing, whole = Passing(events=True), chunks(b"data: {}\n\n")
+    passing, whole = Events(), chunks(b"data: {}\n\n")
     through(passing, whole, size)
     assert passing.at_boundary()
     through(passing, whole[:-4], size)
@@ -88,20 +88,20 @@ def test_a_frame_of_ours_has_its_place_behind_a_whole_chunk(size: int) -> None:
 def test_usage_is_found_at_either_end(filling: bytes, size: int) -> None:
     usage = b'"usage": {"prompt_tokens": 5, "total_tokens": 8, "completion_tokens":3}'
     for answer in (b'{"data": "' + filling + b'", ' + usage + b"}", b"{" + usage + b', "r": "' + filling):
-        passing = Passing(events=False)
+        passing = Passing()
         assert through(passing, answer, size) == answer
         assert passing.usage() == {"prompt_tokens": 5, "completion_tokens": 3}
 
 
 def test_usage_is_found_across_chunks() -> None:
-    passing = Passing(events=False)
+    passing = Passing()
     through(passing, chunks(b'{"usage": {"prompt_tok', b'ens": 5}}') + b"0\r\n\r\n", 1000)
     assert passing.usage() == {"prompt_tokens": 5}
 
 
 @pytest.mark.parametrize("size", [1, 512, 513, 100_000])
 def test_what_is_remembered_is_bounded(size: int) -> None:
-    passing = Passing(events=True)
+    passing = Events()
     for _ in range(1000):
         passing.see(b"x" * size)
         assert len(passing._head) + len(passing._last) + sum(map(len, passing._pieces)) <= MOST
@@ -110,7 +110,7 @@ def test_what_is_remembered_is_bounded(size: int) -> None:
 @SIZES
 def test_tokens_under_way_are_counted_whenever_they_are_asked_for(size: int) -> None:
     stream = chunks(*[b'data: {"content": "x"}\n\n'] * 100)
-    asked, unasked = Passing(events=True), Passing(events=True)
+    asked, unasked = Events(), Events()
     for at in range(0, len(stream), size):
         unasked.see(stream[at : at + size])
         asked.see(stream[at : at + size])
