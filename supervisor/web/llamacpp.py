@@ -20,6 +20,7 @@ from supervisor.core.lifecycle import COMING, State
 from supervisor.core.why import profiles_called
 from supervisor.errors import BadRequest, LlmdError
 from supervisor.web.driving import Driver
+from supervisor.web.invitation import invite
 from supervisor.web.openai import model_entries
 from supervisor.web.record import RECORD
 from supervisor.web.ui.stream import SILENCE, drop, open_events, put
@@ -124,6 +125,7 @@ class LlamaCpp:
     async def _named(self, request: web.Request) -> str:
         record = request[RECORD]
         record.source = self._identify(request)
+        invite(request)
         try:
             record.model = msgspec.json.decode(await request.read(), type=Named).model[:200]
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
