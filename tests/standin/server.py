@@ -286,6 +286,7 @@ class Server:
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
+        await asyncio.sleep(self.knobs.reading_seconds)
         for chunk in completion.opening():
             await response.write(completion.encode(chunk))
         async for number in self.paced(length):
