@@ -8,6 +8,7 @@ refused in OpenAI's shape and an unknown model in Anthropic's, and some errors c
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,19 +31,19 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What of a stream of events begins an error, what begins its last event, and what follows that."""
+    """What begins the last event of a stream, and what ends it."""
 
-    error: bytes
-    end: bytes
+    end: re.Pattern[bytes]
     close: bytes = b"\n\n"
 
 
 MARKS: Mapping[Dialect, Marks] = {
-    "openai": Marks(b'\ndata: {"error"', b"\ndata: [DONE]", b""),
-    "anthropic": Marks(b"\nevent: error\n", b"\nevent: message_stop\n"),
-    "responses": Marks(b"\nevent: error\n", b"\nevent: response.completed\n"),
+    "openai": Marks(re.compile(rb"\ndata: \[DONE\]"), b""),
+    "anthropic": Marks(re.compile(rb"\nevent: message_stop\n")),
+    "responses": Marks(re.compile(rb"\nevent: response\.(?:completed|incomplete|failed)\n")),
 }
-"""As vLLM 0.32.0 writes them; only the first kind ends with [DONE]."""
+"""As vLLM 0.32.0 writes them; only the first kind ends with [DONE]. It completes every response, OpenAI's own API has
+the other two ends."""
 
 
 def told(error: LlmdError, dialect: Dialect) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Passing:
 
     def _look_closely(self, data: bytes) -> int:
         before, seen = len(self._edge), self._edge + data
-        self._closing = self._closing or self._marks.end in seen
+        self._closing = self._closing or self._marks.end.search(seen) is not None
         end = self._error_end(seen)
         whole = b"" if seen.endswith(b"\n") and not self._named else seen[-_LONGEST_OPENING:]
         self._edge = seen[-2:] if self._in_error else whole
@@ -93,7 +93,8 @@ class Passing:
         if not self.events:
             return True
         last = self._last().removesuffix(b"\r\n")
-        return (self._closing or self._marks.end in b"\n" + last) and last.endswith(self._marks.close)
+        closing = self._closing or self._marks.end.search(b"\n" + last) is not None
+        return closing and last.endswith(self._marks.close)
 
     def at_boundary(self) -> bool:
         """Whether what came so far ends where an event and its chunk do, so that a chunk of ours may follow."""

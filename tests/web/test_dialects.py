@@ -88,6 +88,16 @@ def test_a_stream_ends_with_its_last_event(dialect: Any, size: int) -> None:
     assert passing.ended()
 
 
+@pytest.mark.parametrize("end", ["incomplete", "failed"])
+@pytest.mark.parametrize("size", [1, 7, 50_000])
+def test_a_response_of_another_server_may_end_before_it_is_complete(end: str, size: int) -> None:
+    stream = STREAMS["responses"].replace(b"completed", end.encode())
+    passing = Passing(True, MARKS["responses"])
+    for at in range(0, len(stream), size):
+        passing.see(stream[at : at + size])
+    assert passing.ended()
+
+
 @pytest.mark.parametrize("dialect", ["anthropic", "responses"])
 def test_a_stream_that_lacks_its_last_bytes_was_broken_off(dialect: Any) -> None:
     passing = Passing(True, MARKS[dialect])
