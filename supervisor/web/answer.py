@@ -340,7 +340,8 @@ class Answer:
 
     def _head_for_client(self) -> bytes:
         kept, own = heads.for_client(self.head.headers), self._record.head()
-        return b"".join((heads.status_line(self.head.status), kept, own, self._framing(), b"\r\n"))
+        live = heads.UNGATHERED if self.passing.events else b""
+        return b"".join((heads.status_line(self.head.status), kept, own, live, self._framing(), b"\r\n"))
 
     def _framing(self) -> bytes:
         close = b"" if self.keeps else b"Connection: close\r\n"

@@ -30,7 +30,10 @@ _NOT_FOR_ENGINES = _HOP | _KEYS | _PRIVILEGES | _OURS
 """vLLM grants the privileges to whoever asks; bodies have been decompressed when they come here."""
 _TOLD = frozenset({b"x-request-id", b"request-id", b"x-llmd-profile", b"x-llmd-queue-ms", b"x-llmd-dropped"})
 """By llmd itself, whatever a peer says of its own."""
-_NOT_FOR_CLIENTS = _HOP | _TOLD | {b"server", b"date", b"set-cookie"}
+_NOT_FOR_CLIENTS = _HOP | _TOLD | {b"server", b"date", b"set-cookie", b"x-accel-buffering"}
+UNGATHERED = b"X-Accel-Buffering: no\r\n"
+"""With events: a proxy before llmd, such as nginx, would gather tokens and signs of life until it has some KiB."""
+
 _PEOPLE = b"x-openwebui-user"
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
