@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from wires import BODY, CHUNKED, JSON, World, chunk, opened, request
+from wires import BODY, CHUNKED, JSON, World, chunk, closing, opened, request
 
 from supervisor.host.upstream import Connection, Gone, Pool
 from supervisor.web.front import MOST_EARLY
@@ -186,3 +186,16 @@ async def test_a_request_cancelled_while_it_connects_is_answered_once(
     writer.close()
     assert (world.driver.held, world.asked) == (0, [])
     assert world.driver.leases[0].failures == []
+
+
+@pytest.mark.parametrize("path", ["/ui/signin", "/models/load", "/v1/embeddings", "/v1/responses/x/cancel"])
+async def test_no_place_that_reads_a_body_waits_for_one_without_end(path: str) -> None:
+    """None has anything to do with an engine's time limits; where no body is read, the answer is there at once."""
+    kind = "application/x-www-form-urlencoded" if path.startswith("/ui/") else "application/json"
+    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nOrigin: http://a\r\nConnection: close\r\nContent-Type: {kind}\r\n"
+    async with opened(llama_cpp=True) as world:
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+        async with closing(writer), asyncio.timeout(5):
+            writer.write(head.encode() + b"Content-Length: 9\r\n\r\n")
+            status = (await reader.readline()).split()[1]
+    assert status == (b"404" if path.endswith("cancel") else b"408")

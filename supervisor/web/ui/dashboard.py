@@ -18,6 +18,7 @@ from supervisor.host.logbook import log
 from supervisor.web.auth import Keyring
 from supervisor.web.driving import Driver
 from supervisor.web.invitation import invite
+from supervisor.web.patience import hurried
 from supervisor.web.traffic import Traffic
 from supervisor.web.ui import UI
 from supervisor.web.ui.gate import COOKIE, LASTS, Gate, Session, check_origin
@@ -129,7 +130,8 @@ class Dashboard:
         check_origin(request)
         invite(request)
         try:
-            form = await request.post()
+            with hurried(request, self._driver.config.server.body_timeout):
+                form = await request.post()
             session = self._gate.sign_in(str(form.get("key", "")).strip())
         except (Unauthorized, Forbidden) as error:
             log("sign_in_refused", "WARNING", client=request.remote, message=error.message)
