@@ -62,23 +62,28 @@ def event(error: LlmdError, dialect: Dialect) -> bytes:
 
 
 def retold(status: int, body: bytes, dialect: Dialect) -> bytes | None:
-    """An engine's refusal in the shape of `dialect`; None where it has that shape, or is none that is known."""
-    try:
-        said = json.loads(body)
-    except (ValueError, RecursionError):
+    """An engine's refusal in the shape of `dialect`; None where it has that shape, or is no error."""
+    if status < 400:
         return None
-    if not isinstance(said, dict):
-        return None
+    said = _read(body)
     error = said.get("error", said.get("detail"))
-    message = error.get("message") if isinstance(error, dict) else error
-    if error is None:
-        return None
-    words = message if isinstance(message, str) else json.dumps(error)
+    words = error.get("message") if isinstance(error, dict) else error
+    if not isinstance(words, str):
+        words = f"the engine answered with status {status}" if error is None else json.dumps(error)
     if dialect == "anthropic":
         return json.dumps(_anthropic(status, words)).encode()
     if isinstance(error, dict) and "message" in error and "type" not in said:
         return None
     return json.dumps({"error": _openai(status, words)}).encode()
+
+
+def _read(body: bytes) -> dict[str, Any]:
+    """Empty for what is no object: vLLM's bugs are plain text, and proxies before a peer write HTML."""
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _anthropic(status: int, message: str) -> dict[str, Any]:

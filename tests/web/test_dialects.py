@@ -59,8 +59,19 @@ def test_other_shapes_are_retold_to_openais_clients(said: dict[str, object]) -> 
 
 
 @pytest.mark.parametrize("said", [b"", b"<html>", b"[]", b"3", b'{"a": 1}', b"[" * 100_000])
-def test_what_is_no_known_error_is_left(said: bytes) -> None:
-    assert retold(500, said, "anthropic") is None
+def test_what_is_no_known_error_is_told_by_its_status_alone(said: bytes) -> None:
+    words = "the engine answered with status 500"
+    body = retold(500, said, "anthropic")
+    assert body is not None
+    assert json.loads(body) == {"type": "error", "error": {"type": "api_error", "message": words}}
+    body = retold(500, said, "openai")
+    assert body is not None
+    error = {"message": words, "type": "api_error", "param": None, "code": 500}
+    assert json.loads(body) == {"error": error}
+
+
+def test_what_is_no_error_is_left() -> None:
+    assert retold(307, b"", "openai") is None
 
 
 def test_the_last_event_of_a_broken_stream() -> None:
