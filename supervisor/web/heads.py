@@ -33,7 +33,7 @@ _TOLD = frozenset({b"x-request-id", b"request-id", b"x-llmd-profile", b"x-llmd-q
 _NOT_FOR_CLIENTS = _HOP | _TOLD | {b"server", b"date", b"set-cookie", b"x-accel-buffering"}
 _OF_BODY = frozenset({b"content-type", b"content-encoding", b"content-language", b"etag", b"last-modified"})
 UNGATHERED = b"X-Accel-Buffering: no\r\n"
-"""With events: a proxy before llmd, such as nginx, would gather tokens and signs of life until it has some KiB."""
+"""With events: nginx before llmd, where it compresses them, would keep tokens and signs of life back to the end."""
 
 _PEOPLE = b"x-openwebui-user"
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}

@@ -71,7 +71,7 @@ async def test_nothing_of_a_connection_of_the_client_reaches_the_engine(world: W
     "head", [CHUNKED, CHUNKED.replace(b"\r\n\r\n", b"\r\nX-Accel-Buffering: yes\r\n\r\n")]
 )
 async def test_a_proxy_before_llmd_is_told_to_gather_no_stream(world: World, head: bytes) -> None:
-    """nginx would keep tokens and signs of life until it has some KiB of them."""
+    """nginx, where it compresses them, would keep tokens and signs of life back to the end."""
     world.engine = says(head, chunk(FRAME + DONE) + b"0\r\n\r\n")
     got = await world.ask()
     assert (split(got)[1][b"x-accel-buffering"], got.lower().count(b"x-accel")) == (b"no", 1)
