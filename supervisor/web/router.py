@@ -20,6 +20,7 @@ from supervisor.core.command import names_of
 from supervisor.core.routing import Ask
 from supervisor.errors import (
     BadRequest,
+    BodyTooLarge,
     EngineDied,
     InternalError,
     LlmdError,
@@ -328,6 +329,8 @@ def _translated(error: web.HTTPException, request: web.Request) -> LlmdError:
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         return MethodNotAllowed(f"{request.path} takes {allowed}, not {request.method}")
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return BodyTooLarge(f"the body is larger than {request.path} takes")
     if isinstance(error, web.HTTPNotFound):
         return RouteNotFound(f"{request.method} {request.path} is not served here")
     return BadRequest(error.reason)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import aiohttp
 import pytest
 from wires import BODY, CHUNKED, JSON, World, chunk, closing, opened, request
 
@@ -199,3 +201,12 @@ async def test_no_place_that_reads_a_body_waits_for_one_without_end(path: str) -
             writer.write(head.encode() + b"Content-Length: 9\r\n\r\n")
             status = (await reader.readline()).split()[1]
     assert status == (b"404" if path.endswith("cancel") else b"408")
+
+
+async def test_a_body_that_a_button_does_not_take_is_too_large() -> None:
+    async with (
+        opened(llama_cpp=True) as world,
+        aiohttp.ClientSession(world.server.listening[0]) as client,
+        client.post("/models/load", data=io.BytesIO(bytes(2 << 20))) as answer,
+    ):
+        assert (answer.status, (await answer.json())["error"]["code"]) == (413, "body_too_large")
