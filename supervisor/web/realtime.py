@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from urllib.parse import urlencode
 
@@ -27,6 +29,8 @@ _LARGEST = 16 << 20
 _BROKEN, _CUT = 1011, 1006
 """An end that neither side wanted, as it is told and as it is met; RFC 6455, 7.4.1."""
 
+_LONG = "it took longer than a request may take in all (server.request_timeout)"
+
 Side = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
 
@@ -44,8 +48,9 @@ async def relay_socket(
         client = web.WebSocketResponse(heartbeat=_HEARTBEAT, max_msg_size=_LARGEST)
         client.headers.update(record.headers())
         await client.prepare(request)
-        record.status, record.cut = 101, partial(_cut, request, record)
-        await _both_ways(client, engine, partial(_note_end, record, lease))
+        record.status, record.cut = 101, partial(_cut, request, record, Withdrawn(CANCELLED))
+        with _for_so_long(record.started + limits.total, partial(_cut, request, record, EngineSilent(_LONG))):
+            await _both_ways(client, engine, partial(_note_end, record, lease))
     return client
 
 
@@ -95,11 +100,20 @@ def _failure(error: aiohttp.ClientError | OSError, lease: Lease, limits: Limits)
     return translated(Broken(f"took no websocket ({kind})"), lease)
 
 
-def _cut(request: web.Request, record: Record) -> None:
-    """A person ends it."""
-    record.status, record.error, record.code = Withdrawn.status, CANCELLED, Withdrawn.code
+def _cut(request: web.Request, record: Record, why: LlmdError) -> None:
+    record.status, record.error, record.code = why.status, why.message, why.code
     if request.transport is not None:
         request.transport.close()
+
+
+@contextmanager
+def _for_so_long(deadline: float, cut: Callable[[], None]) -> Iterator[None]:
+    """`deadline` is monotonic. Who says nothing more would keep its place for ever."""
+    timer = asyncio.get_running_loop().call_later(max(0.0, deadline - time.monotonic()), cut)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _note_end(record: Record, lease: Lease, client: Side, engine: Side) -> None:

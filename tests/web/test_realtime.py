@@ -103,6 +103,10 @@ async def world() -> AsyncIterator[World]:
     shutil.rmtree(folder)
 
 
+def configure(world: World, **tables: Any) -> None:
+    world.driver.config = world.driver.config.model_copy(update=tables)
+
+
 @contextlib.asynccontextmanager
 async def listening(world: World) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
     async with (
@@ -211,6 +215,19 @@ async def test_what_is_no_handshake_takes_no_place(world: World) -> None:
     async with aiohttp.ClientSession() as client, client.get(world.url) as answer:
         assert (answer.status, (await answer.json())["error"]["code"]) == (400, "invalid_request")
     assert world.driver.asks == []
+
+
+async def test_one_that_is_left_open_gives_its_place_back(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure(world, server=world.driver.config.server.model_copy(update={"request_timeout": 0.3}))
+    world.engines = [speaks]
+    async with listening(world) as socket:
+        await socket.receive_json()
+        assert (await socket.receive()).type in (WSMsgType.CLOSED, WSMsgType.CLOSE)
+    await world.port.close()
+    (line,) = log_lines(capsys)
+    assert (line["status"], line["code"], world.driver.held) == (504, "engine_timeout", 0)
 
 
 # Cancelled by a person
