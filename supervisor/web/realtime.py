@@ -18,7 +18,7 @@ from supervisor.host.upstream import Broken, Gone
 from supervisor.web.answer import who
 from supervisor.web.driving import Lease
 from supervisor.web.onward import is_unwilling
-from supervisor.web.patience import CANCELLED, Limits
+from supervisor.web.patience import CANCELLED, TOO_LONG, Limits
 from supervisor.web.record import Record
 from supervisor.web.relay import translated
 
@@ -28,8 +28,6 @@ _LARGEST = 16 << 20
 """Bytes of a message: three minutes of speech at once."""
 _BROKEN, _CUT = 1011, 1006
 """An end that neither side wanted, as it is told and as it is met; RFC 6455, 7.4.1."""
-
-_LONG = "it took longer than a request may take in all (server.request_timeout)"
 
 Side = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
@@ -49,7 +47,9 @@ async def relay_socket(
         client.headers.update(record.headers())
         await client.prepare(request)
         record.status, record.cut = 101, partial(_cut, request, record, Withdrawn(CANCELLED))
-        with _for_so_long(record.started + limits.total, partial(_cut, request, record, EngineSilent(_LONG))):
+        with _for_so_long(
+            record.started + limits.total, partial(_cut, request, record, EngineSilent(f"it {TOO_LONG}"))
+        ):
             await _both_ways(client, engine, partial(_note_end, record, lease))
     return client
 
