@@ -229,6 +229,26 @@ def test_without_a_twin_the_next_incarnation_answers(made: list[Llmd]) -> None:
     assert llmd.engine("tiny_0")["starts"] == 2
 
 
+async def test_an_engine_that_dies_before_it_takes_a_websocket_leaves_it_to_its_twin(
+    made: list[Llmd],
+) -> None:
+    fields: dict[str, Any] = {"task": "transcribe", "weights": "whisper"}
+    hangs = profile("tiny", env={"STANDIN_HANG_AT": "request"}, **fields)
+    made.append(Llmd({"tiny_0": hangs, "tiny_1": profile("tiny", **fields)}, **QUICK).start())
+    (llmd,) = made
+    for name in ("tiny_0", "tiny_1"):
+        assert llmd.run("start", name).returncode == 0
+    asked = asyncio.create_task(first_words(llmd))
+    async with asyncio.timeout(20):
+        while llmd.engine("tiny_0")["in_flight"] != 1:  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.05)
+    os.kill(llmd.engine("tiny_0")["pid"], signal.SIGKILL)
+    assert await asked == {"type": "session.created"}
+    first, second = why(llmd, "mine")["tries"]
+    assert (first["granted"], second["granted"]) == ("tiny_0", "tiny_1")
+    assert first["failed"].startswith("the engine of tiny_0 took no websocket")
+
+
 # A server that is none of ours
 
 

@@ -181,6 +181,8 @@ class Server:
 
     async def listen(self, request: web.Request) -> web.WebSocketResponse:
         """Each message comes back as a delta; vLLM asks for session.update first."""
+        if self.knobs.hang_at == "request":
+            await asyncio.Event().wait()
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         await socket.send_json({"type": "session.created"})
