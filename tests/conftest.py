@@ -10,7 +10,7 @@ import uvloop
 
 from tests.daemon import Llmd
 
-BOTH = ("test_relay.py", "test_upstream.py")
+BOTH = ("test_invitation.py", "test_relay.py", "test_upstream.py")
 """What leans on how a loop's transports behave, on the daemon's own loop too."""
 
 

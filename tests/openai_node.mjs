@@ -1,9 +1,10 @@
-// Asks for one chat as argv says, by openai's client for Node: URL, key, options of the request, its body.
+// Asks for one chat as argv says, by openai's client for Node: URL, key, options of the request, its body, and
+// milliseconds of silence before fetch gives up, of its own accord after 300 s.
 // (A timeout that was given to the client is not sent along, one that was given to the request is.)
 import OpenAI from "openai";
 
-const [url, key, options, body] = process.argv.slice(2);
-const api = new OpenAI({ baseURL: url, apiKey: key, maxRetries: 0 });
+const [url, key, options, body, silence] = process.argv.slice(2);
+const api = new OpenAI({ baseURL: url, apiKey: key, maxRetries: 0, fetchOptions: silence && await patience(+silence) });
 const told = { text: "", error: null, status: null };
 try {
   const reply = await api.chat.completions.create(JSON.parse(body), JSON.parse(options));
@@ -14,3 +15,10 @@ try {
   told.status = error.status ?? null;
 }
 console.log(JSON.stringify(told));
+
+// The class of the agent that fetch itself uses, which it makes when it is first called.
+async function patience(silence) {
+  await fetch("data:,");
+  const Agent = globalThis[Symbol.for("undici.globalDispatcher.1")].constructor;
+  return { dispatcher: new Agent({ headersTimeout: silence, bodyTimeout: silence }) };
+}

@@ -57,7 +57,12 @@ async def visit(port: int, dice: random.Random) -> None:
         writer.write(asked[: dice.randint(1, len(asked))] if dice.random() < 0.2 else asked)
         with contextlib.suppress(TimeoutError, ConnectionError):
             await asyncio.wait_for(reader.read(dice.choice((1, 1000, 100_000))), dice.choice((0, 0.005, 0.1)))
-    if dice.random() < 0.6:
+    way = dice.random()
+    if way < 0.2:  # to the daemon that looks like a close, so it ends the connection
+        writer.write_eof()
+        async with asyncio.timeout(20):
+            await reader.read()
+    elif way < 0.7:
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
         writer.transport.abort()
     writer.close()

@@ -37,17 +37,20 @@ def script() -> Path:
 
 @pytest.fixture
 def cold(installed: list[Llmd]) -> Callable[..., Llmd]:
-    def make(seconds: float = 2.0, **knobs: str) -> Llmd:
+    def make(seconds: float = 2.0, hold: str = "comment", **knobs: str) -> Llmd:
         env = {"STANDIN_LOAD_SECONDS": str(seconds), **knobs}
-        server = {"hold_after": 0.2, "keepalive": 0.3}
+        server = {"hold_after": 0.2, "keepalive": 0.3, "hold": hold}
         installed.append(Llmd({"tiny_0": profile("tiny", env=env)}, server=server, **QUICK))
         return installed[-1].start()
 
     return make
 
 
-def ask(script: Path, llmd: Llmd, *, options: dict[str, Any] | None = None, **body: Any) -> dict[str, Any]:
-    words = [f"{llmd.url}/v1", KEY, json.dumps(options or {}), json.dumps(CHAT | body)]
+def ask(
+    script: Path, llmd: Llmd, *, options: dict[str, Any] | None = None, silence: str = "", **body: Any
+) -> dict[str, Any]:
+    """`silence`: milliseconds of it that fetch bears; 300 s unless told."""
+    words = [f"{llmd.url}/v1", KEY, json.dumps(options or {}), json.dumps(CHAT | body), silence]
     done = subprocess.run(
         ["node", str(script), *words], capture_output=True, text=True, check=False, timeout=60
     )
@@ -79,3 +82,21 @@ def test_it_comes_back_when_it_was_told_to(script: Path, cold: Callable[..., Llm
     assert "longer than the 1 s that this request can wait" in refused["error"]
     told = ask(script, llmd, options={"timeout": 2000, "maxRetries": 3})
     assert (told["error"], bool(told["text"])) == (None, True)
+
+
+@pytest.mark.parametrize("hold", ["comment", "off"])
+@pytest.mark.parametrize(
+    "silent", [{"seconds": 3}, {"seconds": 0, "STANDIN_READING_SECONDS": "3"}], ids=["loads", "reads"]
+)
+def test_a_stream_outlives_the_silence_that_fetch_bears_by_signs_of_life_alone(
+    script: Path, cold: Callable[..., Llmd], silent: dict[str, Any], hold: str
+) -> None:
+    """Fetch gives up after 300 s of its own accord; here after one, of three."""
+    llmd = cold(hold=hold, **silent)
+    if not silent["seconds"]:
+        assert llmd.run("start", "tiny_0").returncode == 0
+    told = ask(script, llmd, silence="1000", stream=True)
+    if hold == "off":
+        assert (told["error"], told["text"]) == ("Request timed out.", "")
+    else:
+        assert (told["error"], bool(told["text"])) == (None, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -21,6 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import openai
 import pytest
 
@@ -227,6 +229,26 @@ def test_without_a_twin_the_next_incarnation_answers(made: list[Llmd]) -> None:
     assert llmd.engine("tiny_0")["starts"] == 2
 
 
+async def test_an_engine_that_dies_before_it_takes_a_websocket_leaves_it_to_its_twin(
+    made: list[Llmd],
+) -> None:
+    fields: dict[str, Any] = {"task": "transcribe", "weights": "whisper"}
+    hangs = profile("tiny", env={"STANDIN_HANG_AT": "request"}, **fields)
+    made.append(Llmd({"tiny_0": hangs, "tiny_1": profile("tiny", **fields)}, **QUICK).start())
+    (llmd,) = made
+    for name in ("tiny_0", "tiny_1"):
+        assert llmd.run("start", name).returncode == 0
+    asked = asyncio.create_task(first_words(llmd))
+    async with asyncio.timeout(20):
+        while llmd.engine("tiny_0")["in_flight"] != 1:  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.05)
+    os.kill(llmd.engine("tiny_0")["pid"], signal.SIGKILL)
+    assert await asked == {"type": "session.created"}
+    first, second = why(llmd, "mine")["tries"]
+    assert (first["granted"], second["granted"]) == ("tiny_0", "tiny_1")
+    assert first["failed"].startswith("the engine of tiny_0 took no websocket")
+
+
 # A server that is none of ours
 
 
@@ -251,13 +273,19 @@ class Answer(BaseHTTPRequestHandler):
     server: Foreign
 
     def do_GET(self) -> None:
+        if self.path.startswith("/v1/realtime?"):
+            self.misbehave()
+            return
         self.server.elsewhere += self.path != "/v1/models"
         self.answer(200, {"object": "list", "data": [{"id": "tiny"}]})
 
     def do_POST(self) -> None:
         self.server.elsewhere += self.path != "/v1/chat/completions"
+        self.misbehave()
+
+    def misbehave(self) -> None:
         self.server.chats.append({name.lower(): value for name, value in self.headers.items()})
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
         how = self.server.how
         if how == "busy":
             self.answer(503, {"error": {"message": "come back later"}})
@@ -296,14 +324,23 @@ def foreign() -> Iterator[Foreign]:
     server.server_close()
 
 
-@pytest.fixture
-def beside(made: list[Llmd], foreign: Foreign) -> Llmd:
+def preferring(made: list[Llmd], foreign: Foreign, **fields: Any) -> Llmd:
     """A daemon that would rather have the foreign server's tiny than its own."""
     peers = {"cloud": peer(foreign.port, priority=1, interval=60, timeout=1)}
-    made.append(Llmd({"tiny_0": profile("tiny")}, env={"DGX_KEY": THEIRS}, peers=peers, **QUICK))
+    made.append(Llmd({"tiny_0": profile("tiny", **fields)}, env={"DGX_KEY": THEIRS}, peers=peers, **QUICK))
     made[0].start()
     until(lambda: made[0].status()["peers"][0]["up"], 10, made[0].text)
     return made[0]
+
+
+@pytest.fixture
+def beside(made: list[Llmd], foreign: Foreign) -> Llmd:
+    return preferring(made, foreign)
+
+
+@pytest.fixture
+def hearing(made: list[Llmd], foreign: Foreign) -> Llmd:
+    return preferring(made, foreign, task="transcribe", weights="whisper")
 
 
 @pytest.mark.parametrize("how", ["busy", "redirect", "junk", "cut"])
@@ -337,6 +374,40 @@ def test_a_peer_that_is_silent_is_not_asked_twice_nor_another(beside: Llmd, fore
     assert (status, body["error"]["code"]) == (504, "engine_timeout")
     assert "the peer cloud did not begin to answer within 1 s" in body["error"]["message"]
     assert len(foreign.chats) == 1
+
+
+async def first_words(llmd: Llmd) -> Any:
+    """What a websocket for tiny hears first."""
+    async with (
+        asyncio.timeout(30),
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}", "X-Request-Id": "mine"}) as client,
+        client.ws_connect(f"{llmd.url}/v1/realtime?model=tiny") as socket,
+    ):
+        return await socket.receive_json()
+
+
+@pytest.mark.parametrize("how", ["busy", "redirect", "junk", "cut"])
+async def test_a_peer_that_takes_no_websocket_leaves_it_to_the_next(
+    hearing: Llmd, foreign: Foreign, how: str
+) -> None:
+    foreign.how = how
+    assert await first_words(hearing) == {"type": "session.created"}
+    assert {(sent["authorization"], sent["x-llmd-hops"]) for sent in foreign.chats} == {
+        (f"Bearer {THEIRS}", "1")
+    }
+    assert foreign.elsewhere == 0, "no redirect is followed"
+    tries = why(hearing, "mine")["tries"]
+    assert [tried["granted"] for tried in tries] == ["cloud", "tiny_0"]
+
+
+@pytest.mark.parametrize(("how", "status"), [("mute", 504), ("bad", 502)])
+async def test_a_peer_that_is_silent_or_refuses_a_websocket_is_the_last_that_is_asked(
+    hearing: Llmd, foreign: Foreign, how: str, status: int
+) -> None:
+    foreign.how = how
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        await first_words(hearing)
+    assert (refused.value.status, len(foreign.chats)) == (status, 1)
 
 
 def test_a_certificate_that_nobody_signed_is_not_believed(

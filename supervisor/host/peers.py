@@ -82,6 +82,7 @@ class Contact:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 read_bufsize=1 << 18,
+                middlewares=(_unled,),
             )
         return self._session
 
@@ -180,6 +181,17 @@ class Peers:
     async def close(self) -> None:
         for contact in (*self._contacts.values(), *self._former):
             await contact.close()
+
+
+async def _unled(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """aiohttp's websockets follow redirects. Raises WSServerHandshakeError."""
+    answer = await handler(request)
+    if 300 <= answer.status < 400 and "Upgrade" in request.headers:
+        answer.close()
+        raise aiohttp.WSServerHandshakeError(request.request_info, (), status=answer.status)
+    return answer
 
 
 def listed(body: bytes) -> dict[str, Listed]:

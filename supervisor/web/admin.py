@@ -36,6 +36,7 @@ from supervisor.host.chronicle import stamp
 from supervisor.host.logbook import log
 from supervisor.host.logstream import DAEMON, Entry, Logs
 from supervisor.web.driving import Driver
+from supervisor.web.invitation import invite
 from supervisor.web.protocol import Runner
 from supervisor.web.traffic import Traffic
 
@@ -175,6 +176,7 @@ class AdminServer:
 
     async def _lend(self, request: web.Request) -> web.StreamResponse:
         """Held: the answer stays open, and the loan ends with the connection that asked for it."""
+        invite(request)
         try:
             wish = msgspec.json.decode(await request.read(), type=LoanWish)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -19,7 +19,7 @@ from supervisor.web.dialects import MARKS
 from supervisor.web.driving import Lease
 from supervisor.web.holding import READS, Signs, sign
 from supervisor.web.passing import Events, Passing
-from supervisor.web.patience import CANCELLED, Limits, Watch
+from supervisor.web.patience import CANCELLED, TOO_LONG, Limits, Watch
 from supervisor.web.protocol import Connection as Client
 from supervisor.web.record import Record
 from supervisor.web.routes import dialect_of
@@ -337,7 +337,7 @@ class Answer:
     def _expired(self, in_all: bool) -> None:
         what = "fell silent in the middle of its answer"
         if in_all:
-            what = "took longer than a request may take in all (server.request_timeout)"
+            what = TOO_LONG
         elif not self._started:
             what = f"did not begin to answer within {self._limits.first:g} s"
         error = EngineSilent(f"{who(self._lease)} {what}", log=self._lease.log_tail(), retry_after=5)
@@ -357,7 +357,8 @@ class Answer:
 
     def _head_for_client(self) -> bytes:
         kept, own = heads.for_client(self.head.headers), self._record.head()
-        return b"".join((heads.status_line(self.head.status), kept, own, self._framing(), b"\r\n"))
+        live = heads.UNGATHERED if self.passing.events else b""
+        return b"".join((heads.status_line(self.head.status), kept, own, live, self._framing(), b"\r\n"))
 
     def _framing(self) -> bytes:
         close = b"" if self.keeps else b"Connection: close\r\n"

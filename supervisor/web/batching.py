@@ -29,6 +29,7 @@ from supervisor.config import Profile
 from supervisor.core.routing import Ask
 from supervisor.errors import EngineFailed, EngineSilent, NotAvailable
 from supervisor.web.driving import Driver, Lease
+from supervisor.web.patience import in_time
 from supervisor.web.record import Record
 
 PATH = "/v1/embeddings"
@@ -216,7 +217,8 @@ class Batches:
             if line.out == 1 or len(wish.inputs) >= limit:
                 return await alone(frozenset())
             member = Member(wish, ask, record)
-            part = await self._together(line, member, limit, wait)
+            async with in_time(record.started, self._driver.config.server.request_timeout):
+                part = await self._together(line, member, limit, wait)
             if part is not None:
                 return _response(part)
             async with self._turn(line):

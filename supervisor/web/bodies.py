@@ -13,6 +13,7 @@ from aiohttp import web
 
 from supervisor.errors import BadRequest, BodyTooLarge, NotAvailable
 from supervisor.web.demands import Demands
+from supervisor.web.invitation import invite
 
 SMALL = 1 << 20
 """Bytes; more go to a file, whose pages the kernel may drop. Writing them there takes no longer than copying."""
@@ -37,6 +38,7 @@ async def read_body(request: web.Request, limit: int) -> Body:
     """Decompressed. Raises BodyTooLarge over `limit` bytes, and BadRequest where it cannot be read."""
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
+    invite(request)
     try:
         return await _read(request, limit)
     except (web.RequestPayloadError, ValueError) as error:  # a length or a compression that does not hold

@@ -8,6 +8,7 @@ refused in OpenAI's shape and an unknown model in Anthropic's, and some errors c
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,19 +31,19 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What of a stream of events begins an error, what begins its last event, and what follows that."""
+    """What begins the last event of a stream, and what ends it."""
 
-    error: bytes
-    end: bytes
+    end: re.Pattern[bytes]
     close: bytes = b"\n\n"
 
 
 MARKS: Mapping[Dialect, Marks] = {
-    "openai": Marks(b'\ndata: {"error"', b"\ndata: [DONE]", b""),
-    "anthropic": Marks(b"\nevent: error\n", b"\nevent: message_stop\n"),
-    "responses": Marks(b"\nevent: error\n", b"\nevent: response.completed\n"),
+    "openai": Marks(re.compile(rb"\ndata: \[DONE\]"), b""),
+    "anthropic": Marks(re.compile(rb"\nevent: message_stop\n")),
+    "responses": Marks(re.compile(rb"\nevent: response\.(?:completed|incomplete|failed)\n")),
 }
-"""As vLLM 0.32.0 writes them; only the first kind ends with [DONE]."""
+"""As vLLM 0.32.0 writes them; only the first kind ends with [DONE]. It completes every response, OpenAI's own API has
+the other two ends."""
 
 
 def told(error: LlmdError, dialect: Dialect) -> dict[str, Any]:
@@ -61,23 +62,28 @@ def event(error: LlmdError, dialect: Dialect) -> bytes:
 
 
 def retold(status: int, body: bytes, dialect: Dialect) -> bytes | None:
-    """An engine's refusal in the shape of `dialect`; None where it has that shape, or is none that is known."""
-    try:
-        said = json.loads(body)
-    except (ValueError, RecursionError):
+    """An engine's refusal in the shape of `dialect`; None where it has that shape, or is no error."""
+    if status < 400:
         return None
-    if not isinstance(said, dict):
-        return None
+    said = _read(body)
     error = said.get("error", said.get("detail"))
-    message = error.get("message") if isinstance(error, dict) else error
-    if error is None:
-        return None
-    words = message if isinstance(message, str) else json.dumps(error)
+    words = error.get("message") if isinstance(error, dict) else error
+    if not isinstance(words, str):
+        words = f"the engine answered with status {status}" if error is None else json.dumps(error)
     if dialect == "anthropic":
         return json.dumps(_anthropic(status, words)).encode()
     if isinstance(error, dict) and "message" in error and "type" not in said:
         return None
     return json.dumps({"error": _openai(status, words)}).encode()
+
+
+def _read(body: bytes) -> dict[str, Any]:
+    """Empty for what is no object: vLLM's bugs are plain text, and proxies before a peer write HTML."""
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _anthropic(status: int, message: str) -> dict[str, Any]:

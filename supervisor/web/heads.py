@@ -31,37 +31,48 @@ _NOT_FOR_ENGINES = _HOP | _KEYS | _PRIVILEGES | _OURS
 """vLLM grants the privileges to whoever asks; bodies have been decompressed when they come here."""
 _TOLD = frozenset({b"x-request-id", b"request-id", b"x-llmd-profile", b"x-llmd-queue-ms", b"x-llmd-dropped"})
 """By llmd itself, whatever a peer says of its own."""
-_NOT_FOR_CLIENTS = _HOP | _TOLD | {b"server", b"date", b"set-cookie"}
+_NOT_FOR_CLIENTS = _HOP | _TOLD | {b"server", b"date", b"set-cookie", b"x-accel-buffering"}
+_OF_BODY = frozenset({b"content-type", b"content-encoding", b"content-language", b"etag", b"last-modified"})
+UNGATHERED = b"X-Accel-Buffering: no\r\n"
+"""With events: nginx before llmd, where it compresses them, would keep tokens and signs of life back to the end."""
+
 _PEOPLE = b"x-openwebui-user"
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 def for_engine(headers: Headers) -> bytes:
     """Of a client's headers."""
-    return _lines(_without(headers, _NOT_FOR_ENGINES))
+    return lines(_without(headers, _NOT_FOR_ENGINES))
 
 
 def for_peer(headers: Headers) -> bytes:
     """The same, and nothing of the person who asks."""
     kept = _without(headers, _NOT_FOR_ENGINES)
-    return _lines([pair for pair in kept if not pair[0].lower().startswith(_PEOPLE)])
+    return lines([pair for pair in kept if not pair[0].lower().startswith(_PEOPLE)])
 
 
 @lru_cache(maxsize=64)
 def for_client(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
     """Of an engine's headers, which are the same for many of its answers."""
-    return _lines(_without(headers, _NOT_FOR_CLIENTS))
+    return lines(_without(headers, _NOT_FOR_CLIENTS))
 
 
 def kept_for_client(headers: Headers) -> list[tuple[bytes, bytes]]:
     return _without(headers, _NOT_FOR_CLIENTS)
 
 
+def kept_of_refusal(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """Where llmd tells it in its own words."""
+    kept = _without(headers, _NOT_FOR_CLIENTS | _OF_BODY)
+    return [*kept, (b"Content-Type", b"application/json")]
+
+
 def status_line(status: int) -> bytes:
     return b"HTTP/1.1 %d %s\r\n" % (status, _REASONS.get(status, b""))
 
 
-def _lines(headers: Headers) -> bytes:
+def lines(headers: Headers) -> bytes:
+    """As they go on the wire."""
     return b"".join([b"%s: %s\r\n" % pair for pair in headers])
 
 

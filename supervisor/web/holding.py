@@ -39,6 +39,9 @@ _TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout", "timeout")
 _SOONER = 1.0
 """Seconds before a client gives up that it is told why."""
 
+_SOONEST = 0.1
+"""Seconds between two signs of life at the least, however hastily a client says that it gives up."""
+
 _HEAD = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -79,7 +82,8 @@ def signs_of(config: Config, ask: Ask, stated: float | None) -> Signs:
     mode = hold_of(config, ask.source) if ask.stream else "off"
     if mode == "off":
         return Signs(mode, math.inf)
-    return Signs(mode, min(config.server.keepalive, math.inf if stated is None else stated / 2))
+    sooner = math.inf if stated is None else max(stated / 2, _SOONEST)
+    return Signs(mode, min(config.server.keepalive, sooner))
 
 
 class Waiting:

@@ -20,7 +20,9 @@ from supervisor.core.lifecycle import COMING, State
 from supervisor.core.why import profiles_called
 from supervisor.errors import BadRequest, LlmdError
 from supervisor.web.driving import Driver
+from supervisor.web.invitation import invite
 from supervisor.web.openai import model_entries
+from supervisor.web.patience import hurried
 from supervisor.web.record import RECORD
 from supervisor.web.ui.stream import SILENCE, drop, open_events, put
 
@@ -124,8 +126,11 @@ class LlamaCpp:
     async def _named(self, request: web.Request) -> str:
         record = request[RECORD]
         record.source = self._identify(request)
+        invite(request)
+        with hurried(request, self._driver.config.server.body_timeout):
+            body = await request.read()
         try:
-            record.model = msgspec.json.decode(await request.read(), type=Named).model[:200]
+            record.model = msgspec.json.decode(body, type=Named).model[:200]
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadRequest(f'this takes {{"model": NAME}}: {error}', param="model") from None
         profiles_called(record.model, self._driver.config)  # raises ModelNotFound

@@ -16,8 +16,8 @@ from supervisor.core.routing import Ask
 from supervisor.errors import BadRequest, EngineFailed, LlmdError
 from supervisor.web.conversation import by_session, by_words
 
-LONGEST_RETRY = 60
-"""Seconds; openai-node takes a longer Retry-After for a mistake and ignores it."""
+LONGEST_RETRY = 59
+"""Seconds; openai-node takes a Retry-After of a minute or more for a mistake, and comes back at once."""
 
 _LETTERS_PER_TOKEN = 4
 _TOKENS_PER_MEDIUM = 1000

@@ -113,7 +113,7 @@ class Events(Passing):
 
     def _look_closely(self, data: bytes) -> int:
         before, seen = len(self._edge), self._edge + data
-        self._closing = self._closing or self._marks.end in seen
+        self._closing = self._closing or self._marks.end.search(seen) is not None
         end = self._error_end(seen)
         whole = b"" if seen.endswith(b"\n") and not self._named else seen[-_LONGEST_OPENING:]
         self._edge = seen[-2:] if self._in_error else whole
@@ -139,7 +139,8 @@ class Events(Passing):
     def ended(self) -> bool:
         """Every stream of events has a last one; where that did not come whole, it was broken off."""
         last = self._text_end().removesuffix(b"\r\n")
-        return (self._closing or self._marks.end in b"\n" + last) and last.endswith(self._marks.close)
+        closing = self._closing or self._marks.end.search(b"\n" + last) is not None
+        return closing and last.endswith(self._marks.close)
 
     def made(self) -> int:
         """Tokens so far, about: engines send most of them in a frame of their own, after one without any."""

@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import NamedTuple
 
 from aiohttp import web
 
 from supervisor.config import Config
 from supervisor.core.routing import Ask
-from supervisor.errors import RequestTimeout
+from supervisor.errors import EngineSilent, RequestTimeout
 from supervisor.web.driving import Lease
 
 SLOWEST = 1 << 10
 """Bytes of a body that must have come in each `body_timeout`: a byte now and then holds no connection open."""
 
 CANCELLED = "cancelled by an operator of this host"
+
+
+TOO_LONG = "took longer than a request may take in all (server.request_timeout)"
 
 
 class Limits(NamedTuple):
@@ -66,6 +69,18 @@ def hurried(request: web.Request, limit: float) -> Iterator[None]:
     finally:
         if timer is not None:
             timer.cancel()
+
+
+@asynccontextmanager
+async def in_time(arrived: float, limit: float) -> AsyncIterator[None]:
+    """For what is not watched piece by piece. `arrived` is monotonic. Raises EngineSilent `limit` seconds after it."""
+    try:
+        async with asyncio.timeout(max(0.0, arrived + limit - time.monotonic())) as scope:
+            yield
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        raise EngineSilent(f"it {TOO_LONG}") from None
 
 
 def _ignored(in_all: bool = False) -> None:

@@ -22,6 +22,7 @@ from aiohttp.http_parser import RawRequestMessage
 
 from supervisor.errors import BadRequest, InternalError, LlmdError
 from supervisor.host.logbook import log
+from supervisor.web.invitation import CONTINUE, EXPECTED, expectation, is_uninvited, part, unexpecting
 from supervisor.web.openai import error_body, error_headers
 from supervisor.web.record import RECORD, Record
 
@@ -81,13 +82,19 @@ class _Server(web.Server):
     ) -> web.BaseRequest:
         assert isinstance(connection, Connection)
         connection.begin()
-        return self._application.request_factory(message, payload, connection, writer, task)
+        expected = expectation(message)
+        told = message if expected is None else unexpecting(message)
+        request = self._application.request_factory(told, payload, connection, writer, task)
+        if expected is not None:
+            request[EXPECTED] = expected
+        return request
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
-            return await self._application.request_handler(request)
-        except web.HTTPException as error:  # before any middleware: Expect with something unknown
-            return _refusal(BadRequest(error.reason), Record.of(None))
+            response = await self._application.request_handler(request)
+            if is_uninvited(request):
+                await part(request, response)
+            return response
         finally:
             assert isinstance(request.protocol, Connection)
             request.protocol.end()
@@ -244,6 +251,8 @@ def check_head(request: web.BaseRequest) -> None:
         raise BadRequest("the request line must hold a path: llmd is no proxy")
     if old and "Transfer-Encoding" in request.headers:
         raise BadRequest("HTTP/1.0 has no Transfer-Encoding")
+    if request.get(EXPECTED, CONTINUE).lower() != CONTINUE:
+        raise BadRequest(f"nothing but {CONTINUE} can be expected here")
 
 
 def _left(request: web.BaseRequest) -> bool:

@@ -1,46 +1,77 @@
-"""A websocket to an engine: what either side says is passed to the other, until one of them ends it."""
+"""A websocket to an engine, or a peer: what either side says is passed to the other, until one of them ends it."""
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from urllib.parse import urlencode
 
 import aiohttp
 from aiohttp import WSMsgType, web
 
-from supervisor.errors import EngineFailed
+from supervisor.errors import BadRequest, EngineFailed, EngineSilent, EngineUnwilling, LlmdError, Withdrawn
 from supervisor.host.peers import HOPS
+from supervisor.host.upstream import Broken, Gone
 from supervisor.web.answer import who
 from supervisor.web.driving import Lease
+from supervisor.web.onward import is_unwilling
+from supervisor.web.patience import CANCELLED, TOO_LONG, Limits
 from supervisor.web.record import Record
+from supervisor.web.relay import translated
 
 _HEARTBEAT = 30.0
 """Seconds between pings; a side that does not answer them is gone."""
 _LARGEST = 16 << 20
 """Bytes of a message: three minutes of speech at once."""
-_BROKEN = 1011
-"""An end that neither side wanted; RFC 6455, 7.4.1."""
+_BROKEN, _CUT = 1011, 1006
+"""An end that neither side wanted, as it is told and as it is met; RFC 6455, 7.4.1."""
 
 Side = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
 
-async def relay_socket(request: web.Request, lease: Lease, record: Record) -> web.StreamResponse:
-    """Raises EngineFailed as long as the client's handshake was not answered."""
-    url, headers = _asked(request, lease, record)
-    try:
-        engine = await lease.session.ws_connect(
-            url, heartbeat=_HEARTBEAT, max_msg_size=_LARGEST, headers=headers
-        )
-    except (aiohttp.ClientError, OSError) as error:
-        what = f"{who(lease)} took no websocket ({type(error).__name__})"
-        raise EngineFailed(what, log=lease.log_tail(), retry_after=5) from error
-    async with engine:
+def check_handshake(request: web.Request) -> None:
+    """Raises BadRequest for what is none."""
+    if not web.WebSocketResponse().can_prepare(request):
+        raise BadRequest(f"{request.path} is for websockets")
+
+
+async def relay_socket(
+    request: web.Request, lease: Lease, record: Record, limits: Limits
+) -> web.StreamResponse:
+    """Raises LlmdError as long as the client's handshake was not answered. Only EngineDied leaves it to another."""
+    async with await _reached(request, lease, record, limits) as engine:
         client = web.WebSocketResponse(heartbeat=_HEARTBEAT, max_msg_size=_LARGEST)
         client.headers.update(record.headers())
         await client.prepare(request)
-        record.status = 101
-        await _both_ways(client, engine)
+        record.status, record.cut = 101, partial(_cut, request, record, Withdrawn(CANCELLED))
+        with _for_so_long(
+            record.started + limits.total, partial(_cut, request, record, EngineSilent(f"it {TOO_LONG}"))
+        ):
+            await _both_ways(client, engine, partial(_note_end, record, lease))
     return client
+
+
+async def _reached(
+    request: web.Request, lease: Lease, record: Record, limits: Limits
+) -> aiohttp.ClientWebSocketResponse:
+    """The lease is told of what fails; not of a refusal: an engine without this route refuses everyone."""
+    url, headers = _asked(request, lease, record)
+    try:
+        async with asyncio.timeout(limits.first):
+            engine = await lease.session.ws_connect(
+                url, heartbeat=_HEARTBEAT, max_msg_size=_LARGEST, headers=headers
+            )
+    except aiohttp.WSServerHandshakeError as error:
+        raise _refusal(error.status, lease) from error
+    except (aiohttp.ClientError, OSError) as error:
+        told = _failure(error, lease, limits)
+        lease.failed(told.message)
+        raise told from error
+    lease.answered()
+    return engine
 
 
 def _asked(request: web.Request, lease: Lease, record: Record) -> tuple[str, dict[str, str]]:
@@ -52,12 +83,58 @@ def _asked(request: web.Request, lease: Lease, record: Record) -> tuple[str, dic
     return url, headers | {HOPS: str(record.hops + 1)}
 
 
-async def _both_ways(client: web.WebSocketResponse, engine: aiohttp.ClientWebSocketResponse) -> None:
+def _refusal(status: int, lease: Lease) -> LlmdError:
+    what = f"{who(lease)} took no websocket: it answered {status}"
+    if lease.peer and is_unwilling(status):
+        return EngineUnwilling(what, retry_after=5)
+    return EngineFailed(what, log=lease.log_tail(), retry_after=5)
+
+
+def _failure(error: aiohttp.ClientError | OSError, lease: Lease, limits: Limits) -> EngineFailed:
+    kind = type(error).__name__
+    if isinstance(error, aiohttp.ClientConnectionError | ConnectionError):
+        return translated(Gone(f"took no websocket ({kind})"), lease)
+    if isinstance(error, TimeoutError):
+        what = f"{who(lease)} did not take a websocket within {limits.first:g} s"
+        return EngineSilent(what, log=lease.log_tail(), retry_after=5)
+    return translated(Broken(f"took no websocket ({kind})"), lease)
+
+
+def _cut(request: web.Request, record: Record, why: LlmdError) -> None:
+    record.status, record.error, record.code = why.status, why.message, why.code
+    if request.transport is not None:
+        request.transport.close()
+
+
+@contextmanager
+def _for_so_long(deadline: float, cut: Callable[[], None]) -> Iterator[None]:
+    """`deadline` is monotonic. Who says nothing more would keep its place for ever."""
+    timer = asyncio.get_running_loop().call_later(max(0.0, deadline - time.monotonic()), cut)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _note_end(record: Record, lease: Lease, client: Side, engine: Side) -> None:
+    """A client that said goodbye, or heard it, has not left."""
+    record.whole = client.close_code not in (None, _CUT) or engine.close_code is not None
+    if engine.close_code == _CUT:
+        why = EngineFailed(f"{who(lease)} broke off a websocket")
+        record.status, record.error, record.code = why.status, why.message, why.code
+
+
+async def _both_ways(
+    client: web.WebSocketResponse,
+    engine: aiohttp.ClientWebSocketResponse,
+    ended: Callable[[Side, Side], None],
+) -> None:
     """Until the first of the two is at its end; the other is told how it ended."""
     ways = {asyncio.create_task(_pass(client, engine)), asyncio.create_task(_pass(engine, client))}
     try:
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
     finally:
+        ended(client, engine)
         for way in ways:
             way.cancel()
         await asyncio.gather(*ways, return_exceptions=True)
@@ -74,6 +151,6 @@ async def _pass(source: Side, target: Side) -> None:
 
 
 def _told(side: Side) -> int:
-    """The code that the other side hears. 1005 and 1006 are not for the wire."""
+    """The code that the other side hears. 1005, which is none, and 1006 are not for the wire."""
     code = side.close_code
-    return code if code is not None and code not in (1005, 1006) else _BROKEN if code == 1006 else 1000
+    return _BROKEN if code == _CUT else 1000 if code in (None, 1005) else code

@@ -143,10 +143,18 @@ def _refused(request: web.Request, answer: Answer) -> web.StreamResponse:
     status, said = answer.head.status, bytes(answer.refusal or b"")
     if BEGUN in request:
         raise retold(status, said)
-    told = dialects.retold(status, said, dialect_of(request.path))
-    kept = heads.kept_for_client(answer.head.headers)
+    kept, told = refusal(answer, request.path)
     headers = CIMultiDict((name.decode("latin-1"), value.decode("latin-1")) for name, value in kept)
-    return web.Response(status=status, body=told or said, headers=headers)
+    return web.Response(status=status, body=told, headers=headers)
+
+
+def refusal(answer: Answer, path: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body of what the engine refused with, as the clients of `path` read it."""
+    said = bytes(answer.refusal or b"")
+    told = dialects.retold(answer.head.status, said, dialect_of(path))
+    if told is None:
+        return heads.kept_for_client(answer.head.headers), said
+    return heads.kept_of_refusal(answer.head.headers), told
 
 
 def check_refusal(status: int, said: bytes, lease: Lease) -> None:

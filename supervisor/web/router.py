@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 
 from aiohttp import web
@@ -19,6 +20,7 @@ from supervisor.core.command import names_of
 from supervisor.core.routing import Ask
 from supervisor.errors import (
     BadRequest,
+    BodyTooLarge,
     EngineDied,
     InternalError,
     LlmdError,
@@ -46,7 +48,7 @@ from supervisor.web.onward import elsewhere, hops_of
 from supervisor.web.openai import error_headers, model_entries, peer_entries, read_ask
 from supervisor.web.patience import hurried, limits_of
 from supervisor.web.protocol import check_head
-from supervisor.web.realtime import relay_socket
+from supervisor.web.realtime import check_handshake, relay_socket
 from supervisor.web.record import RECORD, Record
 from supervisor.web.relay import Spliced, relay
 from supervisor.web.routes import ROUTES, Route, dialect_of
@@ -57,6 +59,8 @@ from supervisor.web.ui import UI
 from supervisor.web.ui.dashboard import Dashboard
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Waits = Callable[[Ask], AbstractAsyncContextManager[Lease]]
+Serves = Callable[[Ask, Lease], Awaitable[web.StreamResponse]]
 
 _UNRECORDED = frozenset({"/health", "/metrics"})
 """Asked every few seconds by machines; a log of them hides the rest."""
@@ -128,7 +132,7 @@ class Router:
             return _refusal(error, request, record)
         except web.HTTPException as error:
             return _refusal(_translated(error, request), request, record, _allowed(error))
-        if record.first is None:  # else the relay has told what became of it
+        if record.first is None and record.error is None:  # else the relay has told what became of it
             record.status = response.status
         if not response.prepared:
             response.headers.update(record.headers())
@@ -195,20 +199,22 @@ class Router:
     async def _pass_on(
         self, request: web.Request, body: Body, ask: Ask, tried: frozenset[str] = frozenset()
     ) -> web.StreamResponse:
-        """To the place that is leased for it; to another where that one breaks off before it answers."""
-        record, before = request[RECORD], None
         ask = replace(ask, tried=request.get(TRIED, tried))
-        record.model = ask.model[:_LONGEST_NAME]
-        demands = body.demands
-        demands.check_any(self._profiles(ask.model))
+        request[RECORD].model = ask.model[:_LONGEST_NAME]
+        body.demands.check_any(self._profiles(ask.model))
         waiting = Waiting(request, ask, self._driver)
+        return await self._served(request, ask, waiting.lease, partial(self._to, request, body, waiting))
+
+    async def _served(self, request: web.Request, ask: Ask, wait: Waits, serve: Serves) -> web.StreamResponse:
+        """By the place that is leased for it; by another where that one breaks off before it answers."""
+        record, before = request[RECORD], None
         while True:
             lease: Lease | None = None
             try:
-                async with waiting.lease(ask) as lease:
+                async with wait(ask) as lease:
                     record.profile, record.reason, record.queued = lease.profile, lease.reason, lease.queued
                     record.hit = lease.hit
-                    return await self._to(request, body, ask, lease, demands, waiting)
+                    return await serve(ask, lease)
             except EngineDied as error:
                 ask, before = await elsewhere(self._driver, ask, lease, error), error
             except LlmdError as error:
@@ -216,11 +222,11 @@ class Router:
                 raise
 
     async def _to(
-        self, request: web.Request, body: Body, ask: Ask, lease: Lease, demands: Demands, waiting: Waiting
+        self, request: web.Request, body: Body, waiting: Waiting, ask: Ask, lease: Lease
     ) -> web.StreamResponse:
         keep = partial(self._kept.note, source=ask.source)
         record, peer = request[RECORD], lease.peer
-        fitted = body if peer else self._fitted(body, demands, lease.configured, record)
+        fitted = body if peer else self._fitted(body, body.demands, lease.configured, record)
         return await relay(
             request,
             self._named(request, fitted, ask, lease),
@@ -254,14 +260,16 @@ class Router:
             return await self._pass_on(request, Body(b""), ask)
 
     async def _serve_socket(self, request: web.Request, route: Route, source: str) -> web.StreamResponse:
-        ask = self._known(Ask(self._hearing(request, route), source, tasks=route.tasks), request)
-        record = request[RECORD]
-        record.model = ask.model[:_LONGEST_NAME]
-        record.cut = request.transport.close if request.transport else None
-        async with self._traffic.watched(record, ask), self._driver.lease(ask) as lease:
-            record.profile, record.reason = lease.profile, lease.reason
-            record.queued, record.hit = lease.queued, lease.hit
-            return await relay_socket(request, lease, record)
+        check_handshake(request)
+        model = self._hearing(request, route)
+        ask = self._known(Ask(model, source, tasks=route.tasks, stream=True), request)
+        request[RECORD].model = ask.model[:_LONGEST_NAME]
+        async with self._traffic.watched(request[RECORD], ask):
+            return await self._served(request, ask, self._driver.lease, partial(self._to_socket, request))
+
+    async def _to_socket(self, request: web.Request, ask: Ask, lease: Lease) -> web.StreamResponse:
+        limits = limits_of(ask, self._driver.config, lease)
+        return await relay_socket(request, lease, request[RECORD], limits)
 
     def _hearing(self, request: web.Request, route: Route) -> str:
         """The model of a websocket: vLLM's own clients name it later, in a message, when only one can be meant."""
@@ -321,6 +329,8 @@ def _translated(error: web.HTTPException, request: web.Request) -> LlmdError:
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         return MethodNotAllowed(f"{request.path} takes {allowed}, not {request.method}")
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return BodyTooLarge(f"the body is larger than {request.path} takes")
     if isinstance(error, web.HTTPNotFound):
         return RouteNotFound(f"{request.method} {request.path} is not served here")
     return BadRequest(error.reason)

@@ -32,7 +32,7 @@ from supervisor.web.openai import error_headers, read_ask
 from supervisor.web.patience import limits_of
 from supervisor.web.plain import LONGEST_HEAD, Head, read_head
 from supervisor.web.record import Record, people_of, request_id_of
-from supervisor.web.relay import check_refusal, note_usage, own_head, translated
+from supervisor.web.relay import check_refusal, note_usage, own_head, refusal, translated
 from supervisor.web.routes import GENERATE, dialect_of
 from supervisor.web.traffic import Traffic
 
@@ -236,8 +236,8 @@ class Exchange:
             return
         self._lease.answered()
         record.status = answer.head.status
-        told = dialects.retold(record.status, said, dialect_of(record.path)) or said
-        self._respond(heads.for_client(answer.head.headers), told)
+        kept, told = refusal(answer, record.path)
+        self._respond(heads.lines(kept), told)
 
     def _refuse(self, error: LlmdError) -> None:
         record = self._record

@@ -17,6 +17,7 @@ class Knobs:
     crash_at: str = ""  # part of a log line | "ready" | "token:N" (EngineCore dies after N tokens)
     exit_code: int = 1  # of crash_at's first two kinds; the third ends with 0, as in vLLM
     hang_at: str = ""  # part of a log line | "ready" (never listens) | "request" (never answers)
+    reading_seconds: float = 0.0  # a stream is silent behind its head for so long, as by a long prompt
     stop_at_token: int = 0  # the stream falls silent after so many tokens
     die_at_token: int = 0  # SIGKILL of the API server after so many tokens
     loading_terms: int = 2  # SIGTERMs it takes while loading: vLLM swallows the first

@@ -181,6 +181,8 @@ class Server:
 
     async def listen(self, request: web.Request) -> web.WebSocketResponse:
         """Each message comes back as a delta; vLLM asks for session.update first."""
+        if self.knobs.hang_at == "request":
+            await asyncio.Event().wait()
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         await socket.send_json({"type": "session.created"})
@@ -286,6 +288,7 @@ class Server:
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
+        await asyncio.sleep(self.knobs.reading_seconds)
         for chunk in completion.opening():
             await response.write(completion.encode(chunk))
         async for number in self.paced(length):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -205,6 +206,16 @@ async def test_nobody_can_tell_which_way_a_request_went(
         assert value == ordinary[name], name
 
 
+def cuts(writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+
+
+def closes_its_side(writer: asyncio.StreamWriter) -> None:
+    """As a close looks from afar; but the connection is still read here."""
+    writer.write_eof()
+
+
+@pytest.mark.parametrize("leaves", [cuts, closes_its_side])
 @pytest.mark.parametrize(
     ("engine", "stream", "seen", "status"),
     [
@@ -215,7 +226,12 @@ async def test_nobody_can_tell_which_way_a_request_went(
     ],
 )
 async def test_nobody_can_tell_which_way_a_request_went_whose_client_left(
-    engine: Handler, stream: bool, seen: bytes, status: int, capsys: pytest.CaptureFixture[str]
+    engine: Handler,
+    stream: bool,
+    seen: bytes,
+    status: int,
+    leaves: Callable[[asyncio.StreamWriter], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Who leaves on the last event has all of the answer."""
     found = []
@@ -229,8 +245,10 @@ async def test_nobody_can_tell_which_way_a_request_went_whose_client_left(
                     await asyncio.sleep(0)
                 if seen:
                     await reader.readuntil(seen)
-                writer.transport.abort()
+                leaves(writer)
                 await world.left.wait()
+                await reader.read()  # to its end
+                writer.close()
                 while not world.driver.register.noted:  # noqa: ASYNC110
                     await asyncio.sleep(0)
             found.append(await remains(world, capsys))

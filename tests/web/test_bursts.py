@@ -236,10 +236,10 @@ async def test_calls_that_fail_open_the_breaker_as_others_do(world: World) -> No
     assert [(len(lease.failures), lease.answers) for lease in world.driver.leases] == [(0, 1), (1, 0)]
 
 
-def configure(world: World, *, max_concurrent: int, max_wait: float = 290.0) -> None:
+def configure(world: World, *, max_concurrent: int = 4, **waits: float) -> None:
     config = world.driver.config
     bge = config.profiles["bge_0"].model_copy(update={"max_concurrent": max_concurrent, "batch_wait": 0.05})
-    server = config.server.model_copy(update={"max_wait": max_wait})
+    server = config.server.model_copy(update=waits)
     world.driver.config = config.model_copy(update={"profiles": {"bge_0": bge}, "server": server})
 
 
@@ -265,3 +265,14 @@ async def test_a_turn_that_does_not_come_is_told(world: World) -> None:
         assert (status, said["error"]["code"]) == (503, "model_not_available")
     world.answer()
     assert {status for status, _ in await asyncio.gather(first, *tasks)} == {200}
+
+
+async def test_whoever_gathers_waits_no_longer_in_all_than_a_request_may(world: World) -> None:
+    first = await world.first()
+    configure(world, request_timeout=0.3)
+    for status, said in await asyncio.gather(*world.many("a", "b")):
+        assert (status, said["error"]["code"]) == (504, "engine_timeout")
+        assert "server.request_timeout" in said["error"]["message"]
+    world.answer()
+    assert (await first)[0] == 200
+    await until(lambda: world.driver.held == 0)

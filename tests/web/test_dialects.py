@@ -59,8 +59,19 @@ def test_other_shapes_are_retold_to_openais_clients(said: dict[str, object]) -> 
 
 
 @pytest.mark.parametrize("said", [b"", b"<html>", b"[]", b"3", b'{"a": 1}', b"[" * 100_000])
-def test_what_is_no_known_error_is_left(said: bytes) -> None:
-    assert retold(500, said, "anthropic") is None
+def test_what_is_no_known_error_is_told_by_its_status_alone(said: bytes) -> None:
+    words = "the engine answered with status 500"
+    body = retold(500, said, "anthropic")
+    assert body is not None
+    assert json.loads(body) == {"type": "error", "error": {"type": "api_error", "message": words}}
+    body = retold(500, said, "openai")
+    assert body is not None
+    error = {"message": words, "type": "api_error", "param": None, "code": 500}
+    assert json.loads(body) == {"error": error}
+
+
+def test_what_is_no_error_is_left() -> None:
+    assert retold(307, b"", "openai") is None
 
 
 def test_the_last_event_of_a_broken_stream() -> None:
@@ -84,6 +95,16 @@ def test_a_stream_ends_with_its_last_event(dialect: Any, size: int) -> None:
     stream, passing = STREAMS[dialect], Events(MARKS[dialect])
     for at in range(0, len(stream), size):
         assert not passing.ended() or at + 2 >= len(stream)
+        passing.see(stream[at : at + size])
+    assert passing.ended()
+
+
+@pytest.mark.parametrize("end", ["incomplete", "failed"])
+@pytest.mark.parametrize("size", [1, 7, 50_000])
+def test_a_response_of_another_server_may_end_before_it_is_complete(end: str, size: int) -> None:
+    stream = STREAMS["responses"].replace(b"completed", end.encode())
+    passing = Passing(True, MARKS["responses"])
+    for at in range(0, len(stream), size):
         passing.see(stream[at : at + size])
     assert passing.ended()
 

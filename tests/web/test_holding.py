@@ -12,8 +12,10 @@ import aiohttp
 import pytest
 from cold import ANSWER, ASK, World, cold_world
 
+from supervisor.config import Config
+from supervisor.core.routing import Ask
 from supervisor.errors import BadRequest, EngineFailed, NotAvailable
-from supervisor.web.holding import COMMENT, retold, sign, stated_timeout
+from supervisor.web.holding import COMMENT, retold, sign, signs_of, stated_timeout
 
 DEAD = NotAvailable("llama_0 failed to start: CUDA out of memory", retry_after=30)
 
@@ -270,3 +272,9 @@ def test_a_refusal_that_says_nothing_is_told_by_its_status(body: bytes) -> None:
 @pytest.mark.parametrize("text", ["", "soon", "nan", "inf", "-1", "0"])
 def test_no_number_of_seconds_is_no_timeout(text: str) -> None:
     assert stated_timeout({"timeout": text}) is None
+
+
+def test_whoever_says_that_it_waits_for_no_time_is_not_flooded() -> None:
+    ask, config = Ask("llama", "webui", stream=True), Config(path=Path("llmd.toml"))
+    signs = [signs_of(config, ask, stated).every for stated in (1e-9, 0.4, 1e9, None)]
+    assert signs == [0.1, 0.2, config.server.keepalive, config.server.keepalive]

@@ -159,7 +159,9 @@ def test_a_dead_engines_last_lines_are_told() -> None:
     [
         (Overloaded("full", retry_after=0.2), {"Retry-After": "1", "retry-after-ms": "200"}),
         (Overloaded("full", retry_after=7.2), {"Retry-After": "8", "retry-after-ms": "7200"}),
-        (NotAvailable("night", retry_after=3600), {"Retry-After": "60"}),
+        (NotAvailable("loads", retry_after=58.4), {"Retry-After": "59", "retry-after-ms": "58400"}),
+        (NotAvailable("loads", retry_after=59.2), {"Retry-After": "59"}),
+        (NotAvailable("night", retry_after=3600), {"Retry-After": "59"}),
         (NotAvailable("too large"), {"x-should-retry": "false"}),
     ],
 )

@@ -9,7 +9,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from fakes import FakeDriver
+from wires import closing
 
 from supervisor.config import Config, Profile, Server
 from supervisor.web import protocol
@@ -59,16 +59,6 @@ class Answer:
         error: dict[str, Any] = json.loads(body)["error"]
         assert error.keys() == {"message", "type", "param", "code"}
         return error
-
-
-@asynccontextmanager
-async def closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
-    try:
-        yield
-    finally:
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
 
 
 @dataclass
@@ -342,3 +332,13 @@ async def test_a_stray_timeout_is_a_bug_too(bare: Wire, capsys: pytest.CaptureFi
     assert answer.status == 500
     (line,) = lines(capsys, "internal_error")
     assert "nobody waited for this" in line["traceback"]
+
+
+async def test_the_admin_socket_invites_a_client_that_waits_for_it(wire: Wire) -> None:
+    reader, writer = await asyncio.open_unix_connection(str(wire.socket))
+    async with closing(writer), asyncio.timeout(PATIENCE):
+        writer.write(b"POST /loans HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+        assert await reader.readline() == b"HTTP/1.1 100 Continue\r\n"
+        writer.write(b"{}")
+        await reader.readline()
+        assert (await reader.readline()).startswith(b"HTTP/1.1 400")

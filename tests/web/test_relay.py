@@ -67,6 +67,18 @@ async def test_nothing_of_a_connection_of_the_client_reaches_the_engine(world: W
     assert head.count(b"content-length") == head.count(b"\r\nhost") == head.count(b"\r\nauthorization") == 1
 
 
+@pytest.mark.parametrize(
+    "head", [CHUNKED, CHUNKED.replace(b"\r\n\r\n", b"\r\nX-Accel-Buffering: yes\r\n\r\n")]
+)
+async def test_a_proxy_before_llmd_is_told_to_gather_no_stream(world: World, head: bytes) -> None:
+    """nginx, where it compresses them, would keep tokens and signs of life back to the end."""
+    world.engine = says(head, chunk(FRAME + DONE) + b"0\r\n\r\n")
+    got = await world.ask()
+    assert (split(got)[1][b"x-accel-buffering"], got.lower().count(b"x-accel")) == (b"no", 1)
+    world.engine = says(JSON)
+    assert b"x-accel" not in (await world.ask(stream=False)).lower()
+
+
 async def test_http_1_0_has_the_body_without_chunks(world: World) -> None:
     world.engine = says(CHUNKED, chunk(FRAME), chunk(DONE), b"0\r\n\r\n")
     _, headers, body = split(await world.ask(b"1.0"))

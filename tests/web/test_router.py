@@ -303,7 +303,7 @@ async def test_every_refusal_has_openais_shape(
 async def test_a_refusal_says_when_to_come_back(world: World) -> None:
     world.driver.refusal = NotAvailable("night", retry_after=600)
     async with world.post() as answer:
-        assert (answer.status, answer.headers["Retry-After"]) == (503, "60")
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "59")
 
 
 async def test_models_are_listed_and_found(world: World) -> None:

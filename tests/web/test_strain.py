@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import aiohttp
 import pytest
-from wires import BODY, CHUNKED, DONE, JSON, World, chunk, opened, request
+from wires import BODY, CHUNKED, DONE, JSON, World, chunk, closing, opened, request
 
 from supervisor.host.upstream import Connection, Gone, Pool
 from supervisor.web.front import MOST_EARLY
@@ -214,3 +216,25 @@ async def test_a_request_cancelled_while_it_connects_is_answered_once(
     writer.close()
     assert (world.driver.held, world.asked) == (0, [])
     assert world.driver.leases[0].failures == []
+
+
+@pytest.mark.parametrize("path", ["/ui/signin", "/models/load", "/v1/embeddings", "/v1/responses/x/cancel"])
+async def test_no_place_that_reads_a_body_waits_for_one_without_end(path: str) -> None:
+    """None has anything to do with an engine's time limits; where no body is read, the answer is there at once."""
+    kind = "application/x-www-form-urlencoded" if path.startswith("/ui/") else "application/json"
+    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nOrigin: http://a\r\nConnection: close\r\nContent-Type: {kind}\r\n"
+    async with opened(llama_cpp=True) as world:
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+        async with closing(writer), asyncio.timeout(5):
+            writer.write(head.encode() + b"Content-Length: 9\r\n\r\n")
+            status = (await reader.readline()).split()[1]
+    assert status == (b"404" if path.endswith("cancel") else b"408")
+
+
+async def test_a_body_that_a_button_does_not_take_is_too_large() -> None:
+    async with (
+        opened(llama_cpp=True) as world,
+        aiohttp.ClientSession(world.server.listening[0]) as client,
+        client.post("/models/load", data=io.BytesIO(bytes(2 << 20))) as answer,
+    ):
+        assert (answer.status, (await answer.json())["error"]["code"]) == (413, "body_too_large")

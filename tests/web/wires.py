@@ -46,8 +46,18 @@ def says(*pieces: bytes) -> Handler:
     return handler
 
 
+@contextlib.asynccontextmanager
+async def closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
 class World:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **server: Any) -> None:
         self.engine: Handler = says(JSON)
         self.asked: list[bytes] = []
         self.left = asyncio.Event()
@@ -59,6 +69,7 @@ class World:
                 body_timeout=0.3,
                 client_timeout=CLIENT_TIMEOUT,
                 request_timeout=2.0,
+                **server,
             ),
             engine=EngineDefaults(first_token_timeout=0.5, token_timeout=1.5, answer_timeout=0.5),
             profiles={"llama_0": Profile(name="llama_0", model="llama", weights="w", gpus=(0,))},
@@ -101,9 +112,9 @@ def request(version: bytes = b"1.1", headers: bytes = b"", stream: bool = True) 
 
 
 @contextlib.asynccontextmanager
-async def opened(**config: Any) -> AsyncIterator[World]:
+async def opened(**server: Any) -> AsyncIterator[World]:
     folder = Path(tempfile.mkdtemp(prefix="llmd-", dir="/tmp"))
-    made = World(folder, **config)
+    made = World(folder, **server)
     engine = await asyncio.start_unix_server(made.serve, str(folder / "e"))
     await made.server.open()
     yield made

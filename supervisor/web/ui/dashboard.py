@@ -17,6 +17,8 @@ from supervisor.errors import BadRequest, Forbidden, LlmdError, RouteNotFound, U
 from supervisor.host.logbook import log
 from supervisor.web.auth import Keyring
 from supervisor.web.driving import Driver
+from supervisor.web.invitation import invite
+from supervisor.web.patience import hurried
 from supervisor.web.traffic import Traffic
 from supervisor.web.ui import UI
 from supervisor.web.ui.gate import COOKIE, LASTS, Gate, Session, check_origin
@@ -126,8 +128,10 @@ class Dashboard:
         if (request.content_length or 0) > _LONGEST_FORM:
             raise BadRequest("this form is too long")
         check_origin(request)
+        invite(request)
         try:
-            form = await request.post()
+            with hurried(request, self._driver.config.server.body_timeout):
+                form = await request.post()
             session = self._gate.sign_in(str(form.get("key", "")).strip())
         except (Unauthorized, Forbidden) as error:
             log("sign_in_refused", "WARNING", client=request.remote, message=error.message)
