@@ -103,7 +103,7 @@ def test_a_stream_ends_with_its_last_event(dialect: Any, size: int) -> None:
 @pytest.mark.parametrize("size", [1, 7, 50_000])
 def test_a_response_of_another_server_may_end_before_it_is_complete(end: str, size: int) -> None:
     stream = STREAMS["responses"].replace(b"completed", end.encode())
-    passing = Passing(True, MARKS["responses"])
+    passing = Events(MARKS["responses"])
     for at in range(0, len(stream), size):
         passing.see(stream[at : at + size])
     assert passing.ended()
