@@ -34,7 +34,7 @@ def handle(fleet: Fleet, event: Event, now: float) -> list[Order]:
 
 def is_passing(fleet: Fleet, event: Event) -> bool:
     """Whether no more happened than that a lease was given or ended, while nobody waits for anything."""
-    if fleet.now >= fleet.calm_until or len(fleet.queues):
+    if fleet.now >= fleet.calm_until or fleet.queues.groups:
         return False
     if isinstance(event, Arrived):
         return event.lease in fleet.leases or event.at_once
@@ -43,6 +43,7 @@ def is_passing(fleet: Fleet, event: Event) -> bool:
 
 def settle(fleet: Fleet) -> None:
     """What follows for those who wait, and for engines whose time has come."""
+    fleet.ways.clear()
     look_at_deadlines(fleet)
     reconfiguring.renew(fleet)
     leaving.give_up_abandoned(fleet)

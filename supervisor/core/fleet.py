@@ -29,6 +29,7 @@ from supervisor.errors import ClientError, LlmdError
 if TYPE_CHECKING:
     from supervisor.core.calendar import Transition
     from supervisor.core.lending import Loan
+    from supervisor.core.ways import Way
 
 HOUR = 3600.0
 
@@ -96,6 +97,8 @@ class Fleet:
     """When a Ticked is due at the earliest; None while nothing is awaited."""
     calm_until: float = -math.inf
     """Until then, and as long as nobody waits, a request that comes or goes changes nothing for anybody else."""
+    ways: dict[tuple[object, ...], Way] = field(default_factory=dict)
+    """Kind of request -> where those go, and how they wait, as it holds until this is settled next."""
     reconsider: float | None = None
     """When somebody who waits may get what nobody would give up before."""
     mode: Mode = field(default_factory=Mode)

@@ -58,20 +58,22 @@ class Tokens(msgspec.Struct, frozen=True):
 
     def count(self, letters: int, tokens: int) -> Tokens:
         """With one more request, whose prompt of `letters` was counted."""
-        one = 1.0 / max(tokens, 1)
+        one, fade = 1.0 / max(tokens, 1), FADE
+        each = one * letters
         return Tokens(
             self.seen + 1,
-            FADE * self.weight + one,
-            FADE * self.letters + one * letters,
-            FADE * self.tokens + one * tokens,
-            FADE * self.squares + one * letters * letters,
-            FADE * self.products + one * letters * tokens,
+            fade * self.weight + one,
+            fade * self.letters + each,
+            fade * self.tokens + one * tokens,
+            fade * self.squares + each * letters,
+            fade * self.products + each * tokens,
         )
 
     def expect(self, letters: int) -> int:
         """Tokens that a prompt of `letters` is likely to have."""
         per_letter, fixed = self.line()
-        return max(0, round(fixed + per_letter * letters))
+        expected = round(fixed + per_letter * letters)
+        return expected if expected > 0 else 0
 
     def line(self) -> tuple[float, float]:
         """(tokens a letter, tokens that every prompt has)."""

@@ -10,13 +10,16 @@ from supervisor.core import context, orders
 from supervisor.core.devices import Reading, gib
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fleet import Fleet
-from supervisor.core.learned import Learned, drift, notable, taught
+from supervisor.core.learned import Learned, Tokens, drift, notable, taught
 from supervisor.core.ledger import name_of
 from supervisor.core.lifecycle import SERVING
 from supervisor.core.routing import Ask
 
 LEAST_CUDA = 0.9
 """Share of NVML's total below which CUDA's was misread: those seen were 0.98 and more."""
+
+UNSEEN = Tokens()
+"""Of a model whose prompts were never counted."""
 
 
 def learn(fleet: Fleet, engine: Engine, learned: Learned) -> None:
@@ -123,9 +126,12 @@ def estimate(fleet: Fleet, ask: Ask) -> Ask:
     """With the tokens that its letters come to with its model, as far as that was seen."""
     if ask.letters is None:
         return ask
-    named = [fleet.engines[p.name].learned.tokens for p in fleet.config.named.get(ask.model, ())]
-    best = max(named, key=lambda tokens: tokens.seen, default=None)
-    if best is None or not best.seen:
+    best = UNSEEN
+    for profile in fleet.config.named.get(ask.model, ()):
+        known = fleet.engines[profile.name].learned.tokens
+        if known.seen > best.seen:
+            best = known
+    if best is UNSEEN:
         return ask
     tokens = best.expect(ask.letters)
     return replace(ask, tokens=tokens, least=min(ask.least, int(tokens * context.SHARE)))

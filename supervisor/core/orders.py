@@ -107,7 +107,7 @@ class Survey:
 
 
 class Routed(msgspec.Struct, frozen=True):
-    """Where a request may go; told before its Grant or Refuse."""
+    """Where a request that waits, or finds nothing, may go."""
 
     lease: str
     ask: Ask
@@ -115,12 +115,15 @@ class Routed(msgspec.Struct, frozen=True):
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """`profile`: or the name of a peer, which has no incarnation."""
+    """`profile`: or the name of a peer, which has no incarnation. `route`: where else it might have gone, None where
+    a Routed has told that."""
 
     lease: str
     profile: str
     incarnation: str
     reason: str
+    ask: Ask
+    route: Route | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,13 +45,23 @@ class Requests:
 
     def routed(self, ask: Ask, route: Route, now: float) -> None:
         """A client may send one id twice: the later request counts, but for further tries of the same."""
-        request = self._found.get(ask.request)
-        if request is None or request.outcome is not None:
-            request = self._found[ask.request] = Request(ask)
-            self._found.move_to_end(ask.request)
-        request.tries.append(Try(route, now))
-        if len(self._found) > self.most:
-            self._found.popitem(last=False)
+        self._tried(ask, Try(route, now))
+
+    def given(self, ask: Ask, route: Route, profile: str, reason: str, now: float) -> None:
+        """The same, of one that had its lease as it came."""
+        self._tried(ask, Try(route, now, profile, reason, 0.0))
+
+    def _tried(self, ask: Ask, tried: Try) -> None:
+        found, name = self._found, ask.request
+        request = found.get(name)
+        if request is not None and request.outcome is None:
+            request.tries.append(tried)
+            return
+        if request is not None:
+            found.move_to_end(name)
+        found[name] = Request(ask, [tried])
+        if len(found) > self.most:
+            found.popitem(last=False)
 
     def joined(self, name: str, others: Sequence[str]) -> None:
         """They go with `name`, in one call."""

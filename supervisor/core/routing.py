@@ -6,10 +6,12 @@ error comes out. Whether a candidate can serve *now* is `placement`'s question.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from supervisor.config import Config, Profile
 from supervisor.core import context
@@ -57,6 +59,11 @@ class Route(msgspec.Struct, frozen=True):
     """Who serves the model, but not this request, and why."""
     sticky: bool = False
     """The first candidate has the conversation in its cache."""
+    profiles: tuple[str, ...] = ()
+    """The candidates' names."""
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "profiles", tuple(candidate.profile for candidate in self.candidates))
 
 
 def candidates(ask: Ask, config: Config, available: Collection[str]) -> tuple[Candidate, ...]:
@@ -88,6 +95,14 @@ def route(
     if offers and not able and not abroad:
         raise _nobody(ask, refused)
     return _homeward(Route(_merged(local, abroad), (*closed, *short, *refused)), home)
+
+
+def reach(ask: Ask, config: Config) -> tuple[float, float]:
+    """The longest prompt, and the most tokens with its reply, up to which every ask like this one is routed as it is
+    while no peer offers its model: beyond them a longer context is sought, or the request refused."""
+    able = _able(ask, config, ())
+    most = min((p.max_model_len for p in able if p.max_model_len is not None), default=math.inf)
+    return math.inf if len(able) == 1 else config.routing.long_context_tokens, most
 
 
 def _only(ask: Ask, profile: Profile, available: Collection[str], home: str | None) -> Route:

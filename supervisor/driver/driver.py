@@ -101,11 +101,11 @@ class Driver:
 
     def post(self, event: Event) -> None:
         """The one way in. Synchronous, so that nothing is read before and acted on after an await."""
-        self._decide(event)
+        self._decide(event, time.monotonic())
 
-    def _decide(self, event: Event) -> list[Order]:
+    def _decide(self, event: Event, now: float) -> list[Order]:
         """What was ordered, and is carried out."""
-        ordered = decide.handle(self.fleet, event, time.monotonic())
+        ordered = decide.handle(self.fleet, event, now)
         for order in ordered:
             self._obeys[type(order)](self, order)
         if self.fleet.due != self._armed:
@@ -283,7 +283,7 @@ class Driver:
         self.post(events.Arrived(name, ask, self.config.server.max_wait if patience is None else patience))
         try:
             grant = await waiting
-            self.requests.granted(ask.request, grant.profile, grant.reason, time.monotonic())
+            self._noted(grant, time.monotonic())
             lease = self._leased(grant, began)
             yield lease
         except LlmdError as error:
@@ -298,23 +298,23 @@ class Driver:
 
     def lease_at_once(self, ask: Ask) -> Lease | None:
         """What `lease` would give without waiting, to be given back; None where it would wait, or refuse."""
-        name, began = self._number(), time.monotonic()
-        ordered = self._decide(events.Arrived(name, ask, 0.0, at_once=True))
-        granted = next((o for o in ordered if isinstance(o, orders.Grant) and o.lease == name), None)
-        if granted is None:
+        name, now = self._number(), time.monotonic()
+        grant = self._decide(events.Arrived(name, ask, 0.0, True), now)[0]
+        if not isinstance(grant, orders.Grant):
             return None
-        self.requests.granted(ask.request, granted.profile, granted.reason, began)
-        try:
-            return self._leased(granted, began)
-        except EngineDied:
+        self._noted(grant, now)
+        engine = self.engines.get(grant.incarnation)
+        if engine is None:
             self.post(events.Left(name))
             return None
+        engine.in_flight += 1
+        return Lease(grant.profile, grant.reason, 0.0, "warm", engine, name)
 
     def give_back(self, lease: Lease) -> None:
         """Once; a second time is of no effect."""
         if lease.name in self.fleet.leases:
             lease.count(-1)
-            self.post(events.Left(lease.name, lease.prompt, lease.output))
+            self._decide(events.Left(lease.name, lease.prompt, lease.output), time.monotonic())
 
     def broke_off(self, request: str, error: LlmdError) -> None:
         """Note why a lease that was given at once came to nothing, for those who ask why."""
@@ -323,6 +323,14 @@ class Driver:
     def _number(self) -> str:
         """A name that no lease had."""
         return f"r{next(self._numbers)}"
+
+    def _noted(self, grant: orders.Grant, now: float) -> None:
+        """For those who ask why."""
+        ask, route = grant.ask, grant.route
+        if route is None:
+            self.requests.granted(ask.request, grant.profile, grant.reason, now)
+        elif ask.request:
+            self.requests.given(ask, route, grant.profile, grant.reason, now)
 
     def _leased(self, grant: orders.Grant, arrived: float) -> Lease:
         place = self.engines.get(grant.incarnation)
