@@ -120,7 +120,8 @@ def give(fleet: Fleet, waiter: Waiter, *, here: bool = False) -> bool:
         if place.admits(waiter.ask) and fleet.kept_for.get(name, lease) == lease:
             if here and isinstance(place, Peer):
                 return False
-            fleet.queues.remove(lease)
+            if fleet.queues.groups:
+                fleet.queues.remove(lease)
             if isinstance(place, Peer):
                 peering.grant(fleet, waiter, place, candidate.reason)
             else:

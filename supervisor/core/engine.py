@@ -37,7 +37,7 @@ REMEMBERED = 64
 """Replies whose length is remembered."""
 
 
-class Granted(msgspec.Struct, frozen=True):
+class Granted(msgspec.Struct, frozen=True, gc=False):
     """A lease that was given: to whom, on what, and the tokens it was taken to need."""
 
     profile: str

@@ -62,7 +62,7 @@ def _(event: events.Left, fleet: Fleet) -> None:
     if event.output is not None:
         engine.wrote(event.output)
     if event.prompt is not None:
-        learning.counted(fleet, granted, event.prompt)
+        learning.counted(fleet, engine, granted.letters, event.prompt)
     engine.served(fleet.now - granted.at)
     if engine.incarnation == granted.incarnation:
         engine.drop(event.lease)

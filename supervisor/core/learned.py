@@ -42,7 +42,7 @@ DRIFT_WAKE = 3.0
 DRIFT_BYTES = 512 * MIB
 
 
-class Tokens(msgspec.Struct, frozen=True):
+class Tokens(msgspec.Struct, frozen=True, gc=False):
     """A prompt's tokens as a straight line over its letters, by least squares, older requests fading.
 
     A ratio would not do: the chat template costs every prompt the same tokens. Counts scatter with the square root
@@ -174,7 +174,8 @@ def notable(before: Learned, after: Learned) -> bool:
 
 def taught(before: Learned, after: Learned) -> bool:
     """Whether `after` knows many more requests' tokens."""
-    return after.tokens.seen >= max(1, min(2 * before.tokens.seen, before.tokens.seen + 256))
+    seen = before.tokens.seen
+    return after.tokens.seen >= (max(1, 2 * seen) if seen < 256 else seen + 256)
 
 
 def _moved(before: float, after: float) -> bool:

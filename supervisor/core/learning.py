@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from supervisor.core import context, orders
 from supervisor.core.devices import Reading, gib
-from supervisor.core.engine import Engine, Granted
+from supervisor.core.engine import Engine
 from supervisor.core.fleet import Fleet
 from supervisor.core.learned import Learned, Tokens, drift, notable, taught
 from supervisor.core.ledger import name_of
@@ -112,14 +112,13 @@ def warn_of_drift(fleet: Fleet, engine: Engine) -> None:
     )  # fmt: skip
 
 
-def counted(fleet: Fleet, granted: Granted, tokens: int) -> None:
+def counted(fleet: Fleet, engine: Engine, letters: int | None, tokens: int) -> None:
     """The engine told how many tokens a prompt had."""
-    if granted.letters is None or tokens <= 0:
+    if letters is None or tokens <= 0:
         return
-    engine = fleet.engines[granted.profile]
-    engine.learned = engine.learned.counted(granted.letters, tokens)
-    if taught(engine.kept, engine.learned):  # nothing else is new in it
-        learn(fleet, engine, engine.learned)
+    engine.learned = learned = engine.learned.counted(letters, tokens)
+    if taught(engine.kept, learned):  # nothing else is new in it
+        learn(fleet, engine, learned)
 
 
 def estimate(fleet: Fleet, ask: Ask) -> Ask:

@@ -106,7 +106,7 @@ class Survey:
     """Read all devices now and report DevicesRead."""
 
 
-class Routed(msgspec.Struct, frozen=True):
+class Routed(msgspec.Struct, frozen=True, gc=False):
     """Where a request that waits, or finds nothing, may go."""
 
     lease: str
@@ -114,7 +114,7 @@ class Routed(msgspec.Struct, frozen=True):
     route: Route
 
 
-class Grant(msgspec.Struct, frozen=True):
+class Grant(msgspec.Struct, frozen=True, gc=False):
     """`profile`: or the name of a peer, which has no incarnation. `route`: where else it might have gone, None where
     a Routed has told that."""
 

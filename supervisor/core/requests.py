@@ -43,16 +43,13 @@ class Requests:
     most: int = MOST
     _found: OrderedDict[str, Request] = field(default_factory=OrderedDict)
 
-    def routed(self, ask: Ask, route: Route, now: float) -> None:
-        """A client may send one id twice: the later request counts, but for further tries of the same."""
-        self._tried(ask, Try(route, now))
-
-    def given(self, ask: Ask, route: Route, profile: str, reason: str, now: float) -> None:
-        """The same, of one that had its lease as it came."""
-        self._tried(ask, Try(route, now, profile, reason, 0.0))
-
-    def _tried(self, ask: Ask, tried: Try) -> None:
+    def routed(
+        self, ask: Ask, route: Route, now: float, granted: str | None = None, reason: str | None = None
+    ) -> None:
+        """A client may send one id twice: the later request counts, but for further tries of the same. `granted`:
+        the profile whose lease it had as it came."""
         found, name = self._found, ask.request
+        tried = Try(route, now, granted, reason, None if granted is None else 0.0)
         request = found.get(name)
         if request is not None and request.outcome is None:
             request.tries.append(tried)

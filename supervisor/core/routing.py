@@ -22,7 +22,7 @@ ASK_AGAIN = 10.0
 ONLY, ELSEWHEN = "the only profile", "not in this mode"
 
 
-class Ask(msgspec.Struct, frozen=True):
+class Ask(msgspec.Struct, frozen=True, gc=False):
     """A request as routing sees it. `tokens`: estimated prompt tokens. `tasks`: what could answer the route.
     `max_tokens`: the most it wants written, None where it did not say. `letters`: of its text, None where it is not
     text alone, so that its tokens cannot be told from them. `stream`: token by token."""
@@ -46,14 +46,14 @@ class Ask(msgspec.Struct, frozen=True):
     """The request's id, for those who ask why."""
 
 
-class Candidate(msgspec.Struct, frozen=True):
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """`profile`: its name, or the name of a peer."""
 
     profile: str
     reason: str
 
 
-class Route(msgspec.Struct, frozen=True):
+class Route(msgspec.Struct, frozen=True, gc=False):
     candidates: tuple[Candidate, ...] = ()
     passed_over: tuple[Candidate, ...] = ()
     """Who serves the model, but not this request, and why."""

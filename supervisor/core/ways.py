@@ -7,8 +7,6 @@ settled. What peers offer, and who takes what is longer than most, is worked out
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
 from supervisor.core import calendar, routing
@@ -22,13 +20,13 @@ BATCH_WEIGHT = 0.2
 
 class Way(msgspec.Struct, frozen=True):
     """`patience` and `weight`: as a Waiter's. `longest` prompt, and `most` tokens with its reply, of those that all
-    go this way."""
+    go this way; none by default."""
 
     route: Route
     patience: float
     weight: float
-    longest: float = math.inf
-    most: float = math.inf
+    longest: float = -1.0
+    most: float = -1.0
 
     def takes(self, ask: Ask) -> bool:
         """Whether its length chooses nothing."""
@@ -59,16 +57,14 @@ def look(fleet: Fleet, ask: Ask, patience: float) -> Way:
     terms = _terms(fleet, ask.source)
     found = routing.route(ask, config, fleet.available, offers, home)
     if not found.candidates:
-        return Way(routing.route(ask, config, calendar.soon(fleet, patience), offers), *terms, longest=-1)
+        return Way(routing.route(ask, config, calendar.soon(fleet, patience), offers), *terms)
     if offers:
-        return Way(found, *terms, longest=-1)
+        return Way(found, *terms)
     return Way(found, *terms, *routing.reach(ask, config))
 
 
 def _terms(fleet: Fleet, source: str) -> tuple[float, float]:
     policy = fleet.config.scheduling
-    return (
-        (policy.patience_batch, BATCH_WEIGHT)
-        if fleet.is_batch(source)
-        else (policy.patience_interactive, 1.0)
-    )
+    if fleet.is_batch(source):
+        return policy.patience_batch, BATCH_WEIGHT
+    return policy.patience_interactive, 1.0

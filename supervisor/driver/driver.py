@@ -101,17 +101,14 @@ class Driver:
 
     def post(self, event: Event) -> None:
         """The one way in. Synchronous, so that nothing is read before and acted on after an await."""
-        self._decide(event, time.monotonic())
+        self._carry_out(decide.handle(self.fleet, event, time.monotonic()))
 
-    def _decide(self, event: Event, now: float) -> list[Order]:
-        """What was ordered, and is carried out."""
-        ordered = decide.handle(self.fleet, event, now)
+    def _carry_out(self, ordered: Sequence[Order]) -> None:
         for order in ordered:
             self._obeys[type(order)](self, order)
         if self.fleet.due != self._armed:
             self._set_timer()
         self._changed.set()
-        return ordered
 
     async def until(self, condition: Callable[[Fleet], bool], timeout: float) -> bool:
         """Wait for a condition on the fleet; whether it came true in time."""
@@ -299,7 +296,8 @@ class Driver:
     def lease_at_once(self, ask: Ask) -> Lease | None:
         """What `lease` would give without waiting, to be given back; None where it would wait, or refuse."""
         name, now = self._number(), time.monotonic()
-        grant = self._decide(events.Arrived(name, ask, 0.0, True), now)[0]
+        grant, *others = decide.handle(self.fleet, events.Arrived(name, ask, 0.0, True), now)
+        self._carry_out(others)
         if not isinstance(grant, orders.Grant):
             return None
         self._noted(grant, now)
@@ -314,7 +312,7 @@ class Driver:
         """Once; a second time is of no effect."""
         if lease.name in self.fleet.leases:
             lease.count(-1)
-            self._decide(events.Left(lease.name, lease.prompt, lease.output), time.monotonic())
+            self.post(events.Left(lease.name, lease.prompt, lease.output))
 
     def broke_off(self, request: str, error: LlmdError) -> None:
         """Note why a lease that was given at once came to nothing, for those who ask why."""
@@ -330,7 +328,7 @@ class Driver:
         if route is None:
             self.requests.granted(ask.request, grant.profile, grant.reason, now)
         elif ask.request:
-            self.requests.given(ask, route, grant.profile, grant.reason, now)
+            self.requests.routed(ask, route, now, grant.profile, grant.reason)
 
     def _leased(self, grant: orders.Grant, arrived: float) -> Lease:
         place = self.engines.get(grant.incarnation)
