@@ -146,7 +146,7 @@ def lingers(fleet: Fleet, waiter: Waiter) -> bool:
     else:
         serves = first.trouble is None if isinstance(first, Peer) else is_serving(first)
         worth = waiter.route.sticky and serves and fleet.queues.hopes_for(first.name) <= 1
-    if worth:
+    if worth and waiter.lease in fleet.queues:  # else it asks at once, and comes again
         fleet.look_again(until)
     return worth
 

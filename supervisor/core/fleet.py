@@ -97,8 +97,8 @@ class Fleet:
     """When a Ticked is due at the earliest; None while nothing is awaited."""
     calm_until: float = -math.inf
     """Until then, and as long as nobody waits, a request that comes or goes changes nothing for anybody else."""
-    ways: dict[tuple[object, ...], Way] = field(default_factory=dict)
-    """Kind of request -> where those go, and how they wait, as it holds until this is settled next."""
+    ways: dict[tuple[str, str, frozenset[str], str | None], Way] = field(default_factory=dict)
+    """(model, source, tasks, home) -> where those requests go, and how they wait, until this is settled next."""
     reconsider: float | None = None
     """When somebody who waits may get what nobody would give up before."""
     mode: Mode = field(default_factory=Mode)

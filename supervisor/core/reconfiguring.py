@@ -126,7 +126,8 @@ def _route_anew(fleet: Fleet) -> None:
     for waiter in sorted(fleet.queues, key=lambda waiter: waiter.arrived):
         fleet.queues.remove(waiter.lease)
         try:
-            way = ways.look(fleet, waiter.ask, waiter.deadline - fleet.now)
+            home = fleet.home(waiter.ask.conversation)
+            way = ways.look(fleet, waiter.ask, home, waiter.deadline - fleet.now)
         except LlmdError as error:
             fleet.refuse(waiter.lease, error)
             continue

@@ -41,20 +41,20 @@ class Way(msgspec.Struct, frozen=True):
 
 def find(fleet: Fleet, ask: Ask, patience: float) -> Way:
     """As `look`, where it has to look."""
-    kind = ask.model, ask.source, ask.tasks, fleet.home(ask.conversation)
+    home = fleet.home(ask.conversation)
+    kind = ask.model, ask.source, ask.tasks, home
     way = fleet.ways.get(kind)
     if way is None or not way.takes(ask):
-        way = look(fleet, ask, patience)
+        way = look(fleet, ask, home, patience)
         if way.takes(ask):
             fleet.ways[kind] = way
     return way
 
 
-def look(fleet: Fleet, ask: Ask, patience: float) -> Way:
-    """Where a request may go: what there is now, else what the next mode brings within its patience. Raises what
-    routing raises."""
-    config, offers, home = fleet.config, fleet.offers(ask.model), fleet.home(ask.conversation)
-    terms = _terms(fleet, ask.source)
+def look(fleet: Fleet, ask: Ask, home: str | None, patience: float) -> Way:
+    """Where a request may go whose conversation is cached at `home`: what there is now, else what the next mode
+    brings within its patience. Raises what routing raises."""
+    config, offers, terms = fleet.config, fleet.offers(ask.model), _terms(fleet, ask.source)
     found = routing.route(ask, config, fleet.available, offers, home)
     if not found.candidates:
         return Way(routing.route(ask, config, calendar.soon(fleet, patience), offers), *terms)
