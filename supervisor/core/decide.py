@@ -19,7 +19,7 @@ from supervisor.core.fleet import Fleet
 from supervisor.core.lifecycle import Reason, State, Step
 from supervisor.core.orders import Order
 
-_CHANGES = on.registry
+_CHANGES = dict(on.registry)
 """What each event changes, by its type, in one look."""
 
 

@@ -198,10 +198,12 @@ class Fleet:
     def home(self, conversation: str | None) -> str | None:
         """Where a conversation's beginning is still cached."""
         home = self.homes.of(conversation, self.now)
-        if home is None or home.place in self.peers:
-            return home.place if home else None
-        engine = self.engines.get(home.place)
-        return home.place if engine and engine.incarnation == home.incarnation else None
+        if home is None:
+            return None
+        place = home.place
+        engine = self.engines.get(place)
+        alive = engine is not None and engine.incarnation == home.incarnation
+        return place if alive or place in self.peers else None
 
     def claims(
         self, *, without: str | None = None, on: Collection[str] | None = None

@@ -72,8 +72,7 @@ class Tokens(msgspec.Struct, frozen=True, gc=False):
     def expect(self, letters: int) -> int:
         """Tokens that a prompt of `letters` is likely to have."""
         per_letter, fixed = self.line()
-        expected = round(fixed + per_letter * letters)
-        return expected if expected > 0 else 0
+        return max(0, round(fixed + per_letter * letters))
 
     def line(self) -> tuple[float, float]:
         """(tokens a letter, tokens that every prompt has)."""
@@ -81,7 +80,8 @@ class Tokens(msgspec.Struct, frozen=True, gc=False):
         weight += self.weight
         x, y = (self.letters + letters) / weight, (self.tokens + tokens) / weight
         spread = (self.squares + squares) / weight - x * x
-        per_letter = max(0.0, ((self.products + products) / weight - x * y) / spread)
+        slope = ((self.products + products) / weight - x * y) / spread
+        per_letter = slope if slope > 0.0 else 0.0
         return per_letter, y - per_letter * x
 
 

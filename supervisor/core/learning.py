@@ -133,7 +133,8 @@ def estimate(fleet: Fleet, ask: Ask) -> Ask:
     if best is UNSEEN:
         return ask
     tokens = best.expect(ask.letters)
-    return replace(ask, tokens=tokens, least=min(ask.least, int(tokens * context.SHARE)))
+    sure = int(tokens * context.SHARE)
+    return replace(ask, tokens=tokens, least=sure if sure < ask.least else ask.least)
 
 
 def usual_residue(fleet: Fleet, engine: Engine) -> dict[str, int]:

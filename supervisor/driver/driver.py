@@ -101,14 +101,17 @@ class Driver:
 
     def post(self, event: Event) -> None:
         """The one way in. Synchronous, so that nothing is read before and acted on after an await."""
-        self._carry_out(decide.handle(self.fleet, event, time.monotonic()))
+        self._decide(event, time.monotonic())
 
-    def _carry_out(self, ordered: Sequence[Order]) -> None:
+    def _decide(self, event: Event, now: float) -> list[Order]:
+        """What was ordered, and is carried out."""
+        ordered = decide.handle(self.fleet, event, now)
         for order in ordered:
             self._obeys[type(order)](self, order)
         if self.fleet.due != self._armed:
             self._set_timer()
         self._changed.set()
+        return ordered
 
     async def until(self, condition: Callable[[Fleet], bool], timeout: float) -> bool:
         """Wait for a condition on the fleet; whether it came true in time."""
@@ -224,6 +227,11 @@ class Driver:
 
     @_obey.register
     def _(self, order: orders.Grant) -> None:
+        ask, now = order.ask, self.fleet.now
+        if order.route is None:
+            self.requests.granted(ask.request, order.profile, order.reason, now)
+        elif ask.request:
+            self.requests.routed(ask, order.route, now, order.profile, order.reason)
         waiting = self._leases.get(order.lease)
         if waiting and not waiting.done():
             waiting.set_result(order)
@@ -280,7 +288,6 @@ class Driver:
         self.post(events.Arrived(name, ask, self.config.server.max_wait if patience is None else patience))
         try:
             grant = await waiting
-            self._noted(grant, time.monotonic())
             lease = self._leased(grant, began)
             yield lease
         except LlmdError as error:
@@ -295,24 +302,24 @@ class Driver:
 
     def lease_at_once(self, ask: Ask) -> Lease | None:
         """What `lease` would give without waiting, to be given back; None where it would wait, or refuse."""
-        name, now = self._number(), time.monotonic()
-        grant, *others = decide.handle(self.fleet, events.Arrived(name, ask, 0.0, True), now)
-        self._carry_out(others)
-        if not isinstance(grant, orders.Grant):
+        name = self._number()
+        told = self._decide(events.Arrived(name, ask, 0.0, True), time.monotonic())[
+            0
+        ]  # its own end comes first
+        if not isinstance(told, orders.Grant):
             return None
-        self._noted(grant, now)
-        engine = self.engines.get(grant.incarnation)
+        engine = self.engines.get(told.incarnation)
         if engine is None:
             self.post(events.Left(name))
             return None
         engine.in_flight += 1
-        return Lease(grant.profile, grant.reason, 0.0, "warm", engine, name)
+        return Lease(told.profile, told.reason, 0.0, "warm", engine, name)
 
     def give_back(self, lease: Lease) -> None:
         """Once; a second time is of no effect."""
         if lease.name in self.fleet.leases:
             lease.count(-1)
-            self.post(events.Left(lease.name, lease.prompt, lease.output))
+            self._decide(events.Left(lease.name, lease.prompt, lease.output), time.monotonic())
 
     def broke_off(self, request: str, error: LlmdError) -> None:
         """Note why a lease that was given at once came to nothing, for those who ask why."""
@@ -321,14 +328,6 @@ class Driver:
     def _number(self) -> str:
         """A name that no lease had."""
         return f"r{next(self._numbers)}"
-
-    def _noted(self, grant: orders.Grant, now: float) -> None:
-        """For those who ask why."""
-        ask, route = grant.ask, grant.route
-        if route is None:
-            self.requests.granted(ask.request, grant.profile, grant.reason, now)
-        elif ask.request:
-            self.requests.routed(ask, route, now, grant.profile, grant.reason)
 
     def _leased(self, grant: orders.Grant, arrived: float) -> Lease:
         place = self.engines.get(grant.incarnation)

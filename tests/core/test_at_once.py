@@ -207,7 +207,8 @@ def play(steps: list[Any], *, tries: bool) -> tuple[object, ...]:
         lease, held = f"r{number}", [*world.fleet.leases, *(w.lease for w in world.fleet.queues)]
         if isinstance(step, Ask):
             if tries:
-                world.send(events.Arrived(lease, step, 0.0, at_once=True))
+                told = world.send(events.Arrived(lease, step, 0.0, at_once=True))[0]
+                assert (type(told), told.lease) in ((orders.Grant, lease), (orders.Refuse, lease))
             if lease not in world.granted:
                 world.refused.pop(lease, None)
                 world.send(events.Arrived(lease, step, 290.0))
