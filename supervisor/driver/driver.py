@@ -101,11 +101,11 @@ class Driver:
 
     def post(self, event: Event) -> None:
         """The one way in. Synchronous, so that nothing is read before and acted on after an await."""
-        self._decide(event, time.monotonic())
+        self._decide(event)
 
-    def _decide(self, event: Event, now: float) -> list[Order]:
+    def _decide(self, event: Event) -> list[Order]:
         """What was ordered, and is carried out."""
-        ordered = decide.handle(self.fleet, event, now)
+        ordered = decide.handle(self.fleet, event, time.monotonic())
         for order in ordered:
             self._obeys[type(order)](self, order)
         if self.fleet.due != self._armed:
@@ -303,9 +303,7 @@ class Driver:
     def lease_at_once(self, ask: Ask) -> Lease | None:
         """What `lease` would give without waiting, to be given back; None where it would wait, or refuse."""
         name = self._number()
-        told = self._decide(events.Arrived(name, ask, 0.0, True), time.monotonic())[
-            0
-        ]  # its own end comes first
+        told = self._decide(events.Arrived(name, ask, 0.0, at_once=True))[0]  # what becomes of it
         if not isinstance(told, orders.Grant):
             return None
         engine = self.engines.get(told.incarnation)
@@ -319,7 +317,7 @@ class Driver:
         """Once; a second time is of no effect."""
         if lease.name in self.fleet.leases:
             lease.count(-1)
-            self._decide(events.Left(lease.name, lease.prompt, lease.output), time.monotonic())
+            self._decide(events.Left(lease.name, lease.prompt, lease.output))
 
     def broke_off(self, request: str, error: LlmdError) -> None:
         """Note why a lease that was given at once came to nothing, for those who ask why."""
