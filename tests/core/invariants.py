@@ -160,6 +160,7 @@ class Invariants:
 
     def _queue(self, fleet: Fleet, event: Event) -> None:
         assert len(fleet.queues) == len(self.waiting), f"{self.waiting} wait, the queues hold {fleet.queues}"
+        assert bool(fleet.queues.groups) == bool(self.waiting), fleet.queues
         due = fleet.queues.next_deadline()
         assert due is None or due > fleet.now, "somebody waits past its bound"
         if isinstance(event, events.Arrived) and event.lease in fleet.queues:
