@@ -37,7 +37,7 @@ def is_passing(fleet: Fleet, event: Event) -> bool:
     if fleet.now >= fleet.calm_until or fleet.queues.groups:
         return False
     if isinstance(event, Arrived):
-        return event.lease in fleet.leases or event.at_once
+        return event.at_once or event.lease in fleet.leases
     return isinstance(event, Left)
 
 
