@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supervisor.core import calendar, dispatch, learning, orders, outlook, ways
+from supervisor.core import calendar, dispatch, kinds, learning, orders, outlook
 from supervisor.core.events import Arrived
 from supervisor.core.fleet import Fleet
 from supervisor.core.queueing import Waiter
@@ -17,16 +17,16 @@ def arrive(event: Arrived, fleet: Fleet) -> None:
         return
     try:
         ask = learning.estimate(fleet, event.ask)
-        way = ways.find(fleet, ask, event.patience)
+        kind = kinds.find(fleet, ask, event.patience)
     except LlmdError as error:
         fleet.refuse(event.lease, error)
         return
-    if way.route.candidates:
-        admit(fleet, event, way.waiter(event.lease, ask, fleet.now, fleet.now + event.patience))
+    if kind.route.candidates:
+        admit(fleet, event, kind.waiter(event.lease, ask, fleet.now, fleet.now + event.patience))
     elif event.at_once:  # it comes again, and is told then
         fleet.refuse(event.lease, calendar.closed(fleet, ask.model))
     else:
-        tell(fleet, event.lease, ask, way.route)
+        tell(fleet, event.lease, ask, kind.route)
         fleet.refuse(event.lease, calendar.closed(fleet, ask.model), ask)
 
 

@@ -43,7 +43,7 @@ def is_passing(fleet: Fleet, event: Event) -> bool:
 
 def settle(fleet: Fleet) -> None:
     """What follows for those who wait, and for engines whose time has come."""
-    fleet.ways.clear()
+    fleet.kinds.clear()
     look_at_deadlines(fleet)
     reconfiguring.renew(fleet)
     leaving.give_up_abandoned(fleet)

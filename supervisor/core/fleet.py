@@ -28,8 +28,8 @@ from supervisor.errors import ClientError, LlmdError
 
 if TYPE_CHECKING:
     from supervisor.core.calendar import Transition
+    from supervisor.core.kinds import Kind
     from supervisor.core.lending import Loan
-    from supervisor.core.ways import Way
 
 HOUR = 3600.0
 
@@ -97,7 +97,7 @@ class Fleet:
     """When a Ticked is due at the earliest; None while nothing is awaited."""
     calm_until: float = -math.inf
     """Until then, and as long as nobody waits, a request that comes or goes changes nothing for anybody else."""
-    ways: dict[tuple[str, str, frozenset[str], str | None], Way] = field(default_factory=dict)
+    kinds: dict[tuple[str, str, frozenset[str], str | None], Kind] = field(default_factory=dict)
     """(model, source, tasks, home) -> where those requests go, and how they wait, until this is settled next."""
     reconsider: float | None = None
     """When somebody who waits may get what nobody would give up before."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from supervisor.config import Config, Profile
 from supervisor.config import Peer as Configured
-from supervisor.core import arriving, calendar, coming, command, leaving, orders, ways
+from supervisor.core import arriving, calendar, coming, command, kinds, leaving, orders
 from supervisor.core.engine import Engine
 from supervisor.core.events import Reconfigured
 from supervisor.core.fleet import Fleet, beside, taken
@@ -127,15 +127,15 @@ def _route_anew(fleet: Fleet) -> None:
         fleet.queues.remove(waiter.lease)
         try:
             home = fleet.home(waiter.ask.conversation)
-            way = ways.look(fleet, waiter.ask, home, waiter.deadline - fleet.now)
+            kind = kinds.look(fleet, waiter.ask, home, waiter.deadline - fleet.now)
         except LlmdError as error:
             fleet.refuse(waiter.lease, error)
             continue
-        arriving.tell(fleet, waiter.lease, waiter.ask, way.route)
-        if not way.route.candidates:
+        arriving.tell(fleet, waiter.lease, waiter.ask, kind.route)
+        if not kind.route.candidates:
             fleet.refuse(waiter.lease, calendar.closed(fleet, waiter.ask.model), waiter.ask)
             continue
-        moved = way.waiter(waiter.lease, waiter.ask, waiter.arrived, waiter.deadline)
+        moved = kind.waiter(waiter.lease, waiter.ask, waiter.arrived, waiter.deadline)
         moved.told = True
         fleet.queues.add(moved)
 

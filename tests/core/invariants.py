@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from supervisor.core import events, orders, ways
+from supervisor.core import events, kinds, orders
 from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine
 from supervisor.core.events import Event
@@ -65,7 +65,7 @@ class Invariants:
         self._calm = {engine.name for engine in fleet.engines.values() if _is_calm(engine)}
         self._leases(fleet)
         self._configuration(fleet)
-        self._ways(fleet)
+        self._kinds(fleet)
         self._time(fleet, event)
 
     # What went in and came out
@@ -244,10 +244,10 @@ class Invariants:
             "somebody waits for what has gone"
         )
 
-    def _ways(self, fleet: Fleet) -> None:
-        """What was kept of them is what would be found now."""
-        for (model, source, tasks, home), way in fleet.ways.items():
-            assert way == ways.look(fleet, Ask(model, source, tasks=tasks), home, 0.0)
+    def _kinds(self, fleet: Fleet) -> None:
+        """What was kept of a kind is what would be found now."""
+        for (model, source, tasks, home), kind in fleet.kinds.items():
+            assert kind == kinds.look(fleet, Ask(model, source, tasks=tasks), home, 0.0)
 
     def _time(self, fleet: Fleet, event: Event) -> None:
         due = fleet.next_deadline()

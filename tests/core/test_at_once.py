@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.config import Key, Mode, Peer, Routing
-from supervisor.core import decide, events, orders, ways
+from supervisor.core import decide, events, kinds, orders
 from supervisor.core.devices import GIB, Holder
 from supervisor.core.fleet import Fleet
 from supervisor.core.lifecycle import State
@@ -216,7 +216,7 @@ def play(steps: list[Any], *, tries: bool) -> tuple[object, ...]:
             befall(world, step)
         elif held:
             world.send(events.Left(held[step[1] % len(held)], step[2], step[2]))
-    apart = {"name_incarnation", "rng", "policy", "orders", "scene", "ways"}
+    apart = {"name_incarnation", "rng", "policy", "orders", "scene", "kinds"}
     known = [getattr(world.fleet, f.name) for f in dataclasses.fields(Fleet) if f.name not in apart]
     grants = [order for order in world.log if isinstance(order, orders.Grant)]
     return grants, {lease: repr(why) for lease, why in world.refused.items()}, known
@@ -231,15 +231,15 @@ def test_who_asks_at_once_first_is_served_as_who_does_not(steps: list[Any]) -> N
 
 
 @given(histories)
-def test_a_way_that_was_kept_is_the_one_that_would_be_found(steps: list[Any]) -> None:
-    """Whatever the length of those that went it before."""
+def test_where_a_kind_goes_is_what_would_be_found_for_each_of_it(steps: list[Any]) -> None:
+    """Whatever the length of those before it."""
 
-    def anew(fleet: Fleet, ask: Ask, patience: float) -> ways.Way:
-        return ways.look(fleet, ask, fleet.home(ask.conversation), patience)
+    def anew(fleet: Fleet, ask: Ask, patience: float) -> kinds.Kind:
+        return kinds.look(fleet, ask, fleet.home(ask.conversation), patience)
 
     kept = play(steps, tries=True)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(ways, "find", anew)
+        patched.setattr(kinds, "find", anew)
         assert play(steps, tries=True) == kept
 
 
