@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supervisor.core import calendar, dispatch, learning, orders, outlook
+from supervisor.core import calendar, dispatch, kinds, learning, orders, outlook
 from supervisor.core.events import Arrived
 from supervisor.core.fleet import Fleet
 from supervisor.core.queueing import Waiter
@@ -10,49 +10,50 @@ from supervisor.core.routing import Ask, Route
 from supervisor.errors import LlmdError, NotAvailable, Overloaded
 
 
-def arrive(fleet: Fleet, event: Arrived) -> None:
+def arrive(event: Arrived, fleet: Fleet) -> None:
     """It has its lease, waits, or is refused."""
     if fleet.closing:
         fleet.refuse(event.lease, NotAvailable("llmd is shutting down", retry_after=10))
         return
     try:
         ask = learning.estimate(fleet, event.ask)
-        found = dispatch.route(fleet, ask, event.patience)
+        kind = kinds.find(fleet, ask, event.patience)
     except LlmdError as error:
         fleet.refuse(event.lease, error)
         return
-    if found.candidates:
-        deadline = fleet.now + event.patience
-        admit(fleet, event, dispatch.waiter(fleet, event.lease, ask, found, fleet.now, deadline), found)
+    if kind.route.candidates:
+        admit(fleet, event, kind.waiter(event.lease, ask, fleet.now, fleet.now + event.patience))
     elif event.at_once:  # it comes again, and is told then
         fleet.refuse(event.lease, calendar.closed(fleet, ask.model))
     else:
-        routed(fleet, event, ask, found)
+        tell(fleet, event.lease, ask, kind.route)
         fleet.refuse(event.lease, calendar.closed(fleet, ask.model), ask)
 
 
-def routed(fleet: Fleet, event: Arrived, ask: Ask, found: Route) -> None:
+def tell(fleet: Fleet, lease: str, ask: Ask, found: Route) -> None:
+    """Those who may ask why."""
     if ask.request:
-        fleet.order(orders.Routed(event.lease, ask, found))
+        fleet.order(orders.Routed(lease, ask, found))
 
 
-def admit(fleet: Fleet, event: Arrived, waiter: Waiter, found: Route) -> None:
+def admit(fleet: Fleet, event: Arrived, waiter: Waiter) -> None:
     """It has its lease at once where something is free and nobody waits for that; else it waits, if it may."""
-    ask = waiter.ask
-    ahead = fleet.queues.ahead_of(frozenset(waiter.profiles)) if len(fleet.queues) else 0
-    if not fleet.is_active(ask.source):
-        fleet.fairness.arrive(ask.source, fleet.active_sources())
-    given = not ahead and dispatch.give(fleet, waiter, here=event.at_once)
-    if event.at_once and not given:
-        fleet.order(orders.Refuse(event.lease, Overloaded("nothing is free at once", retry_after=1)))
+    source = waiter.ask.source
+    ahead = fleet.queues.ahead_of(frozenset(waiter.profiles)) if fleet.queues.groups else 0
+    if not fleet.is_active(source):
+        fleet.fairness.arrive(source, fleet.active_sources())
+    if not ahead and dispatch.give(fleet, waiter, here=event.at_once):
         return
-    routed(fleet, event, ask, found)
-    if not given:
+    if event.at_once:
+        fleet.order(orders.Refuse(event.lease, Overloaded("nothing is free at once", retry_after=1)))
+    else:
         wait(fleet, waiter, ahead)
 
 
 def wait(fleet: Fleet, waiter: Waiter, ahead: int) -> None:
     """Who cannot wait so long is told at once, and finds the model loading when it comes again."""
+    tell(fleet, waiter.lease, waiter.ask, waiter.route)
+    waiter.told = True
     if late := outlook.out_of_reach(fleet, waiter):
         engine, refusal = late
         dispatch.bring_up_for_later(fleet, engine)

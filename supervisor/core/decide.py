@@ -19,7 +19,7 @@ from supervisor.core.fleet import Fleet
 from supervisor.core.lifecycle import Reason, State, Step
 from supervisor.core.orders import Order
 
-_CHANGES = on.registry
+_CHANGES = dict(on.registry)
 """What each event changes, by its type, in one look."""
 
 
@@ -34,15 +34,16 @@ def handle(fleet: Fleet, event: Event, now: float) -> list[Order]:
 
 def is_passing(fleet: Fleet, event: Event) -> bool:
     """Whether no more happened than that a lease was given or ended, while nobody waits for anything."""
-    if fleet.now >= fleet.calm_until or len(fleet.queues):
+    if fleet.now >= fleet.calm_until or fleet.queues.groups:
         return False
     if isinstance(event, Arrived):
-        return event.lease in fleet.leases or event.at_once
+        return event.at_once or event.lease in fleet.leases
     return isinstance(event, Left)
 
 
 def settle(fleet: Fleet) -> None:
     """What follows for those who wait, and for engines whose time has come."""
+    fleet.kinds.clear()
     look_at_deadlines(fleet)
     reconfiguring.renew(fleet)
     leaving.give_up_abandoned(fleet)

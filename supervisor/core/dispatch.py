@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 
-from supervisor.core import calendar, coming, leaving, orders, peering, placement, routing
+from supervisor.core import coming, leaving, orders, peering, placement
 from supervisor.core.engine import Engine, Granted
 from supervisor.core.fleet import Fleet, taken
 from supervisor.core.lifecycle import STARTABLE, Reason, State, Step
@@ -12,11 +12,7 @@ from supervisor.core.peer import Peer
 from supervisor.core.placement import Blocked, Hope, Way
 from supervisor.core.policy import is_needed
 from supervisor.core.queueing import Waiter
-from supervisor.core.routing import Ask, Route
 from supervisor.errors import DaemonRefused, LlmdError, Overloaded
-
-BATCH_WEIGHT = 0.2
-"""What a second of a batch request's waiting counts for, against an interactive one's."""
 
 
 def dispatch(fleet: Fleet) -> None:
@@ -102,23 +98,6 @@ def first(fleet: Fleet, profiles: tuple[str, ...]) -> Waiter | None:
     return min((line.head for line in heads), key=lambda head: rank(fleet, head), default=None)
 
 
-def waiter(fleet: Fleet, lease: str, ask: Ask, found: Route, arrived: float, deadline: float) -> Waiter:
-    """One who waits for what `found` leads to."""
-    batch, policy = fleet.is_batch(ask.source), fleet.config.scheduling
-    patience = policy.patience_batch if batch else policy.patience_interactive
-    weight = BATCH_WEIGHT if batch else 1.0
-    return Waiter(lease, ask, found.candidates, arrived, deadline, patience, weight, found.sticky)
-
-
-def route(fleet: Fleet, ask: Ask, patience: float) -> Route:
-    """Where a request may go: what there is now, else what the next mode brings within its patience."""
-    offers, home = fleet.offers(ask.model), fleet.home(ask.conversation)
-    found = routing.route(ask, fleet.config, fleet.available, offers, home)
-    if found.candidates:
-        return found
-    return routing.route(ask, fleet.config, calendar.soon(fleet, patience), offers)
-
-
 def restarting(engine: Engine) -> bool:
     return engine.state is State.BACKOFF and engine.deadline is not None
 
@@ -132,14 +111,17 @@ def rank(fleet: Fleet, waiter: Waiter) -> tuple[bool, float, float]:
 
 def give(fleet: Fleet, waiter: Waiter, *, here: bool = False) -> bool:
     """Give a waiter its lease where a candidate can take it now. `here`: unless that is a peer."""
-    for candidate in waiter.candidates:
-        place = fleet.place(candidate.profile)
-        if candidate.profile not in waiter.profiles:
+    lease = waiter.lease
+    for candidate in waiter.route.candidates:
+        name = candidate.profile
+        if name not in waiter.profiles:
             continue
-        if place.admits(waiter.ask) and fleet.kept_for.get(place.name, waiter.lease) == waiter.lease:
+        place = fleet.peers.get(name) or fleet.engines[name]
+        if place.admits(waiter.ask) and fleet.kept_for.get(name, lease) == lease:
             if here and isinstance(place, Peer):
                 return False
-            fleet.queues.remove(waiter.lease)
+            if fleet.queues.groups:
+                fleet.queues.remove(lease)
             if isinstance(place, Peer):
                 peering.grant(fleet, waiter, place, candidate.reason)
             else:
@@ -163,8 +145,8 @@ def lingers(fleet: Fleet, waiter: Waiter) -> bool:
         worth = 0 <= first.seconds_left(fleet.now) <= until - fleet.now
     else:
         serves = first.trouble is None if isinstance(first, Peer) else is_serving(first)
-        worth = waiter.sticky and serves and fleet.queues.hopes_for(first.name) <= 1
-    if worth:
+        worth = waiter.route.sticky and serves and fleet.queues.hopes_for(first.name) <= 1
+    if worth and waiter.lease in fleet.queues:  # else it asks at once, and comes again
         fleet.look_again(until)
     return worth
 
@@ -192,17 +174,20 @@ def place(fleet: Fleet, waiter: Waiter) -> bool:
 
 
 def grant(fleet: Fleet, waiter: Waiter, engine: Engine, reason: str) -> None:
-    ask, incarnation = waiter.ask, engine.incarnation or ""
-    output = engine.output_for(ask)
-    engine.leases[waiter.lease] = engine.tokens_for(ask)
+    lease, ask, now = waiter.lease, waiter.ask, fleet.now
+    name, incarnation = engine.profile.name, engine.incarnation or ""
+    output, held = engine.needs(ask)
+    engine.take(lease, held)
     engine.idle_since = engine.deadline = None
-    engine.last_used, engine.ageing = fleet.now, fleet.ageing
-    engine.rate.hit(fleet.now, waiter.weight)
-    fleet.homes.settle(ask.conversation, engine.name, incarnation, fleet.now)
-    granted = Granted(engine.name, incarnation, ask.source, ask.tokens, output, fleet.now, ask.letters)
-    fleet.leases[waiter.lease] = granted
-    fleet.fairness.charge(ask.source, granted.prompt, 0)
-    fleet.order(orders.Grant(waiter.lease, engine.name, incarnation, reason))
+    engine.last_used, engine.ageing = now, fleet.ageing
+    engine.rate.hit(now, waiter.weight)
+    if ask.conversation is not None:
+        fleet.homes.settle(ask.conversation, name, incarnation, now)
+    fleet.leases[lease] = Granted(name, incarnation, ask.source, ask.tokens, output, now, ask.letters)
+    fleet.fairness.charge(ask.source, ask.tokens, 0)
+    fleet.orders.append(
+        orders.Grant(lease, name, incarnation, reason, ask, None if waiter.told else waiter.route)
+    )
 
 
 def make_way(fleet: Fleet, engine: Engine, way: Way) -> None:

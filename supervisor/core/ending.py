@@ -41,7 +41,7 @@ def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: b
         remember_before(fleet, engine)
     engine.step(Step.EXIT, fleet.now)
     engine.failure, engine.gone_at = failure, None
-    engine.leases.clear()
+    engine.drop_all()
     engine.deadline = fleet.now + fleet.config.engine.settle_timeout
     if not tree_gone:
         fleet.order(orders.Kill(engine.incarnation or ""))

@@ -37,7 +37,7 @@ REMEMBERED = 64
 """Replies whose length is remembered."""
 
 
-class Granted(msgspec.Struct, frozen=True):
+class Granted(msgspec.Struct, frozen=True, gc=False):
     """A lease that was given: to whom, on what, and the tokens it was taken to need."""
 
     profile: str
@@ -88,6 +88,8 @@ class Engine:
 
     leases: dict[str, int] = field(default_factory=dict)
     """Lease -> KV cache tokens that it may come to need."""
+    promised: int = 0
+    """The sum of those."""
     idle_since: float | None = None
     ready_since: float = 0.0
     last_used: float = 0.0
@@ -221,20 +223,34 @@ class Engine:
             return False
         if self.kv_tokens is None or not self.leases:
             return True
-        return sum(self.leases.values()) + self.tokens_for(ask) <= self.kv_tokens
+        return self.promised + self.needs(ask)[1] <= self.kv_tokens
 
-    def tokens_for(self, ask: Ask) -> int:
-        """Tokens that it may come to hold in the KV cache; vLLM clamps them to the context."""
-        wanted = ask.tokens + self.output_for(ask)
-        return wanted if self.profile.max_model_len is None else min(wanted, self.profile.max_model_len)
+    def needs(self, ask: Ask) -> tuple[int, int]:
+        """(tokens that a reply may have, tokens that it may come to hold in the KV cache).
 
-    def output_for(self, ask: Ask) -> int:
-        """Tokens that a reply may have: what nine of ten had, no more than asked for; none when pooling."""
-        if self.profile.task != "generate":
-            return 0
-        ordered = self._ordered
-        usual = ordered[len(ordered) * 9 // 10] if ordered else FIRST_GUESS_OUTPUT
-        return usual if ask.max_tokens is None else min(usual, ask.max_tokens)
+        A reply has what nine of ten had, no more than asked for; none when pooling. vLLM clamps both together to the
+        context.
+        """
+        profile, output, usual = self.profile, 0, self._ordered
+        if profile.task == "generate":
+            output = usual[len(usual) * 9 // 10] if usual else FIRST_GUESS_OUTPUT
+            if ask.max_tokens is not None and ask.max_tokens < output:
+                output = ask.max_tokens
+        wanted, window = ask.tokens + output, profile.max_model_len
+        return output, wanted if window is None or wanted < window else window
+
+    def take(self, lease: str, tokens: int) -> None:
+        """`tokens` of its KV cache are promised to a request from now on."""
+        self.leases[lease] = tokens
+        self.promised += tokens
+
+    def drop(self, lease: str) -> None:
+        """It is over."""
+        self.promised -= self.leases.pop(lease, 0)
+
+    def drop_all(self) -> None:
+        self.leases.clear()
+        self.promised = 0
 
     @property
     def room(self) -> int:

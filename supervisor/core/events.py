@@ -19,7 +19,7 @@ from supervisor.core.progress import Progress
 from supervisor.core.routing import Ask
 
 
-class Arrived(msgspec.Struct, frozen=True):
+class Arrived(msgspec.Struct, frozen=True, gc=False):
     """A request asks for a lease; it is willing to wait `patience` seconds. `at_once`: not at all, it comes again
     by a way on which waiting is possible."""
 
@@ -29,7 +29,7 @@ class Arrived(msgspec.Struct, frozen=True):
     at_once: bool = False
 
 
-class Left(msgspec.Struct, frozen=True):
+class Left(msgspec.Struct, frozen=True, gc=False):
     """A request is over, or its client gave up waiting. Exactly one per lease that was not refused.
 
     The tokens are None where the engine did not tell.

@@ -18,6 +18,8 @@ EXHAUSTIVE = 10
 HALF_LIFE = 600.0
 """Seconds in which the memory of a request fades by half."""
 
+LOG_2 = math.log(2)
+
 
 @dataclass(frozen=True, slots=True)
 class Victim:
@@ -36,8 +38,7 @@ class Rate:
     at: float = 0.0
 
     def hit(self, now: float, weight: float = 1.0) -> None:
-        self.value = self.seen(now) + weight * math.log(2) / HALF_LIFE
-        self.at = now
+        self.value, self.at = self.seen(now) + weight * LOG_2 / HALF_LIFE, now
 
     def seen(self, now: float) -> float:
         return self.value * math.exp2(-(now - self.at) / HALF_LIFE)

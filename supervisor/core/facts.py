@@ -42,14 +42,12 @@ def _(event: events.Ticked, fleet: Fleet) -> None:
     """Deadlines are looked at after every event."""
 
 
-@on.register
-def _(event: events.Arrived, fleet: Fleet) -> None:
-    arriving.arrive(fleet, event)
+on.register(arriving.arrive)
 
 
 @on.register
 def _(event: events.Left, fleet: Fleet) -> None:
-    if fleet.queues.remove(event.lease):
+    if fleet.queues.groups and fleet.queues.remove(event.lease):
         return
     granted = fleet.leases.pop(event.lease)
     prompt = granted.prompt if event.prompt is None else event.prompt
@@ -64,10 +62,10 @@ def _(event: events.Left, fleet: Fleet) -> None:
     if event.output is not None:
         engine.wrote(event.output)
     if event.prompt is not None:
-        learning.counted(fleet, granted, event.prompt)
+        learning.counted(fleet, engine, granted.letters, event.prompt)
     engine.served(fleet.now - granted.at)
     if engine.incarnation == granted.incarnation:
-        engine.leases.pop(event.lease, None)
+        engine.drop(event.lease)
         engine.last_used = fleet.now
         if not engine.leases:
             coming.rest(fleet, engine)

@@ -31,5 +31,5 @@ class Fairness:
 
     def charge(self, source: str, prompt: float, output: float) -> None:
         """Tokens served. A prompt is charged when it is sent, as estimated, and put right by a second charge."""
-        cost = PROMPT * prompt + OUTPUT * output
-        self._counters[source] = self.counter(source) + cost / self.weights.get(source, 1.0)
+        counters, cost = self._counters, PROMPT * prompt + OUTPUT * output
+        counters[source] = counters.get(source, 0.0) + cost / self.weights.get(source, 1.0)

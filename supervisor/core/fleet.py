@@ -28,6 +28,7 @@ from supervisor.errors import ClientError, LlmdError
 
 if TYPE_CHECKING:
     from supervisor.core.calendar import Transition
+    from supervisor.core.kinds import Kind
     from supervisor.core.lending import Loan
 
 HOUR = 3600.0
@@ -96,6 +97,8 @@ class Fleet:
     """When a Ticked is due at the earliest; None while nothing is awaited."""
     calm_until: float = -math.inf
     """Until then, and as long as nobody waits, a request that comes or goes changes nothing for anybody else."""
+    kinds: dict[tuple[str, str, frozenset[str], str | None], Kind] = field(default_factory=dict)
+    """(model, source, tasks, home) -> where those requests go, and how they wait, until this is settled next."""
     reconsider: float | None = None
     """When somebody who waits may get what nobody would give up before."""
     mode: Mode = field(default_factory=Mode)
@@ -195,10 +198,12 @@ class Fleet:
     def home(self, conversation: str | None) -> str | None:
         """Where a conversation's beginning is still cached."""
         home = self.homes.of(conversation, self.now)
-        if home is None or home.place in self.peers:
-            return home.place if home else None
-        engine = self.engines.get(home.place)
-        return home.place if engine and engine.incarnation == home.incarnation else None
+        if home is None:
+            return None
+        place = home.place
+        engine = self.engines.get(place)
+        alive = engine is not None and engine.incarnation == home.incarnation
+        return place if alive or place in self.peers else None
 
     def claims(
         self, *, without: str | None = None, on: Collection[str] | None = None

@@ -11,7 +11,7 @@ MOST = 4096
 """Conversations that are remembered; who was quiet for longest is forgotten first."""
 
 
-class Home(msgspec.Struct, frozen=True):
+class Home(msgspec.Struct, frozen=True, gc=False):
     """`incarnation`: whose cache it is; a new one begins empty. Empty for a peer."""
 
     place: str

@@ -42,7 +42,7 @@ DRIFT_WAKE = 3.0
 DRIFT_BYTES = 512 * MIB
 
 
-class Tokens(msgspec.Struct, frozen=True):
+class Tokens(msgspec.Struct, frozen=True, gc=False):
     """A prompt's tokens as a straight line over its letters, by least squares, older requests fading.
 
     A ratio would not do: the chat template costs every prompt the same tokens. Counts scatter with the square root
@@ -58,14 +58,15 @@ class Tokens(msgspec.Struct, frozen=True):
 
     def count(self, letters: int, tokens: int) -> Tokens:
         """With one more request, whose prompt of `letters` was counted."""
-        one = 1.0 / max(tokens, 1)
+        one, fade = 1.0 / max(tokens, 1), FADE
+        each = one * letters
         return Tokens(
             self.seen + 1,
-            FADE * self.weight + one,
-            FADE * self.letters + one * letters,
-            FADE * self.tokens + one * tokens,
-            FADE * self.squares + one * letters * letters,
-            FADE * self.products + one * letters * tokens,
+            fade * self.weight + one,
+            fade * self.letters + each,
+            fade * self.tokens + one * tokens,
+            fade * self.squares + each * letters,
+            fade * self.products + each * tokens,
         )
 
     def expect(self, letters: int) -> int:
@@ -79,7 +80,8 @@ class Tokens(msgspec.Struct, frozen=True):
         weight += self.weight
         x, y = (self.letters + letters) / weight, (self.tokens + tokens) / weight
         spread = (self.squares + squares) / weight - x * x
-        per_letter = max(0.0, ((self.products + products) / weight - x * y) / spread)
+        slope = ((self.products + products) / weight - x * y) / spread
+        per_letter = slope if slope > 0.0 else 0.0
         return per_letter, y - per_letter * x
 
 
@@ -172,7 +174,8 @@ def notable(before: Learned, after: Learned) -> bool:
 
 def taught(before: Learned, after: Learned) -> bool:
     """Whether `after` knows many more requests' tokens."""
-    return after.tokens.seen >= max(1, min(2 * before.tokens.seen, before.tokens.seen + 256))
+    seen = before.tokens.seen
+    return after.tokens.seen >= (max(1, 2 * seen) if seen < 256 else seen + 256)
 
 
 def _moved(before: float, after: float) -> bool:

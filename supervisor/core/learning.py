@@ -8,15 +8,18 @@ from msgspec.structs import replace
 
 from supervisor.core import context, orders
 from supervisor.core.devices import Reading, gib
-from supervisor.core.engine import Engine, Granted
+from supervisor.core.engine import Engine
 from supervisor.core.fleet import Fleet
-from supervisor.core.learned import Learned, drift, notable, taught
+from supervisor.core.learned import Learned, Tokens, drift, notable, taught
 from supervisor.core.ledger import name_of
 from supervisor.core.lifecycle import SERVING
 from supervisor.core.routing import Ask
 
 LEAST_CUDA = 0.9
 """Share of NVML's total below which CUDA's was misread: those seen were 0.98 and more."""
+
+UNSEEN = Tokens()
+"""Of a model whose prompts were never counted."""
 
 
 def learn(fleet: Fleet, engine: Engine, learned: Learned) -> None:
@@ -109,26 +112,29 @@ def warn_of_drift(fleet: Fleet, engine: Engine) -> None:
     )  # fmt: skip
 
 
-def counted(fleet: Fleet, granted: Granted, tokens: int) -> None:
+def counted(fleet: Fleet, engine: Engine, letters: int | None, tokens: int) -> None:
     """The engine told how many tokens a prompt had."""
-    if granted.letters is None or tokens <= 0:
+    if letters is None or tokens <= 0:
         return
-    engine = fleet.engines[granted.profile]
-    engine.learned = engine.learned.counted(granted.letters, tokens)
-    if taught(engine.kept, engine.learned):  # nothing else is new in it
-        learn(fleet, engine, engine.learned)
+    engine.learned = learned = engine.learned.counted(letters, tokens)
+    if taught(engine.kept, learned):  # nothing else is new in it
+        learn(fleet, engine, learned)
 
 
 def estimate(fleet: Fleet, ask: Ask) -> Ask:
     """With the tokens that its letters come to with its model, as far as that was seen."""
     if ask.letters is None:
         return ask
-    named = [fleet.engines[p.name].learned.tokens for p in fleet.config.named.get(ask.model, ())]
-    best = max(named, key=lambda tokens: tokens.seen, default=None)
-    if best is None or not best.seen:
+    best = UNSEEN
+    for profile in fleet.config.named.get(ask.model, ()):
+        known = fleet.engines[profile.name].learned.tokens
+        if known.seen > best.seen:
+            best = known
+    if best is UNSEEN:
         return ask
     tokens = best.expect(ask.letters)
-    return replace(ask, tokens=tokens, least=min(ask.least, int(tokens * context.SHARE)))
+    sure = int(tokens * context.SHARE)
+    return replace(ask, tokens=tokens, least=sure if sure < ask.least else ask.least)
 
 
 def usual_residue(fleet: Fleet, engine: Engine) -> dict[str, int]:

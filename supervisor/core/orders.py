@@ -106,21 +106,24 @@ class Survey:
     """Read all devices now and report DevicesRead."""
 
 
-class Routed(msgspec.Struct, frozen=True):
-    """Where a request may go; told before its Grant or Refuse."""
+class Routed(msgspec.Struct, frozen=True, gc=False):
+    """Where a request that waits, or finds nothing, may go."""
 
     lease: str
     ask: Ask
     route: Route
 
 
-class Grant(msgspec.Struct, frozen=True):
-    """`profile`: or the name of a peer, which has no incarnation."""
+class Grant(msgspec.Struct, frozen=True, gc=False):
+    """`profile`: or the name of a peer, which has no incarnation. `route`: where else it might have gone, None where
+    a Routed has told that."""
 
     lease: str
     profile: str
     incarnation: str
     reason: str
+    ask: Ask
+    route: Route | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ def grant(fleet: Fleet, waiter: Waiter, peer: Peer, reason: str) -> None:
     fleet.leases[waiter.lease] = Granted(peer.name, "", ask.source, ask.tokens, 0, fleet.now)
     fleet.fairness.charge(ask.source, ask.tokens, 0)
     fleet.homes.settle(ask.conversation, peer.name, "", fleet.now)
-    fleet.order(orders.Grant(waiter.lease, peer.name, "", reason))
+    fleet.order(orders.Grant(waiter.lease, peer.name, "", reason, ask, None if waiter.told else waiter.route))
 
 
 def left(fleet: Fleet, lease: str, granted: Granted) -> None:

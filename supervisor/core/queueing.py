@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from supervisor.core.routing import Ask, Candidate
+from supervisor.core.routing import Ask, Route
 
 Group = dict[str, "Line"]
 """Lines by source, of those who could go to the same profiles."""
@@ -25,20 +25,17 @@ class Waiter(msgspec.Struct):
 
     lease: str
     ask: Ask
-    candidates: tuple[Candidate, ...]
+    route: Route
+    profiles: tuple[str, ...]
+    """Where it could still go, best first: its route's less those that failed while it waited."""
     arrived: float
     deadline: float
     patience: float = 60.0
     """Seconds after which its model is swapped in at any cost."""
     weight: float = 1.0
     """What a second of its waiting counts for against the cost of a swap."""
-    sticky: bool = False
-    """Its first candidate has its conversation in the cache."""
-    profiles: tuple[str, ...] = ()
-    """Where it could still go, best first: its candidates less those that failed while it waited."""
-
-    def __post_init__(self) -> None:
-        self.profiles = tuple(candidate.profile for candidate in self.candidates)
+    told: bool = False
+    """Its route is known to who asks why."""
 
 
 @dataclass(slots=True)

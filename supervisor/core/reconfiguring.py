@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from supervisor.config import Config, Profile
 from supervisor.config import Peer as Configured
-from supervisor.core import calendar, coming, command, dispatch, leaving, orders
+from supervisor.core import arriving, calendar, coming, command, kinds, leaving, orders
 from supervisor.core.engine import Engine
 from supervisor.core.events import Reconfigured
 from supervisor.core.fleet import Fleet, beside, taken
@@ -126,16 +126,17 @@ def _route_anew(fleet: Fleet) -> None:
     for waiter in sorted(fleet.queues, key=lambda waiter: waiter.arrived):
         fleet.queues.remove(waiter.lease)
         try:
-            found = dispatch.route(fleet, waiter.ask, waiter.deadline - fleet.now)
+            home = fleet.home(waiter.ask.conversation)
+            kind = kinds.look(fleet, waiter.ask, home, waiter.deadline - fleet.now)
         except LlmdError as error:
             fleet.refuse(waiter.lease, error)
             continue
-        if waiter.ask.request:
-            fleet.order(orders.Routed(waiter.lease, waiter.ask, found))
-        if not found.candidates:
+        arriving.tell(fleet, waiter.lease, waiter.ask, kind.route)
+        if not kind.route.candidates:
             fleet.refuse(waiter.lease, calendar.closed(fleet, waiter.ask.model), waiter.ask)
             continue
-        moved = dispatch.waiter(fleet, waiter.lease, waiter.ask, found, waiter.arrived, waiter.deadline)
+        moved = kind.waiter(waiter.lease, waiter.ask, waiter.arrived, waiter.deadline)
+        moved.told = True
         fleet.queues.add(moved)
 
 

@@ -43,15 +43,22 @@ class Requests:
     most: int = MOST
     _found: OrderedDict[str, Request] = field(default_factory=OrderedDict)
 
-    def routed(self, ask: Ask, route: Route, now: float) -> None:
-        """A client may send one id twice: the later request counts, but for further tries of the same."""
-        request = self._found.get(ask.request)
-        if request is None or request.outcome is not None:
-            request = self._found[ask.request] = Request(ask)
-            self._found.move_to_end(ask.request)
-        request.tries.append(Try(route, now))
-        if len(self._found) > self.most:
-            self._found.popitem(last=False)
+    def routed(
+        self, ask: Ask, route: Route, now: float, granted: str | None = None, reason: str | None = None
+    ) -> None:
+        """A client may send one id twice: the later request counts, but for further tries of the same. `granted`:
+        the profile whose lease it had as it came."""
+        found, name = self._found, ask.request
+        tried = Try(route, now, granted, reason, None if granted is None else 0.0)
+        request = found.get(name)
+        if request is not None and request.outcome is None:
+            request.tries.append(tried)
+            return
+        if request is not None:
+            found.move_to_end(name)
+        found[name] = Request(ask, [tried])
+        if len(found) > self.most:
+            found.popitem(last=False)
 
     def joined(self, name: str, others: Sequence[str]) -> None:
         """They go with `name`, in one call."""

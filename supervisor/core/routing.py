@@ -6,10 +6,12 @@ error comes out. Whether a candidate can serve *now* is `placement`'s question.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from supervisor.config import Config, Profile
 from supervisor.core import context
@@ -20,7 +22,7 @@ ASK_AGAIN = 10.0
 ONLY, ELSEWHEN = "the only profile", "not in this mode"
 
 
-class Ask(msgspec.Struct, frozen=True):
+class Ask(msgspec.Struct, frozen=True, gc=False):
     """A request as routing sees it. `tokens`: estimated prompt tokens. `tasks`: what could answer the route.
     `max_tokens`: the most it wants written, None where it did not say. `letters`: of its text, None where it is not
     text alone, so that its tokens cannot be told from them. `stream`: token by token."""
@@ -44,19 +46,24 @@ class Ask(msgspec.Struct, frozen=True):
     """The request's id, for those who ask why."""
 
 
-class Candidate(msgspec.Struct, frozen=True):
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """`profile`: its name, or the name of a peer."""
 
     profile: str
     reason: str
 
 
-class Route(msgspec.Struct, frozen=True):
+class Route(msgspec.Struct, frozen=True, gc=False):
     candidates: tuple[Candidate, ...] = ()
     passed_over: tuple[Candidate, ...] = ()
     """Who serves the model, but not this request, and why."""
     sticky: bool = False
     """The first candidate has the conversation in its cache."""
+    profiles: tuple[str, ...] = ()
+    """The candidates' names."""
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "profiles", tuple(candidate.profile for candidate in self.candidates))
 
 
 def candidates(ask: Ask, config: Config, available: Collection[str]) -> tuple[Candidate, ...]:
@@ -88,6 +95,14 @@ def route(
     if offers and not able and not abroad:
         raise _nobody(ask, refused)
     return _homeward(Route(_merged(local, abroad), (*closed, *short, *refused)), home)
+
+
+def reach(ask: Ask, config: Config) -> tuple[float, float]:
+    """The longest prompt, and the most tokens with its reply, up to which every ask like this one is routed as it is
+    while no peer offers its model: beyond them a longer context is sought, or the request refused."""
+    able = _able(ask, config, ())
+    most = min((p.max_model_len for p in able if p.max_model_len is not None), default=math.inf)
+    return math.inf if len(able) == 1 else config.routing.long_context_tokens, most
 
 
 def _only(ask: Ask, profile: Profile, available: Collection[str], home: str | None) -> Route:

@@ -227,6 +227,11 @@ class Driver:
 
     @_obey.register
     def _(self, order: orders.Grant) -> None:
+        ask, now = order.ask, self.fleet.now
+        if order.route is None:
+            self.requests.granted(ask.request, order.profile, order.reason, now)
+        elif ask.request:
+            self.requests.routed(ask, order.route, now, order.profile, order.reason)
         waiting = self._leases.get(order.lease)
         if waiting and not waiting.done():
             waiting.set_result(order)
@@ -283,7 +288,6 @@ class Driver:
         self.post(events.Arrived(name, ask, self.config.server.max_wait if patience is None else patience))
         try:
             grant = await waiting
-            self.requests.granted(ask.request, grant.profile, grant.reason, time.monotonic())
             lease = self._leased(grant, began)
             yield lease
         except LlmdError as error:
@@ -298,23 +302,22 @@ class Driver:
 
     def lease_at_once(self, ask: Ask) -> Lease | None:
         """What `lease` would give without waiting, to be given back; None where it would wait, or refuse."""
-        name, began = self._number(), time.monotonic()
-        ordered = self._decide(events.Arrived(name, ask, 0.0, at_once=True))
-        granted = next((o for o in ordered if isinstance(o, orders.Grant) and o.lease == name), None)
-        if granted is None:
+        name = self._number()
+        told = self._decide(events.Arrived(name, ask, 0.0, at_once=True))[0]  # what becomes of it
+        if not isinstance(told, orders.Grant):
             return None
-        self.requests.granted(ask.request, granted.profile, granted.reason, began)
-        try:
-            return self._leased(granted, began)
-        except EngineDied:
+        engine = self.engines.get(told.incarnation)
+        if engine is None:
             self.post(events.Left(name))
             return None
+        engine.in_flight += 1
+        return Lease(told.profile, told.reason, 0.0, "warm", engine, name)
 
     def give_back(self, lease: Lease) -> None:
         """Once; a second time is of no effect."""
         if lease.name in self.fleet.leases:
             lease.count(-1)
-            self.post(events.Left(lease.name, lease.prompt, lease.output))
+            self._decide(events.Left(lease.name, lease.prompt, lease.output))
 
     def broke_off(self, request: str, error: LlmdError) -> None:
         """Note why a lease that was given at once came to nothing, for those who ask why."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from supervisor.core import events, orders
+from supervisor.core import events, kinds, orders
 from supervisor.core.devices import HOST
 from supervisor.core.engine import Engine
 from supervisor.core.events import Event
@@ -16,6 +16,7 @@ from supervisor.core.failures import FailureClass
 from supervisor.core.fleet import Fleet
 from supervisor.core.lifecycle import HOLDING, LEAVING, LIVE, State
 from supervisor.core.orders import Order
+from supervisor.core.routing import Ask
 
 SLACK = 1e-6
 REFUSING = frozenset({State.BACKOFF, State.IMPOSSIBLE})
@@ -64,6 +65,7 @@ class Invariants:
         self._calm = {engine.name for engine in fleet.engines.values() if _is_calm(engine)}
         self._leases(fleet)
         self._configuration(fleet)
+        self._kinds(fleet)
         self._time(fleet, event)
 
     # What went in and came out
@@ -158,6 +160,7 @@ class Invariants:
 
     def _queue(self, fleet: Fleet, event: Event) -> None:
         assert len(fleet.queues) == len(self.waiting), f"{self.waiting} wait, the queues hold {fleet.queues}"
+        assert bool(fleet.queues.groups) == bool(self.waiting), fleet.queues
         due = fleet.queues.next_deadline()
         assert due is None or due > fleet.now, "somebody waits past its bound"
         if isinstance(event, events.Arrived) and event.lease in fleet.queues:
@@ -172,6 +175,7 @@ class Invariants:
         assert bool(engine.reserved) == holding, engine
         assert len(engine.leases) <= engine.profile.max_concurrent, engine
         assert not engine.leases or engine.state in LIVE, engine
+        assert engine.promised == sum(engine.leases.values()), engine
         if self._records.get(engine.name) is not engine:  # a new profile begins with a clean sheet
             self._records[engine.name], self._failures[engine.name] = engine, []
         before = self._states.get(engine.name, State.COLD)
@@ -239,6 +243,11 @@ class Invariants:
         assert all(known >= set(waiter.profiles) for waiter in fleet.queues), (
             "somebody waits for what has gone"
         )
+
+    def _kinds(self, fleet: Fleet) -> None:
+        """What was kept of a kind is what would be found now."""
+        for (model, source, tasks, home), kind in fleet.kinds.items():
+            assert kind == kinds.look(fleet, Ask(model, source, tasks=tasks), home, 0.0)
 
     def _time(self, fleet: Fleet, event: Event) -> None:
         due = fleet.next_deadline()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import datetime
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.config import Mode
-from supervisor.core import decide, events
+from supervisor.config import Key, Mode, Peer, Routing
+from supervisor.core import decide, events, kinds, orders
 from supervisor.core.devices import GIB, Holder
+from supervisor.core.fleet import Fleet
 from supervisor.core.lifecycle import State
+from supervisor.core.peer import Listed
 from supervisor.core.routing import Ask
 from supervisor.errors import Overloaded
 from tests.core.world import CARD, World, config, profile
@@ -48,6 +52,14 @@ def test_what_is_not_free_at_once_leaves_no_trace(model: str) -> None:
     assert (model == "nobody") != isinstance(world.refused["c"], Overloaded)
     assert len(world.log) == orders + 1  # the refusal, and no note, no route, no start
     assert world.state("coder_1") is State.COLD
+
+
+def test_who_would_linger_for_its_cache_leaves_no_deadline_behind() -> None:
+    world = twins()
+    for lease in ("a", "b", "c"):
+        world.send(events.Arrived(lease, Ask("llama", "webui", conversation="talk"), 0.0, at_once=True))
+    assert (world.granted["b"], isinstance(world.refused["c"], Overloaded)) == ("llama_1", True)
+    assert world.fleet.reconsider is None
 
 
 def night(world: World) -> None:
@@ -136,6 +148,99 @@ def test_an_idle_engine_is_stopped_when_its_time_has_come_all_the_same() -> None
     assert world.fleet.due == world.now + 60
     world.wait(61)
     assert world.state("llama_0") is not State.READY
+
+
+def twins() -> World:
+    """Two engines of one model, one of them small and slow to get more, one of another kind, and a peer."""
+    both = {"model": "llama", "max_concurrent": 2, "max_queue": 2}
+    world = World(
+        config(
+            profile("llama_0", 0, max_model_len=2000, **both),
+            profile("llama_1", 1, max_model_len=8000, **both),
+            profile("bge_0", 0, gib=2, task="embed", max_concurrent=1, max_queue=2),
+            keys={"webui": Key(env="A"), "n8n": Key(env="B", priority="batch", weight=2.0)},
+            routing=Routing(long_context_tokens=1000, prefer={"webui": ("gpu:1",)}, sticky=60.0, linger=2.0),
+            peers={"dgx": Peer(url="http://dgx", models=("llama-70b",), max_concurrent=1)},
+        )
+    )
+    world.send(events.PeerHeard("dgx", {"llama-70b": Listed(4000)}))
+    for name in ("bge_0", "llama_0", "llama_1"):
+        world.up(name)
+        world.send(events.Told(world.incarnation(name), kv_tokens=3000))
+    return world
+
+
+asks = st.builds(
+    Ask,
+    st.sampled_from(["llama", "llama", "llama_1", "bge", "llama-70b", "nobody"]),
+    st.sampled_from(["webui", "n8n", "default"]),
+    st.sampled_from([0, 10, 300, 900, 1001, 1900, 2500]),
+    st.sampled_from([frozenset({"generate"}), frozenset({"embed"}), frozenset()]),
+    st.sampled_from([None, 16, 1200]),
+    st.sampled_from([None, 40, 4000]),
+    least=st.sampled_from([0, 0, 5, 2100, 9000]),
+    conversation=st.sampled_from([None, "c", "d"]),
+    request=st.sampled_from(["", "id"]),
+)
+goings = st.tuples(st.just("leave"), st.integers(0, 9), st.sampled_from([None, 0, 12, 800]))
+others = st.sampled_from(["tick", "llama_0", "bge_0", "dgx", "wait"])
+
+
+def befall(world: World, what: str) -> None:
+    if what == "wait":
+        world.wait(1.3)
+    elif what == "tick":
+        world.send(events.Ticked())
+    elif what == "dgx":
+        world.send(events.PeerLost("dgx", "gone"))
+    elif world.state(what) is State.READY:
+        world.crash(what)
+    elif world.state(what) is State.STARTING:
+        world.ready(what)
+
+
+def play(steps: list[Any], *, tries: bool) -> tuple[object, ...]:
+    """What was granted and all that the fleet knows then. `tries`: everyone asks at once before it would wait."""
+    world = twins()
+    for number, step in enumerate(steps):
+        world.now += 0.01
+        lease, held = f"r{number}", [*world.fleet.leases, *(w.lease for w in world.fleet.queues)]
+        if isinstance(step, Ask):
+            if tries:
+                told = world.send(events.Arrived(lease, step, 0.0, at_once=True))[0]
+                assert (type(told), told.lease) in ((orders.Grant, lease), (orders.Refuse, lease))
+            if lease not in world.granted:
+                world.refused.pop(lease, None)
+                world.send(events.Arrived(lease, step, 290.0))
+        elif isinstance(step, str):
+            befall(world, step)
+        elif held:
+            world.send(events.Left(held[step[1] % len(held)], step[2], step[2]))
+    apart = {"name_incarnation", "rng", "policy", "orders", "scene", "kinds"}
+    known = [getattr(world.fleet, f.name) for f in dataclasses.fields(Fleet) if f.name not in apart]
+    grants = [order for order in world.log if isinstance(order, orders.Grant)]
+    return grants, {lease: repr(why) for lease, why in world.refused.items()}, known
+
+
+histories = st.lists(st.one_of(asks, asks, goings, others), max_size=60)
+
+
+@given(histories)
+def test_who_asks_at_once_first_is_served_as_who_does_not(steps: list[Any]) -> None:
+    assert play(steps, tries=True) == play(steps, tries=False)
+
+
+@given(histories)
+def test_where_a_kind_goes_is_what_would_be_found_for_each_of_it(steps: list[Any]) -> None:
+    """Whatever the length of those before it."""
+
+    def anew(fleet: Fleet, ask: Ask, patience: float) -> kinds.Kind:
+        return kinds.look(fleet, ask, fleet.home(ask.conversation), patience)
+
+    kept = play(steps, tries=True)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(kinds, "find", anew)
+        assert play(steps, tries=True) == kept
 
 
 moves = st.lists(

@@ -103,8 +103,8 @@ def test_replies_are_taken_to_be_as_long_as_nine_of_ten_were():
     engine = world.fleet.engines["llama_0"]
     for length in range(1, 65):
         world.send(events.Left(world.ask("llama"), 10, length))
-    assert engine.output_for(Ask("llama")) == 58
-    assert engine.output_for(Ask("llama", max_tokens=20)) == 20
+    assert engine.needs(Ask("llama")) == (58, 58)
+    assert engine.needs(Ask("llama", max_tokens=20)) == (20, 20)
 
 
 def test_a_long_prompt_gets_its_space_though_short_ones_keep_coming():

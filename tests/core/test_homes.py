@@ -38,9 +38,11 @@ def test_the_next_turn_goes_home_and_says_why():
 def test_the_cache_is_the_reason_that_is_told():
     world = twins()
     settled(world)
-    world.ask("llama", conversation="c", request="id")
-    (routed,) = [order for order in world.log if isinstance(order, orders.Routed)]
-    assert routed.route.candidates[0].reason == "has the earlier turns of this conversation in its cache"
+    turn = world.ask("llama", conversation="c", request="id")
+    (grant,) = [order for order in world.log if isinstance(order, orders.Grant) and order.lease == turn]
+    assert grant.reason == "has the earlier turns of this conversation in its cache"
+    assert grant.route is not None
+    assert grant.route.candidates[0].reason == grant.reason
 
 
 def test_a_full_home_is_waited_for_and_wins_within_the_linger():

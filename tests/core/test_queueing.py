@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from supervisor.core.queueing import Queues, Waiter
-from supervisor.core.routing import Ask, Candidate
+from supervisor.core.routing import Ask, Candidate, Route
 
 
 def waiter(lease: str, *profiles: str, source: str = "a", at: float = 0.0, **fields: float) -> Waiter:
-    candidates = tuple(Candidate(name, "") for name in profiles or ("llama_0",))
-    return Waiter(lease, Ask("llama", source), candidates, at, fields.pop("deadline", at + 290), **fields)
+    route = Route(tuple(Candidate(name, "") for name in profiles or ("llama_0",)))
+    deadline = fields.pop("deadline", at + 290)
+    return Waiter(lease, Ask("llama", source), route, route.profiles, at, deadline, **fields)
 
 
 def filled(*waiters: Waiter) -> Queues:

@@ -37,6 +37,19 @@ def test_a_request_is_told_with_every_try_and_its_outcome():
     assert second["failed"] is None
 
 
+def test_one_that_had_its_lease_as_it_came_is_told_with_it():
+    requests = Requests()
+    requests.routed(ask("a"), ROUTE, 10.0, "llama_0", "the only profile")
+    requests.failed("a", EngineDied("it died"), 11.0)
+    (tried,) = requests.describe("a")["tries"]
+    assert (tried["granted"], tried["reason"], tried["waited"], tried["failed"]) == (
+        "llama_0",
+        "the only profile",
+        0.0,
+        "it died",
+    )
+
+
 def test_one_that_was_refused_waited_until_then():
     requests = Requests()
     requests.routed(ask("a"), ROUTE, 10.0)

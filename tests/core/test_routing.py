@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from supervisor.config import Config, Key, Profile, Routing
-from supervisor.core.routing import Ask, candidates
+from supervisor.core.routing import Ask, candidates, reach
 from supervisor.errors import ModelNotFound, WrongTask
 from tests.core.world import config, profile
 
@@ -65,3 +67,12 @@ def test_an_adapter_goes_to_the_profiles_that_have_it():
     assert [candidate.profile for candidate in found] == ["llama_1"]
     with pytest.raises(ModelNotFound, match="there are: french, llama"):
         candidates(Ask("german"), both, set())
+
+
+@pytest.mark.parametrize(
+    ("model", "longest", "most"),
+    [("llama", 4096, 8192), ("llama_1", math.inf, 8192), ("bge_m3", math.inf, math.inf)],
+)
+def test_all_up_to_some_length_are_routed_alike(model: str, longest: float, most: float):
+    known = two_cards(EMBED)
+    assert reach(Ask(model), known) == (longest, most)
