@@ -5,8 +5,8 @@ Names are digests: nobody's words can be read from them, and with its source and
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
+from hashlib import blake2b
 
 HEADERS = ("X-OpenWebUI-Chat-Id", "X-Session-ID")
 """What clients name their conversations in."""
@@ -36,24 +36,23 @@ def by_words(messages: object, prompt: object, source: str, model: str) -> str |
 
 
 def _opening(messages: object) -> str:
-    words: list[str] = []
-    for message in messages if isinstance(messages, list) else []:
-        if not isinstance(message, dict):
+    words = ""
+    for message in messages if type(messages) is list else ():
+        if type(message) is not dict:
             break
-        role = message.get("role")
-        words.append(f"{role}:{_text(message.get('content'))}")
+        role, content = message.get("role"), message.get("content")
+        words += f"{role}:{content[:OPENING] if type(content) is str else _text(content)}"
         if role == "user":
-            return "\n".join(words)
+            return words
+        words += "\n"
     return ""
 
 
 def _text(content: object) -> str:
-    if isinstance(content, str):
-        return content[:OPENING]
     parts = content if isinstance(content, list) else []
     texts = [part.get("text") for part in parts if isinstance(part, dict)]
     return "\n".join(text[:OPENING] for text in texts if isinstance(text, str))
 
 
 def _digest(*parts: str) -> str:
-    return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

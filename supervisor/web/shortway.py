@@ -22,13 +22,13 @@ from supervisor.host.upstream import Broken, Connection, Unread
 from supervisor.web import dialects, heads
 from supervisor.web.answer import Answer
 from supervisor.web.auth import Keyring, presented_key
+from supervisor.web.contents import read
 from supervisor.web.conversation import session_of
-from supervisor.web.demands import Demands
 from supervisor.web.driving import Driver, Lease
 from supervisor.web.front import Failed, Front
 from supervisor.web.holding import signs_of, stated_timeout
 from supervisor.web.onward import elsewhere
-from supervisor.web.openai import error_headers, read_ask
+from supervisor.web.openai import error_headers
 from supervisor.web.patience import limits_of
 from supervisor.web.plain import LONGEST_HEAD, Head, read_head
 from supervisor.web.record import Record, people_of, request_id_of
@@ -103,10 +103,10 @@ class ShortWay:
 
     def take(self, client: Front, head: Caller, body: memoryview) -> Exchange | None:
         try:
-            ask = read_ask(body, head.source, GENERATE, request_id_of(head.presented), head.session)
+            ask, demands = read(body, head.source, GENERATE, request_id_of(head.presented), head.session)
         except LlmdError:
             return None
-        if Demands.of(body):
+        if demands:
             return None
         lease = self.driver.lease_at_once(ask)
         if lease is None:
