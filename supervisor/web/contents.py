@@ -6,11 +6,13 @@ large for any computer: behind one of them nobody would have looked for what the
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from pydantic_core import from_json
 
 from supervisor.core.context import least
 from supervisor.core.routing import Ask
@@ -34,7 +36,7 @@ _MEDIA = frozenset({"image_url", "input_audio", "audio_url", "video_url", "file"
 _NOT_TEXT = frozenset({"type", "role"})
 _SPECIAL = _MEDIA | _NOT_TEXT | {"source"}
 
-Buffer = bytes | mmap.mmap | memoryview
+Buffer = bytes | mmap.mmap
 Fields = Mapping[str, Any]
 
 
@@ -46,6 +48,9 @@ class _Tools(msgspec.Struct):
     tools: msgspec.Raw
 
 
+_LONG = 64 << 10
+"""Bytes from which a body is more likely a few long texts, such as images, than many short ones."""
+
 _decode = msgspec.json.Decoder().decode
 _tools = msgspec.json.Decoder(_Tools)
 
@@ -56,7 +61,7 @@ def read(
     """The ask's tokens are a guess from the letters. `session`: what its client calls the conversation. Raises
     BadRequest."""
     try:
-        fields = _decode(body)
+        fields = _decode(body) if len(body) < _LONG else _decode_long(body)
         if type(fields) is not dict or type(fields.get("model")) is not str:
             msgspec.convert(fields, _Named)  # raises, in words
         text, model = _text_of(fields, body), fields["model"]
@@ -78,6 +83,15 @@ def read(
         raise BadRequest(f"the body is not the JSON expected here: {error}") from None
     except RecursionError:
         raise BadRequest("the body is nested too deeply") from None
+
+
+def _decode_long(body: Buffer) -> Any:
+    """By pydantic's reader: three times as fast over long texts, half as fast where letters are not ASCII's. What it
+    does not take is the other's to take or refuse."""
+    if type(body) is bytes and body.isascii():
+        with contextlib.suppress(ValueError):
+            return from_json(body, allow_inf_nan=False, cache_strings="none")
+    return _decode(body)
 
 
 def _most(fields: Fields) -> int | None:

@@ -37,7 +37,6 @@ from supervisor.web.routes import GENERATE, dialect_of
 from supervisor.web.traffic import Traffic
 
 _MOST_CALLERS = 512
-_NOTHING = memoryview(b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ class ShortWay:
         told = headers.get("x-request-id"), session_of(headers), *people, stated_timeout(headers)
         return Caller(head, head.size, head.length, source, onward, *told)
 
-    def take(self, client: Front, head: Caller, body: memoryview) -> Exchange | None:
+    def take(self, client: Front, head: Caller, body: bytes) -> Exchange | None:
         try:
             ask, demands = read(body, head.source, GENERATE, request_id_of(head.presented), head.session)
         except LlmdError:
@@ -129,7 +128,7 @@ class Exchange:
         caller: Caller,
         ask: Ask,
         lease: Lease,
-        body: memoryview,
+        body: bytes,
     ) -> None:
         self._way, self._client, self._caller, self._ask = way, client, caller, ask
         self._lease, self._body = lease, body
@@ -172,7 +171,7 @@ class Exchange:
     def begun(self) -> None:
         self._lease.answered()
         self._client.begun()
-        self._body = _NOTHING
+        self._body = b""
 
     def failed(self, error: Broken | LlmdError) -> None:
         """Before anything of the engine's was sent to the client."""

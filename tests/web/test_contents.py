@@ -213,14 +213,15 @@ def urls(value: Any) -> Iterator[str]:
             yield from urls(part)
 
 
-@given(BODIES)
-def test_what_is_counted_and_found_is_what_is_there(body: dict[str, Any]) -> None:
-    ask, demands = read(json.dumps({"model": "llama", **body}).encode(), "webui", TASKS)
+@given(BODIES, st.sampled_from([0, 64 << 10]), st.booleans())
+def test_what_is_counted_and_found_is_what_is_there(body: dict[str, Any], more: int, ascii: bool) -> None:
+    data = json.dumps({"model": "llama", "other": "x" * more, **body}, ensure_ascii=ascii)
+    ask, demands = read(data.encode(), "webui", TASKS)
     documents = body.get("documents")
     found = [leaf for name in FIELDS[:7] for leaf in leaves(body.get(name))]
     again = max(1, len(documents)) if isinstance(documents, list) else 1
     count = letters(found) + letters(leaves(body.get("query"))) * again
-    count += len(json.dumps(body["tools"])) if "tools" in body else 0
+    count += len(json.dumps(body["tools"], ensure_ascii=ascii).encode()) if "tools" in body else 0
     tokens, media = numbers(found), found.count(...)
     assert ask.tokens == count // 4 + tokens + media * 1000
     assert ask.letters == (None if tokens or media else count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 from typing import Any
 
 import pytest
@@ -61,7 +62,7 @@ def asking(*parts: dict[str, Any], **fields: Any) -> bytes:
     ).encode()
 
 
-def demands_of(body: bytes | memoryview) -> Demands:
+def demands_of(body: bytes | mmap.mmap) -> Demands:
     return read(body, "webui", frozenset({"generate"}))[1]
 
 
@@ -140,10 +141,13 @@ def test_a_text_about_urls_is_text() -> None:
     ids=["number", "no number", "half a letter", "half a letter in bytes", "no letter", "deep", "deeper"],
 )
 @pytest.mark.parametrize("name", [b"unknown", b"tools", b"messages"])
-def test_nothing_hides_behind_what_an_engine_may_read_and_llmd_cannot(name: bytes, odd: bytes) -> None:
+@pytest.mark.parametrize("size", [0, 64 << 10], ids=["short", "long"])
+def test_nothing_hides_behind_what_an_engine_may_read_and_llmd_cannot(
+    name: bytes, odd: bytes, size: int
+) -> None:
     body = b'{"messages": [{"image_url": "http://a.b/c"}], "input": [{"image_url": "http://a.b/c"}], "model": "m"'
     with contextlib.suppress(BadRequest):
-        assert demands_of(body + b', "' + name + b'": ' + odd + b"}").urls
+        assert demands_of(body + b', "other": "' + b"x" * size + b'", "' + name + b'": ' + odd + b"}").urls
 
 
 @given(st.recursive(st.none() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
@@ -204,4 +208,6 @@ def test_a_body_of_any_size_tells_what_it_demands(size: int) -> None:
     assert not demands_of(asking(words))
     assert demands_of(asking(words, image("http://a.b/c"))).urls == ("http://a.b/c",)
     assert demands_of(asking(words, tools=[TOOL])).tools == 1
-    assert demands_of(memoryview(asking(words, tools=[TOOL]))).tools == 1
+    with mmap.mmap(-1, len(body := asking(words, tools=[TOOL]))) as pages:
+        pages.write(body)
+        assert demands_of(pages).tools == 1
