@@ -1,18 +1,20 @@
 """Which conversation a request belongs to, so that its next turn finds the beginning in the engine's cache. Pure.
 
-Names are digests: nobody's words can be read from them, and with its source and model in it no key reaches another's.
+Names are digests with a key of this process's own: nobody's words can be read from them, or guessed, and with its
+source and model in it no key reaches another's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hashlib import blake2b
 
 HEADERS = ("X-OpenWebUI-Chat-Id", "X-Session-ID")
 """What clients name their conversations in."""
 
 OPENING = 2048
 """Letters of a message that tell it apart."""
+
+_BITS = (1 << 64) - 1
 
 
 def by_name(headers: Mapping[str, str], source: str, model: str) -> str | None:
@@ -55,4 +57,4 @@ def _text(content: object) -> str:
 
 
 def _digest(*parts: str) -> str:
-    return blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return f"{hash(parts) & _BITS:016x}"

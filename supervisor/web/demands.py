@@ -36,10 +36,8 @@ class Demands:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Demands:
-        """A body's. Raises RecursionError where it is nested too deeply to look everywhere."""
-        found: list[str] = []
-        _seek(fields, found)
-        urls = tuple(url for url in found if url[:5].lower() != "data:") if found else ()
+        """A body's."""
+        urls = tuple(url for url in found if url[:5].lower() != "data:") if (found := _urls(fields)) else ()
         tools = _choosable(fields) if "tools" in fields else 0
         return cls(tools, urls) if tools or urls else NO_DEMANDS
 
@@ -89,15 +87,17 @@ def _choosable(body: Mapping[str, Any]) -> int:
     return len(tools) if isinstance(tools, list) and choice in (None, "auto") else 0
 
 
-def _seek(value: Any, found: list[str]) -> None:
-    """URLs of media, wherever they stand: OpenAI's parts hold one or an object with one, Anthropic's a source."""
-    if type(value) is dict:
-        if not _TELLING.isdisjoint(value):
-            found.extend(_named(value))
-        value = value.values()
-    for part in value:
-        if type(part) is dict or type(part) is list:
-            _seek(part, found)
+def _urls(fields: Mapping[str, Any]) -> list[str]:
+    """Of media, wherever they stand: OpenAI's parts hold a URL or an object with one, Anthropic's a source."""
+    found: list[str] = []
+    parts: list[Any] = [fields]
+    for part in parts:  # and those within, which follow
+        if type(part) is dict and not _TELLING.isdisjoint(part):
+            found.extend(_named(part))
+        for inner in part.values() if type(part) is dict else part:
+            if type(inner) is dict or type(inner) is list:
+                parts.append(inner)
+    return found
 
 
 def _named(part: Mapping[str, Any]) -> Iterator[str]:
