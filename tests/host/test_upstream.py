@@ -40,7 +40,7 @@ class Taker:
         self.over.set_exception(error)
 
 
-async def asked(pool: Pool, head: bytes, body: bytes, taker: Taker) -> Connection:
+async def asked(pool: Pool, head: bytes, body: bytes | memoryview, taker: Taker) -> Connection:
     connection = pool.free() or await pool.open()
     connection.ask(head, body, taker)
     return connection
@@ -233,6 +233,24 @@ async def test_a_large_body_does_not_wait_in_memory_twice(peer: Peer) -> None:
     async with asyncio.timeout(10):
         await taker.over
     assert taker.body == b"ok"
+
+
+async def test_a_connection_keeps_nothing_of_a_body_that_it_sent(peer: Peer) -> None:
+    body = bytearray(4 * upstream.PIECE)
+    head = ASK.replace(b"2", b"%d" % len(body))
+
+    async def reads(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(len(head) + len(body))
+        writer.write(GOOD)
+        await reader.read()
+
+    peer.handlers = [reads]
+    taker = Taker()
+    connection = await asked(peer.pool, head, memoryview(body), taker)
+    async with asyncio.timeout(10):
+        await taker.over
+    assert not connection.transport.is_closing()
+    body.clear()  # raises BufferError while somebody looks at it
 
 
 async def test_an_answer_before_the_whole_request_was_read_ends_the_connection(peer: Peer) -> None:
