@@ -126,6 +126,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.lost(self)
+        del self._parser  # they hold each other, and with them what was not sent
         receiver, self._receiver = self._receiver, None
         if receiver is None:
             return

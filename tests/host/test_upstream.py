@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -251,6 +252,27 @@ async def test_a_connection_keeps_nothing_of_a_body_that_it_sent(peer: Peer) -> 
         await taker.over
     assert not connection.transport.is_closing()
     body.clear()  # raises BufferError while somebody looks at it
+
+
+async def test_a_connection_that_is_cut_keeps_nothing_of_its_body(
+    peer: Peer, request: pytest.FixtureRequest
+) -> None:
+    async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await asyncio.Event().wait()
+
+    peer.handlers = [never]
+    gc.disable()  # it would find them some day
+    request.addfinalizer(gc.enable)
+    body = bytearray(16 * upstream.PIECE)
+    connection = await asked(peer.pool, ASK.replace(b"2", b"%d" % len(body)), memoryview(body), Taker())
+    connection.abort()
+    del connection
+    async with asyncio.timeout(10):
+        while body:
+            await asyncio.sleep(0)
+            with contextlib.suppress(BufferError):  # somebody looks at it still
+                body.clear()
 
 
 async def test_an_answer_before_the_whole_request_was_read_ends_the_connection(peer: Peer) -> None:
