@@ -18,7 +18,7 @@ from supervisor.core.context import least
 from supervisor.core.routing import Ask
 from supervisor.errors import BadRequest
 from supervisor.web.conversation import by_session, by_words
-from supervisor.web.demands import Demands
+from supervisor.web.demands import Demands, are_numbers
 
 _LETTERS_PER_TOKEN = 4
 _TOKENS_PER_MEDIUM = 1000
@@ -187,6 +187,9 @@ class _Text(msgspec.Struct):
         if type(value) is str:
             self.letters += len(value)
         elif type(value) is list:
+            if are_numbers(value):
+                self.ids += len(value)
+                return
             for part in value:
                 self.add(part)
         elif type(value) is dict:

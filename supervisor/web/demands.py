@@ -18,6 +18,7 @@ from supervisor.config import Profile
 from supervisor.errors import BadRequest
 
 _MEDIA = frozenset({"image_url", "audio_url", "video_url", "file_url"})
+_NUMBERS = frozenset({int})
 _TELLING = _MEDIA | {"source"}
 _PLAIN = re.compile(r"https?://([a-z0-9.-]+)(:\d{1,5})?(?:[/?#][!-\[\]-~]*)?", re.ASCII | re.IGNORECASE)
 """Visible ASCII without a backslash, no user, no brackets in the host: every parser reads the same host."""
@@ -95,9 +96,14 @@ def _urls(fields: Mapping[str, Any]) -> list[str]:
         if type(part) is dict and not _TELLING.isdisjoint(part):
             found.extend(_named(part))
         for inner in part.values() if type(part) is dict else part:
-            if type(inner) is dict or type(inner) is list:
+            if type(inner) is dict or (type(inner) is list and not are_numbers(inner)):
                 parts.append(inner)
     return found
+
+
+def are_numbers(values: list[Any]) -> bool:
+    """Such as token ids, of which there may be many thousands."""
+    return bool(values) and type(values[0]) is int and _NUMBERS.issuperset(map(type, values))
 
 
 def _named(part: Mapping[str, Any]) -> Iterator[str]:

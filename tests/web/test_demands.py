@@ -112,6 +112,15 @@ def test_urls_are_found_in_every_shape(part: dict[str, Any]) -> None:
     assert demands_of(json.dumps({"model": "llama", "input": [{"content": [part]}]}).encode()).urls
 
 
+def test_a_url_among_numbers_is_found() -> None:
+    body = {
+        "model": "llama",
+        "prompt": [1, 2, image("http://a.b/c")],
+        "input": [[3, [image("http://a.b/d")]]],
+    }
+    assert demands_of(json.dumps(body).encode()).urls == ("http://a.b/c", "http://a.b/d")
+
+
 def test_an_escaped_key_is_the_same_key() -> None:
     body = asking(image("http://a.b/c")).replace(b"image_url", b"image\\u005furl")
     assert demands_of(body).urls == ("http://a.b/c",)
