@@ -31,7 +31,8 @@ from supervisor.web.server import Server
 STOP_SLACK = 30.0
 """Seconds beyond drain, grace and settling before a stop gives up on an engine and says so."""
 
-STATUS_PAUSE = TIDY_PAUSE = 5.0
+STATUS_PAUSE = 5.0
+TIDY_PAUSE = 1.0
 
 GARBAGE = 20_000
 """Objects more than before, at which cycles are looked for; requests leave none, so that looking is in vain."""

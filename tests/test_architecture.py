@@ -90,6 +90,19 @@ def test_the_whole_daemon_loads_nothing_of_an_engine() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
+UNSERVED = ("rich", "tomli_w", "supervisor.simulation", "supervisor.cli.plan", "supervisor.cli.doctor")
+"""What only other commands than `llmd serve` need: it would lie in the daemon's memory for nothing."""
+
+
+def test_serving_loads_nothing_that_only_other_commands_need() -> None:
+    program = "import sys, supervisor.cli, supervisor.daemon\n"
+    program += f"print(sorted(set({UNSERVED!r}) & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
 WALL_CLOCK = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.now\(|\bdate\.today\(")
 CALENDARS = {
     "cli/doctor/rounds.py",

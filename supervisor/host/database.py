@@ -9,6 +9,9 @@ from pathlib import Path
 
 from supervisor.host.logbook import log
 
+CACHE = 256
+"""KiB of pages that each open file has in memory, besides the kernel; SQLite's own 2,000 are never given back."""
+
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
@@ -71,6 +74,7 @@ class Database:
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
+        connection.execute(f"PRAGMA cache_size=-{CACHE}")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > self._schema:
             raise _Unusable(f"it is of version {version}, this llmd reads {self._schema}")

@@ -31,6 +31,9 @@ IDLE = 120.0
 """Seconds that a connection is kept for the next request; llmd has its engines wait for 300."""
 
 
+_NOTHING = memoryview(b"")
+
+
 class Broken(Exception):
     """No answer came, or what came was no HTTP. Whether the engine did anything is unknown."""
 
@@ -85,7 +88,7 @@ class Connection(asyncio.Protocol):
         self._overrun = False
         self._keeps = False
         self._left = 0  # of a body whose length is told; its other bytes go by uncounted
-        self._rest = memoryview(b"")
+        self._rest = _NOTHING
         self._full = False
         self.reused = False
         self.idle_since = 0.0
@@ -123,6 +126,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.lost(self)
+        del self._parser  # they hold each other, and with them what was not sent
         receiver, self._receiver = self._receiver, None
         if receiver is None:
             return
@@ -181,7 +185,10 @@ class Connection(asyncio.Protocol):
 
     def _send_on(self) -> None:
         while self._rest and not self._full and not self.transport.is_closing():
-            piece, self._rest = self._rest[:PIECE], self._rest[PIECE:]
+            piece, self._rest = (
+                self._rest[:PIECE],
+                self._rest[PIECE:] or _NOTHING,
+            )  # an empty view keeps it all
             self.transport.write(piece)
 
     def _read_head(self, data: bytes, receiver: Receiver) -> bytes:

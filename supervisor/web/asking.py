@@ -8,14 +8,14 @@ from supervisor.core.routing import Ask
 from supervisor.errors import BadRequest
 from supervisor.web import forms
 from supervisor.web.bodies import Body
-from supervisor.web.openai import read_ask
+from supervisor.web.contents import read
 from supervisor.web.routes import Route
 
 
 def ask_of(body: Body, content_type: str, route: Route, source: str) -> Ask:
     """Raises BadRequest."""
     if route.body != "form":
-        ask = read_ask(body.data, source, route.tasks)
+        ask, body.demands = read(body.data, source, route.tasks)
         return ask if route.computes else replace(ask, tokens=0, letters=None, least=0)
     boundary = forms.boundary(content_type)
     model = forms.field(body.data, boundary, "model")

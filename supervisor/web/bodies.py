@@ -6,13 +6,12 @@ import contextlib
 import mmap
 import tempfile
 from collections.abc import Iterator
-from functools import cached_property
 from typing import IO
 
 from aiohttp import web
 
 from supervisor.errors import BadRequest, BodyTooLarge, NotAvailable
-from supervisor.web.demands import Demands
+from supervisor.web.demands import NO_DEMANDS
 from supervisor.web.invitation import invite
 
 SMALL = 1 << 20
@@ -24,14 +23,11 @@ class Body:
 
     def __init__(self, data: bytes | mmap.mmap) -> None:
         self.data = data
+        self.demands = NO_DEMANDS
+        """Found as its ask is read; a form has none."""
 
     def __len__(self) -> int:
         return len(self.data)
-
-    @cached_property
-    def demands(self) -> Demands:
-        """Looked for once: a large body takes milliseconds."""
-        return Demands.of(self.data)
 
 
 async def read_body(request: web.Request, limit: int) -> Body:

@@ -1,11 +1,11 @@
 """Which conversation a request belongs to, so that its next turn finds the beginning in the engine's cache. Pure.
 
-Names are digests: nobody's words can be read from them, and with its source and model in it no key reaches another's.
+Names are digests with a key of this process's own: nobody's words can be read from them, or guessed, and with its
+source and model in it no key reaches another's.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 HEADERS = ("X-OpenWebUI-Chat-Id", "X-Session-ID")
@@ -13,6 +13,8 @@ HEADERS = ("X-OpenWebUI-Chat-Id", "X-Session-ID")
 
 OPENING = 2048
 """Letters of a message that tell it apart."""
+
+_BITS = (1 << 64) - 1
 
 
 def by_name(headers: Mapping[str, str], source: str, model: str) -> str | None:
@@ -36,24 +38,23 @@ def by_words(messages: object, prompt: object, source: str, model: str) -> str |
 
 
 def _opening(messages: object) -> str:
-    words: list[str] = []
-    for message in messages if isinstance(messages, list) else []:
-        if not isinstance(message, dict):
+    words = ""
+    for message in messages if type(messages) is list else ():
+        if type(message) is not dict:
             break
-        role = message.get("role")
-        words.append(f"{role}:{_text(message.get('content'))}")
+        role, content = message.get("role"), message.get("content")
+        words += f"{role}:{content[:OPENING] if type(content) is str else _text(content)}"
         if role == "user":
-            return "\n".join(words)
+            return words
+        words += "\n"
     return ""
 
 
 def _text(content: object) -> str:
-    if isinstance(content, str):
-        return content[:OPENING]
     parts = content if isinstance(content, list) else []
     texts = [part.get("text") for part in parts if isinstance(part, dict)]
     return "\n".join(text[:OPENING] for text in texts if isinstance(text, str))
 
 
 def _digest(*parts: str) -> str:
-    return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return f"{hash(parts) & _BITS:016x}"

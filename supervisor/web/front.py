@@ -61,7 +61,7 @@ class Short(Protocol[B]):
     def read(self, data: bytes) -> B | None:
         """None where this does not begin with the whole head of a plain request from somebody known."""
 
-    def take(self, client: Front, head: B, body: memoryview) -> Exchange | None:
+    def take(self, client: Front, head: B, body: bytes) -> Exchange | None:
         """None where it has to go the ordinary way. The client is told when its answer has `begun`, when it is
         `over`, or that it has to `go_round` after all."""
 
@@ -80,9 +80,9 @@ class Front(Connection):
         self._taking = False
         self._fed = False  # aiohttp has had bytes
         self._known = True  # where its last request ended
-        self._request = self._early = b""
+        self._begun = self._body = self._early = b""  # a request's head and body, and what came behind them
         self._gathering: asyncio.TimerHandle | None = None
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | memoryview] = []
         self._lacking = self._gathered = 0
         self._drained: asyncio.Future[None] | None = None
 
@@ -129,7 +129,7 @@ class Front(Connection):
 
     def begun(self) -> None:
         """It will not go round any more."""
-        self._request = b""
+        self._begun = self._body = b""
         self._short.gathered -= self._gathered
         self._gathered = 0
 
@@ -139,10 +139,10 @@ class Front(Connection):
         self.end()
         self._tell_drained()
         self._resume_transport_reading()
-        request, early, self._early = self._request, self._early, b""
+        self._known = self._known and not self._early
+        request, self._early = b"".join((self._begun, self._body, self._early)), b""
         self.begun()
-        self._known = self._known and not early
-        self._feed(request + early)
+        self._feed(request)
 
     # What follows
 
@@ -176,11 +176,12 @@ class Front(Connection):
 
     def _begin(self, head: Beginning, data: bytes) -> None:
         self.begin()
-        self._lacking = head.size + head.length - len(data)
-        if self._lacking <= 0:
-            self._take(head, data)
+        self._begun, end = data[: head.size], head.size + head.length
+        if end <= len(data):
+            self._take(head, data[head.size : end], data[end:])
             return
-        self._head, self._parts, self._gathered = head, [data], head.length
+        self._head, self._lacking, self._gathered = head, end - len(data), head.length
+        self._parts = [memoryview(data)[head.size :]]
         self._short.gathered += head.length
         self._gathering = self._loop.call_later(GATHER, self._give_up)
 
@@ -189,7 +190,8 @@ class Front(Connection):
         self._lacking -= len(data)
         if self._lacking > 0:
             return
-        self._take(self._head, self._join())
+        data, length = self._join(), self._head.length
+        self._take(self._head, data[:length], data[length:])
 
     def _join(self) -> bytes:
         data = b"".join(self._parts)
@@ -200,14 +202,13 @@ class Front(Connection):
 
     def _give_up(self) -> None:
         """What is still to come is aiohttp's to wait for."""
-        self._known, self._request = False, self._join()
+        self._known, self._body = False, self._join()
         self.go_round()
 
-    def _take(self, head: Beginning, data: bytes) -> None:
-        end = head.size + head.length
-        self._request, self._early = (data, b"") if len(data) == end else (data[:end], data[end:])
+    def _take(self, head: Beginning, body: bytes, early: bytes) -> None:
+        self._body, self._early = body, early
         self._taking = True
-        exchange = self._short.take(self, head, memoryview(self._request)[head.size :])
+        exchange = self._short.take(self, head, body)
         self._taking = False
         if exchange is None:
             self.go_round()

@@ -10,7 +10,7 @@ import re
 
 from supervisor.web.dialects import MARKS, Marks
 
-KEPT = 4 << 10
+KEPT = 2 << 10
 """Bytes kept from the beginning and, at the least, from the end of an answer."""
 
 _SMALL = 512

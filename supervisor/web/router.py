@@ -34,6 +34,7 @@ from supervisor.web.auth import Keyring, presented_key
 from supervisor.web.batching import PATH as EMBEDDINGS
 from supervisor.web.batching import Batches, read_wish
 from supervisor.web.bodies import Body, read_body
+from supervisor.web.contents import read
 from supervisor.web.conversation import by_name
 from supervisor.web.demands import Demands, without_tools
 from supervisor.web.dialects import told
@@ -45,7 +46,7 @@ from supervisor.web.kept import RESPONSES, Kept, previous
 from supervisor.web.llamacpp import LlamaCpp
 from supervisor.web.metrics import Metrics
 from supervisor.web.onward import elsewhere, hops_of
-from supervisor.web.openai import error_headers, model_entries, peer_entries, read_ask
+from supervisor.web.openai import error_headers, model_entries, peer_entries
 from supervisor.web.patience import hurried, limits_of
 from supervisor.web.protocol import check_head
 from supervisor.web.realtime import check_handshake, relay_socket
@@ -189,7 +190,7 @@ class Router:
         profiles = self._profiles(ask.model)
         if not profiles or not all(map(body.demands.drops_tools, profiles)):
             return ask
-        lighter = read_ask(without_tools(body.data), ask.source, ask.tasks)
+        lighter, _ = read(without_tools(body.data), ask.source, ask.tasks)
         return replace(ask, tokens=lighter.tokens, letters=lighter.letters)
 
     def _profiles(self, model: str) -> list[Profile]:

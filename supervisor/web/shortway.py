@@ -22,13 +22,13 @@ from supervisor.host.upstream import Broken, Connection, Unread
 from supervisor.web import dialects, heads
 from supervisor.web.answer import Answer
 from supervisor.web.auth import Keyring, presented_key
+from supervisor.web.contents import read
 from supervisor.web.conversation import session_of
-from supervisor.web.demands import Demands
 from supervisor.web.driving import Driver, Lease
 from supervisor.web.front import Failed, Front
 from supervisor.web.holding import signs_of, stated_timeout
 from supervisor.web.onward import elsewhere
-from supervisor.web.openai import error_headers, read_ask
+from supervisor.web.openai import error_headers
 from supervisor.web.patience import limits_of
 from supervisor.web.plain import LONGEST_HEAD, Head, read_head
 from supervisor.web.record import Record, people_of, request_id_of
@@ -37,7 +37,6 @@ from supervisor.web.routes import GENERATE, dialect_of
 from supervisor.web.traffic import Traffic
 
 _MOST_CALLERS = 512
-_NOTHING = memoryview(b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +100,12 @@ class ShortWay:
         told = headers.get("x-request-id"), session_of(headers), *people, stated_timeout(headers)
         return Caller(head, head.size, head.length, source, onward, *told)
 
-    def take(self, client: Front, head: Caller, body: memoryview) -> Exchange | None:
+    def take(self, client: Front, head: Caller, body: bytes) -> Exchange | None:
         try:
-            ask = read_ask(body, head.source, GENERATE, request_id_of(head.presented), head.session)
+            ask, demands = read(body, head.source, GENERATE, request_id_of(head.presented), head.session)
         except LlmdError:
             return None
-        if Demands.of(body):
+        if demands:
             return None
         lease = self.driver.lease_at_once(ask)
         if lease is None:
@@ -129,7 +128,7 @@ class Exchange:
         caller: Caller,
         ask: Ask,
         lease: Lease,
-        body: memoryview,
+        body: bytes,
     ) -> None:
         self._way, self._client, self._caller, self._ask = way, client, caller, ask
         self._lease, self._body = lease, body
@@ -172,7 +171,7 @@ class Exchange:
     def begun(self) -> None:
         self._lease.answered()
         self._client.begun()
-        self._body = _NOTHING
+        self._body = b""
 
     def failed(self, error: Broken | LlmdError) -> None:
         """Before anything of the engine's was sent to the client."""

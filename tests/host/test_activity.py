@@ -13,6 +13,7 @@ import pytest
 
 from supervisor.config.models import Activity as Limits
 from supervisor.host import activity as module
+from supervisor.host import database
 from supervisor.host.activity import Activity, Register, Request, Wanted
 from supervisor.host.scribe import Scribe
 
@@ -72,6 +73,12 @@ def test_totals_are_by_day_key_and_model(activity: Activity) -> None:
     assert (second["requests"], second["prompt"], second["completion"]) == (2, 200, 40)
     assert (second["engine_s"], second["queue_s"]) == (4.0, 2.0)
     assert (third["day"], third["requests"]) == ("2026-01-03", 1)
+
+
+def test_no_more_pages_are_held_than_said(activity: Activity) -> None:
+    activity.write([row(CHAT)])
+    held = activity._database.connection().execute("PRAGMA cache_size").fetchone()[0]
+    assert held == -database.CACHE
 
 
 def test_what_nobody_wrote_is_empty(activity: Activity) -> None:

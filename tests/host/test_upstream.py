@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -40,7 +41,7 @@ class Taker:
         self.over.set_exception(error)
 
 
-async def asked(pool: Pool, head: bytes, body: bytes, taker: Taker) -> Connection:
+async def asked(pool: Pool, head: bytes, body: bytes | memoryview, taker: Taker) -> Connection:
     connection = pool.free() or await pool.open()
     connection.ask(head, body, taker)
     return connection
@@ -233,6 +234,45 @@ async def test_a_large_body_does_not_wait_in_memory_twice(peer: Peer) -> None:
     async with asyncio.timeout(10):
         await taker.over
     assert taker.body == b"ok"
+
+
+async def test_a_connection_keeps_nothing_of_a_body_that_it_sent(peer: Peer) -> None:
+    body = bytearray(4 * upstream.PIECE)
+    head = ASK.replace(b"2", b"%d" % len(body))
+
+    async def reads(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(len(head) + len(body))
+        writer.write(GOOD)
+        await reader.read()
+
+    peer.handlers = [reads]
+    taker = Taker()
+    connection = await asked(peer.pool, head, memoryview(body), taker)
+    async with asyncio.timeout(10):
+        await taker.over
+    assert not connection.transport.is_closing()
+    body.clear()  # raises BufferError while somebody looks at it
+
+
+async def test_a_connection_that_is_cut_keeps_nothing_of_its_body(
+    peer: Peer, request: pytest.FixtureRequest
+) -> None:
+    async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await asyncio.Event().wait()
+
+    peer.handlers = [never]
+    gc.disable()  # it would find them some day
+    request.addfinalizer(gc.enable)
+    body = bytearray(16 * upstream.PIECE)
+    connection = await asked(peer.pool, ASK.replace(b"2", b"%d" % len(body)), memoryview(body), Taker())
+    connection.abort()
+    del connection
+    async with asyncio.timeout(10):
+        while body:
+            await asyncio.sleep(0)
+            with contextlib.suppress(BufferError):  # somebody looks at it still
+                body.clear()
 
 
 async def test_an_answer_before_the_whole_request_was_read_ends_the_connection(peer: Peer) -> None:

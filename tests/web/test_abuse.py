@@ -27,8 +27,8 @@ from supervisor.config import Config, Profile, Server
 from supervisor.errors import BadRequest
 from supervisor.web.auth import Keyring
 from supervisor.web.bodies import SMALL
+from supervisor.web.contents import read
 from supervisor.web.forms import field
-from supervisor.web.openai import read_ask
 from supervisor.web.routes import GENERATE, ROUTES
 from supervisor.web.server import Server as Port
 
@@ -65,7 +65,7 @@ BODIES = st.builds(lambda model, rest: b"{" + model + rest[1:], MODEL, held(VALU
 @example(b'{"model":"llama","x":' + b'{"a":' * 900 + b"1" + b"}" * 900 + b"}")
 def test_a_body_is_an_ask_or_a_bad_request(body: bytes) -> None:
     with contextlib.suppress(BadRequest):
-        assert isinstance(read_ask(body, "webui", GENERATE).model, str)
+        assert isinstance(read(body, "webui", GENERATE)[0].model, str)
 
 
 @given(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import mmap
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from supervisor.config import Profile
 from supervisor.errors import BadRequest
+from supervisor.web.contents import read
 from supervisor.web.demands import Demands, without_tools
 
 PLAIN = Profile(name="llama_0", model="llama", weights="w", gpus=(0,))
@@ -59,6 +62,10 @@ def asking(*parts: dict[str, Any], **fields: Any) -> bytes:
     ).encode()
 
 
+def demands_of(body: bytes | mmap.mmap) -> Demands:
+    return read(body, "webui", frozenset({"generate"}))[1]
+
+
 def image(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
@@ -67,7 +74,7 @@ def image(url: str) -> dict[str, Any]:
 @pytest.mark.parametrize("profile", [PLAIN, OPEN], ids=["none allowed", "one allowed"])
 def test_no_url_leads_an_engine_elsewhere(url: str, profile: Profile) -> None:
     with pytest.raises(BadRequest, match="takes media as data: URLs"):
-        Demands.of(asking(image(url))).check(profile)
+        demands_of(asking(image(url))).check(profile)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +82,7 @@ def test_no_url_leads_an_engine_elsewhere(url: str, profile: Profile) -> None:
     ["https://img.example.org/a.png?x=1&y=[2]#z", "HTTP://IMG.example.org:8080/", "http://img.example.org"],
 )
 def test_an_allowed_host_is_fetched_from_by_the_profile_that_allows_it(url: str) -> None:
-    demands = Demands.of(asking(image(url)))
+    demands = demands_of(asking(image(url)))
     demands.check(OPEN)
     demands.check_any([PLAIN, OPEN])
     with pytest.raises(BadRequest):
@@ -84,7 +91,7 @@ def test_an_allowed_host_is_fetched_from_by_the_profile_that_allows_it(url: str)
 
 @pytest.mark.parametrize("url", ["data:image/png;base64,AAAA", "DATA:,x"])
 def test_data_goes_to_every_engine(url: str) -> None:
-    Demands.of(asking(image(url))).check(PLAIN)
+    demands_of(asking(image(url))).check(PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -101,32 +108,60 @@ def test_data_goes_to_every_engine(url: str) -> None:
     ],
 )
 def test_urls_are_found_in_every_shape(part: dict[str, Any]) -> None:
-    assert Demands.of(asking(part)).urls == ("http://a.b/c",)
-    assert Demands.of(json.dumps({"model": "llama", "input": [{"content": [part]}]}).encode()).urls
+    assert demands_of(asking(part)).urls == ("http://a.b/c",)
+    assert demands_of(json.dumps({"model": "llama", "input": [{"content": [part]}]}).encode()).urls
+
+
+def test_a_url_among_numbers_is_found() -> None:
+    body = {
+        "model": "llama",
+        "prompt": [1, 2, image("http://a.b/c")],
+        "input": [[3, [image("http://a.b/d")]]],
+    }
+    assert demands_of(json.dumps(body).encode()).urls == ("http://a.b/c", "http://a.b/d")
 
 
 def test_an_escaped_key_is_the_same_key() -> None:
     body = asking(image("http://a.b/c")).replace(b"image_url", b"image\\u005furl")
-    assert Demands.of(body).urls == ("http://a.b/c",)
+    assert demands_of(body).urls == ("http://a.b/c",)
 
 
 def test_the_last_of_two_equal_keys_counts_as_it_does_for_the_engine() -> None:
-    body = b'{"messages": [{"image_url": {"url": "data:,x", "url": "http://a.b/c"}}]}'
-    assert Demands.of(body).urls == ("http://a.b/c",)
+    body = b'{"model": "llama", "messages": [{"image_url": {"url": "data:,x", "url": "http://a.b/c"}}]}'
+    assert demands_of(body).urls == ("http://a.b/c",)
     assert json.loads(body)["messages"][0]["image_url"]["url"] == "http://a.b/c"
 
 
 def test_a_text_about_urls_is_text() -> None:
-    assert Demands.of(asking({"type": "text", "text": 'say "image_url": "http://a.b/c"'})) == Demands()
+    assert demands_of(asking({"type": "text", "text": 'say "image_url": "http://a.b/c"'})) == Demands()
 
 
-@given(
-    st.binary() | st.recursive(st.none() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x))
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"1e999",
+        b"NaN",
+        b'"\\ud800"',
+        b'"\xed\xa0\x80"',
+        b'"\xff"',
+        b"[" * 990 + b"]" * 990,
+        b"[" * 3000 + b"]" * 3000,
+    ],
+    ids=["number", "no number", "half a letter", "half a letter in bytes", "no letter", "deep", "deeper"],
 )
+@pytest.mark.parametrize("name", [b"unknown", b"tools", b"messages"])
+@pytest.mark.parametrize("size", [0, 64 << 10], ids=["short", "long"])
+def test_nothing_hides_behind_what_an_engine_may_read_and_llmd_cannot(
+    name: bytes, odd: bytes, size: int
+) -> None:
+    body = b'{"messages": [{"image_url": "http://a.b/c"}], "input": [{"image_url": "http://a.b/c"}], "model": "m"'
+    with contextlib.suppress(BadRequest):
+        assert demands_of(body + b', "other": "' + b"x" * size + b'", "' + name + b'": ' + odd + b"}").urls
+
+
+@given(st.recursive(st.none() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
 def test_nothing_odd_breaks_it(value: Any) -> None:
-    body = value if isinstance(value, bytes) else json.dumps(value).encode()
-    assert Demands.of(body + b"image_url tools").tools == 0
-    Demands.of(body)
+    assert not demands_of(json.dumps({"model": "llama", "messages": value}).encode())
 
 
 @pytest.mark.parametrize(
@@ -145,11 +180,11 @@ def test_nothing_odd_breaks_it(value: Any) -> None:
     ],
 )
 def test_only_tools_that_the_model_may_choose_need_a_parser(fields: dict[str, Any], count: int) -> None:
-    assert Demands.of(asking(**fields)).tools == count
+    assert demands_of(asking(**fields)).tools == count
 
 
 def test_tools_are_dropped_refused_or_passed_as_the_profile_says() -> None:
-    demands = Demands.of(asking(tools=[TOOL]))
+    demands = demands_of(asking(tools=[TOOL]))
     profiles = {
         how: PLAIN.model_copy(update=fields)
         for how, fields in {
@@ -179,7 +214,9 @@ def test_all_but_the_tools_stays_as_it_was_written() -> None:
 @pytest.mark.parametrize("size", [10, 1 << 20])
 def test_a_body_of_any_size_tells_what_it_demands(size: int) -> None:
     words = {"type": "text", "text": "x" * size}
-    assert not Demands.of(asking(words))
-    assert Demands.of(asking(words, image("http://a.b/c"))).urls == ("http://a.b/c",)
-    assert Demands.of(asking(words, tools=[TOOL])).tools == 1
-    assert Demands.of(memoryview(asking(words, tools=[TOOL]))).tools == 1
+    assert not demands_of(asking(words))
+    assert demands_of(asking(words, image("http://a.b/c"))).urls == ("http://a.b/c",)
+    assert demands_of(asking(words, tools=[TOOL])).tools == 1
+    with mmap.mmap(-1, len(body := asking(words, tools=[TOOL]))) as pages:
+        pages.write(body)
+        assert demands_of(pages).tools == 1
