@@ -12,12 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from supervisor.config.models import Activity as Limits
 from supervisor.host.chronicle import stamp
 from supervisor.host.database import Database
-from supervisor.host.logbook import now
 from supervisor.host.scribe import Scribe
 
 BATCH = 256
@@ -35,8 +34,10 @@ SHARE = 0.1
 
 
 class Request(NamedTuple):
-    """One that has ended. Times are milliseconds; `code` is the error's; `hit`: warm, waking or cold."""
+    """One that ended, `at` what time (RFC 3339, UTC). Times are milliseconds; `code` is the error's; `hit`: warm,
+    waking or cold."""
 
+    at: str
     request_id: str
     source: str
     model: str
@@ -50,6 +51,13 @@ class Request(NamedTuple):
     latency_ms: int
     ttft_ms: int | None
     queue_ms: int | None
+
+
+class Ended(Protocol):
+    """A request that tells of itself later, with others."""
+
+    def request(self) -> Request:
+        """Asked in the scribe's thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +81,7 @@ class Wanted:
         return " AND ".join(chosen) or "1", [v for values in chosen.values() for v in values if v is not None]
 
 
-_NAMES = ("at", *Request._fields)
+_NAMES = Request._fields
 _TABLE = f"""
 CREATE TABLE IF NOT EXISTS requests (id INTEGER PRIMARY KEY, {", ".join(_NAMES)});
 CREATE INDEX IF NOT EXISTS requests_at ON requests (at);
@@ -103,7 +111,7 @@ class Activity:
     def trouble(self) -> str | None:
         return self._database.trouble
 
-    def write(self, rows: list[tuple[object, ...]]) -> None:
+    def write(self, rows: list[Request]) -> None:
         """All of them or none."""
         try:
             connection = self._database.connection()
@@ -171,7 +179,7 @@ class Register:
     def __init__(self, activity: Activity, scribe: Scribe) -> None:
         self.activity = activity
         self._scribe = scribe
-        self._rows: list[tuple[object, ...]] = []
+        self._rows: list[Ended] = []
         self._given_up = self._handed = self._written = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -180,11 +188,11 @@ class Register:
         """Rows that nobody will find, because the disk did not keep up or took none."""
         return self._given_up + self.activity.lost
 
-    def note(self, request: Request) -> None:
+    def note(self, ended: Ended) -> None:
         if len(self._rows) + self._handed - self._written >= BACKLOG:
             self._given_up += 1
             return
-        self._rows.append((now(), *request))
+        self._rows.append(ended)
         if len(self._rows) >= BATCH:
             self.flush()
         elif self._timer is None:
@@ -207,9 +215,9 @@ class Register:
         await self._scribe.ask(lambda: None)
         return await asyncio.to_thread(question, self.activity)
 
-    def _write(self, rows: list[tuple[object, ...]]) -> None:
+    def _write(self, rows: list[Ended]) -> None:
         """In the scribe's thread, which alone counts up."""
-        self.activity.write(rows)
+        self.activity.write([ended.request() for ended in rows])
         self._written += len(rows)
 
 

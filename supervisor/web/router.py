@@ -135,13 +135,14 @@ class Router:
         return response
 
     def _note(self, record: Record) -> None:
-        told = record.end()
-        record.write(told)
-        self._traffic.ended(record)
+        """All that is worked out of it is, later: when there are many, or somebody asks."""
+        record.end()
+        record.write()
         self._driver.ended(record.request_id, record.outcome)
+        self._traffic.ended(record)
         self._metrics.count(record)
-        if request := record.request(told):
-            self._driver.register.note(request)
+        if record.is_kept:
+            self._driver.register.note(record)
 
     def _handler(self, route: Route) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
