@@ -12,7 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
+
+import msgspec
+from msgspec.structs import astuple
 
 from supervisor.config.models import Activity as Limits
 from supervisor.host.chronicle import stamp
@@ -33,7 +36,7 @@ SHARE = 0.1
 """Of the rows, taken off at once where the file is too large."""
 
 
-class Request(NamedTuple):
+class Request(msgspec.Struct, gc=False):
     """One that ended, `at` what time (RFC 3339, UTC). Times are milliseconds; `code` is the error's; `hit`: warm,
     waking or cold."""
 
@@ -81,7 +84,7 @@ class Wanted:
         return " AND ".join(chosen) or "1", [v for values in chosen.values() for v in values if v is not None]
 
 
-_NAMES = Request._fields
+_NAMES = Request.__struct_fields__
 _TABLE = f"""
 CREATE TABLE IF NOT EXISTS requests (id INTEGER PRIMARY KEY, {", ".join(_NAMES)});
 CREATE INDEX IF NOT EXISTS requests_at ON requests (at);
@@ -116,7 +119,7 @@ class Activity:
         try:
             connection = self._database.connection()
             connection.execute("BEGIN")
-            connection.executemany(_INSERT, rows)
+            connection.executemany(_INSERT, map(astuple, rows))
             connection.execute("COMMIT")
             self._prune(connection)
             self._database.worked()

@@ -42,8 +42,6 @@ BURST = 20
 """Lines of one class that are written at once, before it is one a second."""
 
 _HEAD = ("timestamp", "level", "event")
-_BETWEEN = '}, {"timestamp": '
-"""Of two lines in a list. No text within a line has it: there, a quotation mark has a backslash before it."""
 
 
 class Told(Protocol):
@@ -113,19 +111,7 @@ def tell(told: Told | str) -> None:
 
 
 def _worded(told: list[Told | str]) -> list[str]:
-    texts = iter(_together([one.line() for one in told if not isinstance(one, str)]))
-    return [one if isinstance(one, str) else next(texts) for one in told]
-
-
-def _together(lines: list[object]) -> list[str]:
-    """A third of what each line by itself costs."""
-    if not lines:
-        return []
-    try:
-        found = msgspec.json.format(_encoder.encode(lines), indent=0).decode()
-    except (UnicodeEncodeError, TypeError, OverflowError):  # as below
-        return [_text(line) for line in lines]
-    return found[1:-1].replace(_BETWEEN, _BETWEEN.replace(", ", "\n", 1)).split("\n")
+    return [one if isinstance(one, str) else _text(one.line()) for one in told]
 
 
 def _text(line: object) -> str:

@@ -101,11 +101,10 @@ class Metrics:
 
     def _sum(self, model: str, records: list[Record]) -> None:
         for record in records:
-            prompt, completion = record.tokens()
             sums = self._sums[model, record.source or "", record.status, record.code, record.hit]
             sums.requests += 1
-            sums.prompt += prompt or 0
-            sums.completion += completion or 0
+            sums.prompt += record.prompt or 0
+            sums.completion += record.completion or 0
 
     def _counts(self) -> Iterator[Counts]:
         """What was summed up of requests, by the labels that Prometheus reads."""

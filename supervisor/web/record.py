@@ -6,7 +6,6 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import msgspec
 from aiohttp import web
@@ -16,16 +15,6 @@ from supervisor.host.logbook import now, tell, thin
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _LEFT = 499
-
-
-class Figures(NamedTuple):
-    """Of a request that ended: tokens as counted, or about, and milliseconds."""
-
-    prompt: int | None
-    completion: int | None
-    latency: int
-    ttft: int | None
-    queue: int | None
 
 
 class Line(msgspec.Struct, omit_defaults=True, gc=False):
@@ -71,6 +60,9 @@ class Record(msgspec.Struct, eq=False):
     source: str | None = None
     prompt: int | None = None
     completion: int | None = None
+    """Tokens as the engine counted them; about, in the end, where it did not."""
+    guessed: bool = False
+    """Whether nobody counted them: the engine of a stream does where the client asks for that alone."""
     guess: int | None = None
     """Tokens of its prompt, as estimated from its letters."""
     first: float | None = None
@@ -122,27 +114,18 @@ class Record(msgspec.Struct, eq=False):
         dropped = "" if self.dropped is None else f"x-llmd-dropped: {self.dropped}\r\n"
         return f"x-request-id: {name}\r\nrequest-id: {name}\r\n{profile}{queued}{dropped}".encode()
 
-    @property
-    def guessed(self) -> bool:
-        """Whether nobody counted its tokens: the engine of a stream does where the client asks for that alone."""
-        return self.streamed and self.first is not None and self.prompt is None and self.completion is None
-
-    def tokens(self) -> tuple[int | None, int | None]:
-        """Of the prompt and of the answer, as the engine counted them; about, where it did not."""
-        return (self.guess, self.made()) if self.guessed else (self.prompt, self.completion)
-
     def outcome(self) -> dict[str, object]:
         """For those who ask why."""
-        figures = self.figures()
+        latency, ttft, queue = self.times()
         return {
             "status": self.status,
             "error": self.error,
             "profile": self.profile,
-            "prompt": figures.prompt,
-            "completion": figures.completion,
-            "latency_ms": figures.latency,
-            "ttft_ms": figures.ttft,
-            "queue_ms": figures.queue,
+            "prompt": self.prompt,
+            "completion": self.completion,
+            "latency_ms": latency,
+            "ttft_ms": ttft,
+            "queue_ms": queue,
         }
 
     def left(self) -> None:
@@ -150,13 +133,16 @@ class Record(msgspec.Struct, eq=False):
         if not self.whole and (self.error is None or self.status < 500):
             self.status = _LEFT
 
-    def figures(self) -> Figures:
-        return Figures(*self.tokens(), round(self.latency() * 1000), _ms(self.ttft()), _ms(self.queued))
+    def times(self) -> tuple[int, int | None, int | None]:
+        """Milliseconds in all, to the first byte, and in the queue."""
+        return round(self.latency() * 1000), _ms(self.ttft()), _ms(self.queued)
 
     def end(self) -> None:
         """From now on it tells what was, does not change, and holds nothing of the answer."""
         self.over, self.at, self.written = time.monotonic(), now(), self.made()
         self.counter = self.cut = None
+        if self.streamed and self.first is not None and self.prompt is None and self.completion is None:
+            self.guessed, self.prompt, self.completion = True, self.guess, self.written
 
     def made(self) -> int | None:
         """Tokens that went by so far, about; None where they cannot be told before the end."""
@@ -173,7 +159,7 @@ class Record(msgspec.Struct, eq=False):
         """Seconds, the mean of a streamed answer; None where there is no second token."""
         if self.first is None or not self.streamed or self.status >= 400:
             return None
-        written = self.tokens()[1] or 0
+        written = self.completion or 0
         return None if written < 2 else (self.started + self.latency() - self.first) / (written - 1)
 
     @property
@@ -183,6 +169,7 @@ class Record(msgspec.Struct, eq=False):
 
     def request(self) -> Request:
         """What of it is kept, where it is."""
+        latency, ttft, queue = self.times()
         return Request(
             self.at,
             self.request_id,
@@ -193,11 +180,16 @@ class Record(msgspec.Struct, eq=False):
             self.status,
             self.code,
             self.hit,
-            *self.figures(),
+            self.prompt,
+            self.completion,
+            latency,
+            ttft,
+            queue,
         )
 
     def line(self) -> Line:
-        prompt, completion, latency, ttft, queue = self.figures()
+        prompt, completion = self.prompt, self.completion
+        latency, ttft, queue = self.times()
         return Line(
             self.at,
             "INFO" if self.status < 500 else "WARNING",

@@ -118,15 +118,14 @@ def _under_way(record: Record) -> dict[str, Any]:
 
 
 def _ended(record: Record) -> dict[str, Any]:
-    prompt, output = record.tokens()
     return {
         "id": record.request_id,
         "at": round(_on_the_wall(record.started + record.latency()), 1),
         "model": record.model,
         "profile": record.profile,
         "source": record.source,
-        "prompt": prompt,
-        "output": record.made() if output is None else output,
+        "prompt": record.prompt,
+        "output": record.written if record.completion is None else record.completion,
         "guessed": record.guessed,
         "ttft_s": record.ttft(),
         "queue_s": record.queued,

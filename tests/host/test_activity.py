@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from supervisor.config.models import Activity as Limits
 from supervisor.host import activity as module
@@ -34,7 +35,7 @@ CHAT = Request(
     500,
     1000,
 )
-FAILED = CHAT._replace(request_id="r1", source="n8n", model="coder", profile=None, status=503, code="overloaded",
+FAILED = replace(CHAT, request_id="r1", source="n8n", model="coder", profile=None, status=503, code="overloaded",
                  hit=None, prompt=None, completion=None, latency_ms=40, ttft_ms=None, queue_ms=None)  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def ids(activity: Activity, limit: int = 100, **wanted: Any) -> list[str]:
 
 
 def test_requests_are_found_by_who_what_when_and_how_they_ended(activity: Activity) -> None:
-    activity.write([CHAT, FAILED._replace(at="2026-01-03T12:00:00.000Z")])
+    activity.write([CHAT, replace(FAILED, at="2026-01-03T12:00:00.000Z")])
     assert ids(activity) == ["r0", "r1"]
     assert ids(activity, limit=1) == ["r1"]
     assert ids(activity, model="llama") == ids(activity, model="llama_0") == ["r0"]
@@ -81,7 +82,7 @@ def test_requests_are_found_by_who_what_when_and_how_they_ended(activity: Activi
 
 
 def test_totals_are_by_day_key_and_model(activity: Activity) -> None:
-    days = [CHAT._replace(at=f"2026-01-0{day}T12:00:00.000Z") for day in (2, 2, 3)]
+    days = [replace(CHAT, at=f"2026-01-0{day}T12:00:00.000Z") for day in (2, 2, 3)]
     activity.write([*days, FAILED])
     first, second, third = activity.totals(Wanted())
     assert (first["day"], first["source"], first["model"], first["failed"]) == (
@@ -102,7 +103,7 @@ def test_what_nobody_wrote_is_empty(activity: Activity) -> None:
 def test_what_is_too_old_goes(tmp_path: Path) -> None:
     activity = Activity(tmp_path / "a", Limits(keep=86400.0))
     activity.write(
-        [CHAT._replace(at="2020-01-01T00:00:00.000Z"), FAILED._replace(at="2999-01-01T00:00:00.000Z")]
+        [replace(CHAT, at="2020-01-01T00:00:00.000Z"), replace(FAILED, at="2999-01-01T00:00:00.000Z")]
     )
     assert ids(activity) == ["r1"]
     activity.close()
@@ -112,7 +113,7 @@ def test_the_file_keeps_its_size_and_the_newest(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(module, "PRUNE_EVERY", 0.0)
     activity = Activity(tmp_path / "a", Limits(keep=1e9, max_size=1 << 20))
     for batch in range(40):
-        activity.write([CHAT._replace(request_id=f"{batch}-{n}", path="x" * 200) for n in range(256)])
+        activity.write([replace(CHAT, request_id=f"{batch}-{n}", path="x" * 200) for n in range(256)])
     kept = ids(activity, limit=100_000)
     assert (tmp_path / "a").stat().st_size <= (1 << 20) + (256 << 10)
     assert 500 < len(kept) < 40 * 256
@@ -125,7 +126,7 @@ def test_a_full_disk_costs_rows_that_are_counted_and_nothing_else(activity: Acti
     connection = activity._database.connection()
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count={pages}")
-    activity.write([CHAT._replace(path="x" * 100_000)])
+    activity.write([replace(CHAT, path="x" * 100_000)])
     assert activity.lost == 1
     assert activity.trouble
     activity.write([FAILED])
@@ -142,7 +143,7 @@ def test_a_damaged_file_is_set_aside(activity: Activity, capsys: pytest.CaptureF
 async def test_rows_are_written_in_batches_and_when_somebody_asks(activity: Activity, scribe: Scribe) -> None:
     register = Register(activity, scribe)
     for number in range(module.BATCH):
-        register.note(Told(CHAT._replace(request_id=f"r{number}")))
+        register.note(Told(replace(CHAT, request_id=f"r{number}")))
     await scribe.ask(lambda: None)
     assert len(ids(activity, limit=1000)) == module.BATCH
     register.note(Told(FAILED))
@@ -180,5 +181,5 @@ async def test_a_disk_that_hangs_blocks_nobody_and_what_is_lost_is_counted(
 def test_no_column_could_hold_what_was_written(activity: Activity) -> None:
     activity.write([CHAT])
     columns = [c[1] for c in sqlite3.connect(activity._database.path).execute("PRAGMA table_info(requests)")]
-    assert set(columns) == {"id", *Request._fields}
+    assert set(columns) == {"id", *Request.__struct_fields__}
     assert not {"body", "messages", "text", "key"} & set(columns)
