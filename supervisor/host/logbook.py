@@ -105,9 +105,10 @@ def tell(told: Told | str) -> None:
     RECENT.add(told)
     if _kept.keeper is None or _kept.speaker is None:
         _say(f"{_worded([told])[0]}\n".encode())
-        return
-    _kept.keeper.stir()
-    _kept.speaker.stir()
+    elif not _kept.stirred:
+        _kept.stirred = True
+        _kept.keeper.stirred.set()
+        _kept.speaker.stirred.set()
 
 
 def _worded(told: list[Told | str]) -> list[str]:
@@ -206,14 +207,9 @@ class _Writer:
         self.dropped = 0
         self._write, self._close = write, close
         _, self._had = RECENT.since(0)
-        self._stirred, self._ends = threading.Event(), threading.Event()
+        self.stirred, self._ends = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
-
-    def stir(self) -> None:
-        """There is something new."""
-        if not self._stirred.is_set():
-            self._stirred.set()
 
     def lost(self) -> int:
         """Lines dropped, and those that came and went while it hangs."""
@@ -223,15 +219,16 @@ class _Writer:
 
     def close(self) -> None:
         self._ends.set()
-        self._stirred.set()
+        self.stirred.set()
         self._thread.join(1)
 
     def _run(self) -> None:
         ended = False
         while not ended:
-            self._stirred.wait()
+            self.stirred.wait()
             ended = self._ends.wait(PAUSE)
-            self._stirred.clear()
+            self.stirred.clear()
+            _kept.stirred = False  # what is told from here on stirs it again; the rest, it takes
             self._write_out()
         self._close()
 
@@ -254,6 +251,8 @@ class _Kept:
     keeper: _Writer | None = None
     speaker: _Writer | None = None
     thinner: _Thinner | None = None
+    stirred: bool = False
+    """Both writers know that there is something new."""
 
 
 _kept = _Kept()

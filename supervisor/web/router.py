@@ -69,7 +69,7 @@ _LONGEST_NAME = 200
 
 class Router:
     def __init__(self, driver: Driver, keyring: Keyring, traffic: Traffic) -> None:
-        self._driver, self._keyring = driver, keyring
+        self._driver, self._keyring, self._register = driver, keyring, driver.register
         self._metrics = Metrics(driver)
         self._kept, self._batches = Kept(driver), Batches(driver)
         self._traffic = traffic
@@ -142,7 +142,7 @@ class Router:
         self._traffic.ended(record)
         self._metrics.count(record)
         if record.is_kept:
-            self._driver.register.note(record)
+            self._register.note(record)
 
     def _handler(self, route: Route) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:

@@ -27,7 +27,7 @@ class Traffic:
     def __init__(self) -> None:
         self._numbers = count(1)
         self._flights: dict[str, Record] = {}
-        self._recent: deque[tuple[str, Record]] = deque(maxlen=REMEMBERED)
+        self._recent: deque[tuple[int, Record]] = deque(maxlen=REMEMBERED)
         self._written: Counter[str] = Counter()
         self._speed = Speed()
 
@@ -61,8 +61,11 @@ class Traffic:
         """What was asked of no model (a list of models, a wrong key) is no traffic."""
         if record.model is None:
             return
-        self._written[record.profile or ""] += _tokens(record)
-        self._recent.append((str(next(self._numbers)), record))
+        made = (
+            record.completion if record.written is None else record.written
+        )  # counted on the way, it counts once
+        self._written[record.profile or ""] += made or 0
+        self._recent.append((next(self._numbers), record))
 
     def cancel(self, number: str) -> str:
         """Raises ModelNotFound where no such request is under way."""
@@ -84,7 +87,7 @@ class Traffic:
 
     def recent(self) -> dict[str, dict[str, Any]]:
         """By number, oldest first."""
-        return {number: _ended(record) for number, record in self._recent}
+        return {str(number): _ended(record) for number, record in self._recent}
 
     def speeds(self) -> dict[str, float]:
         """Profile -> tokens a second, since it was asked for some seconds ago."""
@@ -96,12 +99,6 @@ class Traffic:
         for record in self._flights.values():
             total[record.profile or ""] += record.made() or 0
         return total
-
-
-def _tokens(record: Record) -> int:
-    """Those that were counted on the way count once: what the engine said in the end may differ a little."""
-    made = record.made()
-    return (record.completion or 0) if made is None else made
 
 
 def _under_way(record: Record) -> dict[str, Any]:
