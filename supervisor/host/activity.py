@@ -11,11 +11,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol
-
-import msgspec
-from msgspec.structs import astuple
 
 from supervisor.config.models import Activity as Limits
 from supervisor.host.chronicle import stamp
@@ -36,14 +34,14 @@ SHARE = 0.1
 """Of the rows, taken off at once where the file is too large."""
 
 
-class Request(msgspec.Struct, gc=False):
+class Request(Protocol):
     """One that ended, `at` what time (RFC 3339, UTC). Times are milliseconds; `code` is the error's; `hit`: warm,
     waking or cold."""
 
     at: str
     request_id: str
-    source: str
-    model: str
+    source: str | None
+    model: str | None
     profile: str | None
     path: str
     status: int
@@ -54,13 +52,6 @@ class Request(msgspec.Struct, gc=False):
     latency_ms: int
     ttft_ms: int | None
     queue_ms: int | None
-
-
-class Ended(Protocol):
-    """A request that tells of itself later, with others."""
-
-    def request(self) -> Request:
-        """Asked in the scribe's thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +75,8 @@ class Wanted:
         return " AND ".join(chosen) or "1", [v for values in chosen.values() for v in values if v is not None]
 
 
-_NAMES = Request.__struct_fields__
+_NAMES = tuple(Request.__annotations__)
+_row = attrgetter(*_NAMES)
 _TABLE = f"""
 CREATE TABLE IF NOT EXISTS requests (id INTEGER PRIMARY KEY, {", ".join(_NAMES)});
 CREATE INDEX IF NOT EXISTS requests_at ON requests (at);
@@ -119,7 +111,7 @@ class Activity:
         try:
             connection = self._database.connection()
             connection.execute("BEGIN")
-            connection.executemany(_INSERT, map(astuple, rows))
+            connection.executemany(_INSERT, map(_row, rows))
             connection.execute("COMMIT")
             self._prune(connection)
             self._database.worked()
@@ -177,12 +169,13 @@ class Activity:
 
 
 class Register:
-    """Takes rows on the event loop and has them written in batches: never waits, gives up what is too much."""
+    """Takes requests on the event loop and has them written in batches: never waits, gives up what is too much. From
+    then on they do not change."""
 
     def __init__(self, activity: Activity, scribe: Scribe) -> None:
         self.activity = activity
         self._scribe = scribe
-        self._rows: list[Ended] = []
+        self._rows: list[Request] = []
         self._given_up = self._handed = self._written = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -191,11 +184,11 @@ class Register:
         """Rows that nobody will find, because the disk did not keep up or took none."""
         return self._given_up + self.activity.lost
 
-    def note(self, ended: Ended) -> None:
+    def note(self, request: Request) -> None:
         if len(self._rows) + self._handed - self._written >= BACKLOG:
             self._given_up += 1
             return
-        self._rows.append(ended)
+        self._rows.append(request)
         if len(self._rows) >= BATCH:
             self.flush()
         elif self._timer is None:
@@ -218,9 +211,9 @@ class Register:
         await self._scribe.ask(lambda: None)
         return await asyncio.to_thread(question, self.activity)
 
-    def _write(self, rows: list[Ended]) -> None:
+    def _write(self, rows: list[Request]) -> None:
         """In the scribe's thread, which alone counts up."""
-        self.activity.write([ended.request() for ended in rows])
+        self.activity.write(rows)
         self._written += len(rows)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 import msgspec
 from aiohttp import web
 
-from supervisor.host.activity import Request
 from supervisor.host.logbook import now, tell, thin
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -86,6 +85,10 @@ class Record(msgspec.Struct, eq=False):
     """When it ended."""
     at: str = ""
     """The same by the wall's clock, RFC 3339."""
+    latency_ms: int = 0
+    """Known when it ended, as the two below."""
+    ttft_ms: int | None = None
+    queue_ms: int | None = None
     whole: bool = False
     """Its stream's last event went out: clients leave on it, without waiting for the connection's end."""
 
@@ -116,16 +119,15 @@ class Record(msgspec.Struct, eq=False):
 
     def outcome(self) -> dict[str, object]:
         """For those who ask why."""
-        latency, ttft, queue = self.times()
         return {
             "status": self.status,
             "error": self.error,
             "profile": self.profile,
             "prompt": self.prompt,
             "completion": self.completion,
-            "latency_ms": latency,
-            "ttft_ms": ttft,
-            "queue_ms": queue,
+            "latency_ms": self.latency_ms,
+            "ttft_ms": self.ttft_ms,
+            "queue_ms": self.queue_ms,
         }
 
     def left(self) -> None:
@@ -133,13 +135,11 @@ class Record(msgspec.Struct, eq=False):
         if not self.whole and (self.error is None or self.status < 500):
             self.status = _LEFT
 
-    def times(self) -> tuple[int, int | None, int | None]:
-        """Milliseconds in all, to the first byte, and in the queue."""
-        return round(self.latency() * 1000), _ms(self.ttft()), _ms(self.queued)
-
     def end(self) -> None:
         """From now on it tells what was, does not change, and holds nothing of the answer."""
         self.over, self.at, self.written = time.monotonic(), now(), self.made()
+        self.latency_ms = round((self.over - self.started) * 1000)
+        self.ttft_ms, self.queue_ms = _ms(self.ttft()), _ms(self.queued)
         self.counter = self.cut = None
         if self.streamed and self.first is not None and self.prompt is None and self.completion is None:
             self.guessed, self.prompt, self.completion = True, self.guess, self.written
@@ -167,29 +167,8 @@ class Record(msgspec.Struct, eq=False):
         """Not of whoever is not known, or asked for no model."""
         return self.source is not None and self.model is not None
 
-    def request(self) -> Request:
-        """What of it is kept, where it is."""
-        latency, ttft, queue = self.times()
-        return Request(
-            self.at,
-            self.request_id,
-            self.source or "",
-            self.model or "",
-            self.profile,
-            self.path,
-            self.status,
-            self.code,
-            self.hit,
-            self.prompt,
-            self.completion,
-            latency,
-            ttft,
-            queue,
-        )
-
     def line(self) -> Line:
         prompt, completion = self.prompt, self.completion
-        latency, ttft, queue = self.times()
         return Line(
             self.at,
             "INFO" if self.status < 500 else "WARNING",
@@ -202,9 +181,9 @@ class Record(msgspec.Struct, eq=False):
             None if prompt is None and completion is None else (prompt or 0) + (completion or 0),
             prompt,
             completion,
-            latency,
-            ttft,
-            queue,
+            self.latency_ms,
+            self.ttft_ms,
+            self.queue_ms,
             self.status,
             self.guessed,
             self.error or None,

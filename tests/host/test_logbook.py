@@ -65,8 +65,10 @@ def events(text: str) -> list[dict[str, Any]]:
 def test_a_daemon_keeps_its_lines_as_stderr_has_them(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(10):
         log("tick", number=number)
+        tell(Told(number))
     logbook.close()
     assert kept.read_text() == capsys.readouterr().err
+    assert [line["number"] for line in events(kept.read_text())] == [n for n in range(10) for _ in range(2)]
     assert kept.stat().st_mode & 0o777 == 0o640
 
 

@@ -16,7 +16,7 @@ from supervisor.core.requests import Outcome
 from supervisor.core.routing import Ask, candidates
 from supervisor.core.tally import Tally
 from supervisor.errors import LlmdError
-from supervisor.host.activity import Ended, Request
+from supervisor.host.activity import Request
 from supervisor.host.upstream import Pool
 
 VLLM = b"""# HELP vllm:num_requests_running Running.
@@ -62,8 +62,8 @@ class FakeRegister:
 
     noted: list[Request] = field(default_factory=list)
 
-    def note(self, ended: Ended) -> None:
-        self.noted.append(ended.request())
+    def note(self, request: Request) -> None:
+        self.noted.append(request)
 
 
 @dataclass

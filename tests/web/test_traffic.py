@@ -85,9 +85,9 @@ def test_a_stream_that_nobody_counted_is_told_about() -> None:
     refused = record(guess=12, status=503)  # it never reached an engine
     for one in (uncounted, counted, refused):
         one.end()
-    for told in (Record.request, Record.line):
-        tokens = [(kept.prompt, kept.completion) for kept in map(told, (uncounted, counted, refused))]
-        assert tokens == [(12, 7), (10, 8), (None, None)]
+    tokens = [(one.prompt, one.completion) for one in (uncounted, counted, refused)]
+    assert tokens == [(12, 7), (10, 8), (None, None)]
+    assert [one.line().tokens for one in (uncounted, counted, refused)] == [19, 18, None]
     assert [one.guessed for one in (uncounted, counted, refused)] == [True, False, False]
 
 
