@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 from supervisor.config.models import Activity as Limits
 from supervisor.host.chronicle import stamp
 from supervisor.host.database import Database
-from supervisor.host.logbook import now
 from supervisor.host.scribe import Scribe
 
 BATCH = 256
@@ -34,12 +34,14 @@ SHARE = 0.1
 """Of the rows, taken off at once where the file is too large."""
 
 
-class Request(NamedTuple):
-    """One that has ended. Times are milliseconds; `code` is the error's; `hit`: warm, waking or cold."""
+class Request(Protocol):
+    """One that ended, `at` what time (RFC 3339, UTC). Times are milliseconds; `code` is the error's; `hit`: warm,
+    waking or cold."""
 
+    at: str
     request_id: str
-    source: str
-    model: str
+    source: str | None
+    model: str | None
     profile: str | None
     path: str
     status: int
@@ -73,7 +75,8 @@ class Wanted:
         return " AND ".join(chosen) or "1", [v for values in chosen.values() for v in values if v is not None]
 
 
-_NAMES = ("at", *Request._fields)
+_NAMES = tuple(Request.__annotations__)
+_row = attrgetter(*_NAMES)
 _TABLE = f"""
 CREATE TABLE IF NOT EXISTS requests (id INTEGER PRIMARY KEY, {", ".join(_NAMES)});
 CREATE INDEX IF NOT EXISTS requests_at ON requests (at);
@@ -103,12 +106,12 @@ class Activity:
     def trouble(self) -> str | None:
         return self._database.trouble
 
-    def write(self, rows: list[tuple[object, ...]]) -> None:
+    def write(self, rows: list[Request]) -> None:
         """All of them or none."""
         try:
             connection = self._database.connection()
             connection.execute("BEGIN")
-            connection.executemany(_INSERT, rows)
+            connection.executemany(_INSERT, map(_row, rows))
             connection.execute("COMMIT")
             self._prune(connection)
             self._database.worked()
@@ -166,12 +169,13 @@ class Activity:
 
 
 class Register:
-    """Takes rows on the event loop and has them written in batches: never waits, gives up what is too much."""
+    """Takes requests on the event loop and has them written in batches: never waits, gives up what is too much. From
+    then on they do not change."""
 
     def __init__(self, activity: Activity, scribe: Scribe) -> None:
         self.activity = activity
         self._scribe = scribe
-        self._rows: list[tuple[object, ...]] = []
+        self._rows: list[Request] = []
         self._given_up = self._handed = self._written = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -184,7 +188,7 @@ class Register:
         if len(self._rows) + self._handed - self._written >= BACKLOG:
             self._given_up += 1
             return
-        self._rows.append((now(), *request))
+        self._rows.append(request)
         if len(self._rows) >= BATCH:
             self.flush()
         elif self._timer is None:
@@ -207,7 +211,7 @@ class Register:
         await self._scribe.ask(lambda: None)
         return await asyncio.to_thread(question, self.activity)
 
-    def _write(self, rows: list[tuple[object, ...]]) -> None:
+    def _write(self, rows: list[Request]) -> None:
         """In the scribe's thread, which alone counts up."""
         self.activity.write(rows)
         self._written += len(rows)

@@ -12,8 +12,10 @@ import socket
 import struct
 import sys
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
+
+import msgspec
 
 SOCKET = "/run/systemd/journal/socket"
 
@@ -25,6 +27,8 @@ _NAME = re.compile(r"[A-Z0-9_]{1,58}")
 
 _TOLD = frozenset({"timestamp", "level", "message"})
 """The journal has a field of its own for these."""
+
+_PLAIN = (str, int, float)
 
 
 def listens() -> bool:
@@ -42,9 +46,17 @@ def listens() -> bool:
 def deliver(lines: str) -> str:
     """Send JSON lines. What it does not take (it is full, it is not there, a line is too long) comes back, with the
     priority in front, for stderr."""
-    told = [(json.loads(text), text) for text in lines.split("\n") if text]
+    told = [(_read(text), text) for text in lines.split("\n") if text]
     left = [f"<{_priority(line)}>{text}\n" for line, text in told if not _sent(line, text)]
     return "".join(left)
+
+
+def _read(text: str) -> Mapping[str, Any]:
+    try:
+        found: Mapping[str, Any] = msgspec.json.decode(text)
+    except msgspec.DecodeError:  # lone surrogates
+        found = json.loads(text)
+    return found
 
 
 def _priority(line: Mapping[str, Any]) -> int:
@@ -53,32 +65,31 @@ def _priority(line: Mapping[str, Any]) -> int:
 
 def _sent(line: Mapping[str, Any], text: str) -> bool:
     try:
-        _sender().sendto(_encoded(_fields(line, text)), socket.MSG_DONTWAIT, SOCKET)
+        _sender().sendto(_entry(line, text), socket.MSG_DONTWAIT, SOCKET)
     except OSError:
         return False
     return True
 
 
-def _fields(line: Mapping[str, Any], text: str) -> dict[str, str]:
-    """Lists and objects are in the text alone."""
-    head = {"MESSAGE": text, "PRIORITY": str(_priority(line)), "SYSLOG_IDENTIFIER": "llmd"}
-    plain = {name.upper(): value for name, value in line.items() if name not in _TOLD}
-    return head | {
-        f"LLMD_{name}": str(value)
-        for name, value in plain.items()
-        if isinstance(value, str | int | float) and _NAME.fullmatch(name)
-    }
+def _entry(line: Mapping[str, Any], text: str) -> bytes:
+    """NAME=VALUE lines; a value with a line break has its length in front. Lists and objects are in the text alone."""
+    told = [(_called(name), str(value)) for name, value in line.items() if isinstance(value, _PLAIN)]
+    short = [f"{name}={value}\n" for name, value in told if name and "\n" not in value]
+    long = [_long(name, value) for name, value in told if name and "\n" in value]
+    head = f"MESSAGE={text}\nPRIORITY={_priority(line)}\nSYSLOG_IDENTIFIER=llmd\n"
+    return "".join((head, *short)).encode(errors="replace") + b"".join(long)
 
 
-def _encoded(fields: Mapping[str, str]) -> bytes:
-    """NAME=VALUE lines; a value with a line break has its length in front, as 64 bits, the least first."""
-    return b"".join(_field(name.encode(), value.encode(errors="replace")) for name, value in fields.items())
+def _long(name: str, value: str) -> bytes:
+    """The length as 64 bits, the least first."""
+    told = value.encode(errors="replace")
+    return b"%b\n%b%b\n" % (name.encode(), struct.pack("<Q", len(told)), told)
 
 
-def _field(name: bytes, value: bytes) -> bytes:
-    if b"\n" not in value:
-        return name + b"=" + value + b"\n"
-    return name + b"\n" + struct.pack("<Q", len(value)) + value + b"\n"
+@lru_cache(maxsize=1024)
+def _called(name: str) -> str | None:
+    """As a field of the journal's."""
+    return f"LLMD_{name.upper()}" if name not in _TOLD and _NAME.fullmatch(name.upper()) else None
 
 
 @cache

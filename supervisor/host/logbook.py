@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import msgspec
 
@@ -29,7 +30,10 @@ CAP = 16 << 20
 """Bytes of the file and the older part beside it."""
 
 BACKLOG = 4096
-"""Lines that may wait for the disk."""
+"""Lines that are remembered: for those who look on, and for a disk that does not keep up."""
+
+UNWORDED = 1024
+"""Lines that may wait to be put into words."""
 
 PAUSE = 0.05
 """Seconds that a line waits for others, before all are written at once."""
@@ -40,21 +44,40 @@ BURST = 20
 _HEAD = ("timestamp", "level", "event")
 
 
+class Told(Protocol):
+    """Something that has ended, and tells of it in a line which whoever needs it first puts into words."""
+
+    def line(self) -> object:
+        """Asked in a thread of the log's. What JSON can hold, with `timestamp`, `level` and `event` first."""
+
+
 class Recent:
-    """The last lines, for those who look on. `count` is of all that ever were."""
+    """The last lines, in order, for those who write them and those who look on."""
 
-    def __init__(self, most: int = 1000) -> None:
+    def __init__(self, most: int = BACKLOG) -> None:
+        self._told: deque[Told | str] = deque()
         self._lines: deque[str] = deque(maxlen=most)
-        self.count = 0
+        self._count = 0
+        self._lock = threading.Lock()
 
-    def add(self, line: str) -> None:
-        self._lines.append(line)
-        self.count += 1
+    def add(self, told: Told | str) -> None:
+        """From any thread, at hardly any cost. `told`: or the line."""
+        self._told.append(told)
+        if len(self._told) >= UNWORDED:
+            with self._lock:
+                self._word()
 
-    def since(self, count: int) -> list[str]:
-        """What came after the first `count` lines, as far as it is still here."""
-        new = min(self.count - count, len(self._lines))
-        return list(self._lines)[-new:] if new > 0 else []
+    def since(self, count: int) -> tuple[list[str], int]:
+        """What came after the first `count` lines, as far as it is still here, and how many there were in all."""
+        with self._lock:
+            self._word()
+            new = max(0, min(self._count - count, len(self._lines)))
+            return list(islice(self._lines, len(self._lines) - new, None)), self._count
+
+    def _word(self) -> None:
+        if told := [self._told.popleft() for _ in range(len(self._told))]:
+            self._lines += _worded(told)
+            self._count += len(told)
 
 
 RECENT = Recent()
@@ -67,37 +90,44 @@ def log(event: str, level: str = "INFO", **fields: object) -> None:
     Values that JSON cannot hold are written as text. A reader of stderr that has gone does not take the daemon
     along.
     """
-    tell({"timestamp": now(), "level": level, "event": event, **fields})
+    thin({"timestamp": now(), "level": level, "event": event, **fields})
 
 
-def tell(line: dict[str, object]) -> None:
+def thin(line: dict[str, object]) -> None:
     """The same, of a line that has all of it."""
-    if _kept.thinner is not None:
-        untold = _kept.thinner.admit(line)
-        if untold is None:
-            return
-        line |= {"suppressed": untold} if untold else {}
-    text = _text(line)
-    RECENT.add(text)
-    shown = _shown(line, text)
+    untold = 0 if _kept.thinner is None else _kept.thinner.admit(line)
+    if untold is not None:
+        tell(_text(line | {"suppressed": untold} if untold else line))
+
+
+def tell(told: Told | str) -> None:
+    """Write its line, whatever came before. `told`: or the line."""
+    RECENT.add(told)
     if _kept.keeper is None or _kept.speaker is None:
-        _say(f"{shown}\n".encode())
-    else:
-        _kept.keeper.put(text)
-        _kept.speaker.put(shown)
+        _say(f"{_worded([told])[0]}\n".encode())
+    elif not _kept.stirred:
+        _kept.stirred = True
+        _kept.keeper.stirred.set()
+        _kept.speaker.stirred.set()
 
 
-def _text(line: Mapping[str, object]) -> str:
+def _worded(told: list[Told | str]) -> list[str]:
+    return [one if isinstance(one, str) else _text(one.line()) for one in told]
+
+
+def _text(line: object) -> str:
     try:
         return msgspec.json.format(_encoder.encode(line), indent=0).decode()
     except (UnicodeEncodeError, TypeError, OverflowError):  # lone surrogates, numbers beyond 64 bits
-        return json.dumps(line, default=str)
+        return json.dumps(msgspec.to_builtins(line, enc_hook=str), default=str)
 
 
 def _say(lines: bytes) -> None:
-    text = lines.decode()
+    text, style = lines.decode(), _style(sys.stderr)
+    if style == "words":
+        text = "".join(f"{words(json.loads(line))}\n" for line in text.split("\n") if line)
     try:
-        sys.stderr.write(journald.deliver(text) if _style(sys.stderr) == "journal" else text)
+        sys.stderr.write(journald.deliver(text) if style == "journal" else text)
         sys.stderr.flush()
     except (BrokenPipeError, ValueError):
         return
@@ -131,7 +161,7 @@ def close() -> None:
 
 def dropped() -> int:
     """Lines that the file should have and has not."""
-    return 0 if _kept.keeper is None else _kept.keeper.dropped
+    return 0 if _kept.keeper is None else _kept.keeper.lost()
 
 
 def suppressed() -> int:
@@ -140,7 +170,7 @@ def suppressed() -> int:
 
 
 class _Thinner:
-    """Of each class of lines BURST at once, then one a second. Requests that ended well are all told.
+    """Of each class of lines BURST at once, then one a second.
 
     A class is an event of one level, error, source and profile: all of them names of ours, so they are few. What
     comes from nobody in particular has no burst.
@@ -154,8 +184,6 @@ class _Thinner:
 
     def admit(self, line: Mapping[str, object]) -> int | None:
         """How many of its class went untold before this line; None where this one does, too."""
-        if line["event"] == "request" and line["level"] == "INFO" and "error" not in line:
-            return 0
         kind = tuple(line.get(name) for name in ("event", "level", "code", "source", "profile"))
         burst = 1 if line["event"] == "request" and line.get("source") is None else BURST
         with self._lock:
@@ -173,39 +201,41 @@ class _Thinner:
 
 
 class _Writer:
-    """Lines in from any thread, out from one. It sleeps while there are none."""
+    """Writes what is new of RECENT, from a thread of its own that sleeps while nothing is."""
 
     def __init__(self, name: str, write: Callable[[bytes], None], close: Callable[[], None]) -> None:
         self.dropped = 0
         self._write, self._close = write, close
-        self._waiting: deque[str] = deque()
-        self._stirred, self._ends = threading.Event(), threading.Event()
+        _, self._had = RECENT.since(0)
+        self.stirred, self._ends = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def put(self, text: str) -> None:
-        if len(self._waiting) >= BACKLOG:
-            self.dropped += 1
-            return
-        self._waiting.append(text)
-        if not self._stirred.is_set():
-            self._stirred.set()
+    def lost(self) -> int:
+        """Lines dropped, and those that came and went while it hangs."""
+        had = self._had
+        lines, count = RECENT.since(had)
+        return self.dropped + count - had - len(lines)
 
     def close(self) -> None:
         self._ends.set()
-        self._stirred.set()
+        self.stirred.set()
         self._thread.join(1)
 
     def _run(self) -> None:
         ended = False
         while not ended:
-            self._stirred.wait()
+            self.stirred.wait()
             ended = self._ends.wait(PAUSE)
-            self._stirred.clear()
-            self._write_out([self._waiting.popleft() for _ in range(len(self._waiting))])
+            self.stirred.clear()
+            _kept.stirred = False  # what is told from here on stirs it again; the rest, it takes
+            self._write_out()
         self._close()
 
-    def _write_out(self, lines: list[str]) -> None:
+    def _write_out(self) -> None:
+        lines, count = RECENT.since(self._had)
+        self.dropped += count - self._had - len(lines)
+        self._had = count
         try:
             if lines:
                 self._write(("\n".join(lines) + "\n").encode(errors="replace"))
@@ -221,13 +251,11 @@ class _Kept:
     keeper: _Writer | None = None
     speaker: _Writer | None = None
     thinner: _Thinner | None = None
+    stirred: bool = False
+    """Both writers know that there is something new."""
 
 
 _kept = _Kept()
-
-
-def _shown(line: Mapping[str, Any], text: str) -> str:
-    return words(line) if _style(sys.stderr) == "words" else text
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 
 from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
@@ -40,12 +40,13 @@ class Spread:
         self._bounds = bounds
         self._found: dict[Labels, tuple[list[int], list[float]]] = {}
 
-    def add(self, labels: Labels, value: float) -> None:
-        found = self._found.get(labels)
-        if found is None:
-            found = self._found[labels] = [0] * (len(self._bounds) + 1), [0.0]
-        found[0][bisect_left(self._bounds, value)] += 1
-        found[1][0] += value
+    def add(self, labels: Labels, values: Sequence[float]) -> None:
+        if not values:
+            return
+        counts, total = self._found.setdefault(labels, ([0] * (len(self._bounds) + 1), [0.0]))
+        for value in values:
+            counts[bisect_left(self._bounds, value)] += 1
+        total[0] += sum(values)
 
     def collect(self) -> Metric:
         name, text, labels = self._family

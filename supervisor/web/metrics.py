@@ -50,6 +50,9 @@ _BEAT = 1.0
 """Seconds between two looks at the loop's lag."""
 
 
+CROWD = 64
+"""Requests that are added up at once: the code is at hand then, which it is not between two requests."""
+
 _Kind = tuple[str, str, int, str | None, str | None]
 """Of requests: model, source, status, error code, and what they found."""
 
@@ -68,7 +71,10 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._registry.register(Gauges(driver))
         ProcessCollector(registry=self._registry)
-        self._ended: defaultdict[_Kind, _Sums] = defaultdict(_Sums)
+        self._config = driver.config
+        self._ended: list[Record] = []
+        """Not added up yet."""
+        self._sums: defaultdict[_Kind, _Sums] = defaultdict(_Sums)
         counting = Counting(self._counts)
         self._latency, self._first, self._ttft, self._between, self._queued = (
             counting.spread(f"llmd_{name}_seconds", text, ("model",), bounds) for name, text, bounds in _TIMES
@@ -77,18 +83,34 @@ class Metrics:
         self._registry.register(counting)
 
     def count(self, record: Record) -> None:
-        """A request has ended."""
-        model, (prompt, completion) = model_of(record, self._driver.config), record.tokens()
-        sums = self._ended[model, record.source or "", record.status, record.code, record.hit]
-        sums.requests += 1
-        sums.prompt += prompt or 0
-        sums.completion += completion or 0
-        self._time(record, (model,))
+        """A request has ended. It goes by the names of the configuration that held then."""
+        if len(self._ended) >= CROWD or self._driver.config is not self._config:
+            self._add_up()
+        self._ended.append(record)
+
+    def _add_up(self) -> None:
+        """What was counted until now."""
+        ended, self._ended = self._ended, []
+        models: defaultdict[str, list[Record]] = defaultdict(list)
+        for record in ended:
+            models[model_of(record, self._config)].append(record)
+        for model, records in models.items():
+            self._sum(model, records)
+            self._time((model,), records)
+        self._config = self._driver.config
+
+    def _sum(self, model: str, records: list[Record]) -> None:
+        for record in records:
+            sums = self._sums[model, record.source or "", record.status, record.code, record.hit]
+            sums.requests += 1
+            sums.prompt += record.prompt or 0
+            sums.completion += record.completion or 0
 
     def _counts(self) -> Iterator[Counts]:
         """What was summed up of requests, by the labels that Prometheus reads."""
+        self._add_up()
         requests, errors, tokens, hits = (Counts(*family) for family in _COUNTS)
-        for (model, source, status, code, hit), sums in self._ended.items():
+        for (model, source, status, code, hit), sums in self._sums.items():
             requests.add((model, source, str(status)), sums.requests)
             if code is not None:
                 errors.add((model, source, code), sums.requests)
@@ -98,16 +120,17 @@ class Metrics:
             tokens.add((model, source, "completion"), sums.completion)
         yield from (requests, errors, tokens, hits)
 
-    def _time(self, record: Record, model: tuple[str]) -> None:
-        self._latency.add(model, record.latency())
-        if (first := record.ttft()) is not None:
-            self._first.add(model, first)
-            if record.streamed:
-                self._ttft.add(model, first)
-        if (between := record.between_tokens()) is not None:
-            self._between.add(model, between)
-        if record.queued is not None:
-            self._queued.add(model, record.queued)
+    def _time(self, model: tuple[str], records: list[Record]) -> None:
+        first = [
+            (record.first - record.started, record.streamed) for record in records if record.first is not None
+        ]
+        self._latency.add(model, [record.latency() for record in records])
+        self._first.add(model, [seconds for seconds, _ in first])
+        self._ttft.add(model, [seconds for seconds, streamed in first if streamed])
+        self._between.add(
+            model, [mean for record in records if (mean := record.between_tokens()) is not None]
+        )
+        self._queued.add(model, [record.queued for record in records if record.queued is not None])
 
     async def text(self) -> bytes:
         """Ours, and the engines' where `server.engine_metrics` says so."""
@@ -128,7 +151,7 @@ class Metrics:
         while True:
             due = now() + _BEAT
             await asyncio.sleep(_BEAT)
-            self._lag.add((), max(0.0, now() - due))
+            self._lag.add((), [max(0.0, now() - due)])
 
 
 def model_of(record: Record, config: Config) -> str:

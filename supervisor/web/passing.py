@@ -27,9 +27,9 @@ _FRAME = b"data: {"
 _FRAME_END = re.compile(rb"\n\r?\n")
 _LONGEST_OPENING = 48
 _CHUNK_LINE = re.compile(rb"\r\n[0-9A-Fa-f]+\r\n")
-_USAGE = re.compile(rb'"(prompt_tokens|completion_tokens|input_tokens|output_tokens)"\s*:\s*(\d+)')
-_CALLED = {b"input_tokens": "prompt_tokens", b"output_tokens": "completion_tokens"}
-"""What the newer APIs call them."""
+_PROMPT = re.compile(rb'"(?:prompt|input)_tokens"\s*:\s*(\d+)')
+_OUTPUT = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d+)')
+"""The newer APIs call them input and output."""
 
 
 class Passing:
@@ -75,13 +75,14 @@ class Passing:
         """Tokens so far, about; None where they cannot be told."""
         return None
 
-    def usage(self) -> dict[str, int]:
-        """Token counts; near the end of most answers, near the start of a ranking."""
+    def usage(self) -> tuple[int | None, int | None]:
+        """Tokens of the prompt and of the answer; near the end of most answers, near the start of a ranking."""
         for part in (self._text_end(), self._head):
-            at = part.rfind(b'"usage"')
-            if at >= 0 and (found := _USAGE.findall(part[at:])):
-                return {_CALLED.get(name, name.decode()): int(count) for name, count in found}
-        return {}
+            if (at := part.rfind(b'"usage"')) >= 0:
+                prompt, output = _PROMPT.search(part, at), _OUTPUT.search(part, at)
+                if prompt or output:
+                    return int(prompt[1]) if prompt else None, int(output[1]) if output else None
+        return None, None
 
     def _text_end(self) -> bytes:
         """The end of the answer without the lines that chunks begin with."""

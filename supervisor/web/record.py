@@ -6,27 +6,40 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import msgspec
 from aiohttp import web
 
-from supervisor.host.activity import Request
-from supervisor.host.logbook import now, tell
+from supervisor.host.logbook import now, tell, thin
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _LEFT = 499
-_WHERE_KNOWN = ("guessed", "error", "code", "person", "chat", "dropped")
 
 
-class Figures(NamedTuple):
-    """Of a request that ended: tokens as counted, or about, and milliseconds."""
+class Line(msgspec.Struct, omit_defaults=True, gc=False):
+    """Of the log, its fields in the order in which they are written; those below the status where there is one."""
 
+    timestamp: str
+    level: str
+    event: str
+    request_id: str
+    model: str | None
+    profile: str | None
+    reason: str | None
+    source: str | None
+    tokens: int | None
     prompt: int | None
     completion: int | None
-    latency: int
-    ttft: int | None
-    queue: int | None
+    latency_ms: int
+    ttft_ms: int | None
+    queue_ms: int | None
+    status: int
+    guessed: bool = False
+    error: str | None = None
+    code: str | None = None
+    person: str | None = None
+    chat: str | None = None
+    dropped: str | None = None
 
 
 class Record(msgspec.Struct, eq=False):
@@ -46,6 +59,9 @@ class Record(msgspec.Struct, eq=False):
     source: str | None = None
     prompt: int | None = None
     completion: int | None = None
+    """Tokens as the engine counted them; about, in the end, where it did not."""
+    guessed: bool = False
+    """Whether nobody counted them: the engine of a stream does where the client asks for that alone."""
     guess: int | None = None
     """Tokens of its prompt, as estimated from its letters."""
     first: float | None = None
@@ -67,6 +83,12 @@ class Record(msgspec.Struct, eq=False):
     """Ends an answer that has begun: an error frame, then the connection is cut."""
     over: float | None = None
     """When it ended."""
+    at: str = ""
+    """The same by the wall's clock, RFC 3339."""
+    latency_ms: int = 0
+    """Known when it ended, as the two below."""
+    ttft_ms: int | None = None
+    queue_ms: int | None = None
     whole: bool = False
     """Its stream's last event went out: clients leave on it, without waiting for the connection's end."""
 
@@ -95,27 +117,17 @@ class Record(msgspec.Struct, eq=False):
         dropped = "" if self.dropped is None else f"x-llmd-dropped: {self.dropped}\r\n"
         return f"x-request-id: {name}\r\nrequest-id: {name}\r\n{profile}{queued}{dropped}".encode()
 
-    @property
-    def guessed(self) -> bool:
-        """Whether nobody counted its tokens: the engine of a stream does where the client asks for that alone."""
-        return self.streamed and self.first is not None and self.prompt is None and self.completion is None
-
-    def tokens(self) -> tuple[int | None, int | None]:
-        """Of the prompt and of the answer, as the engine counted them; about, where it did not."""
-        return (self.guess, self.made()) if self.guessed else (self.prompt, self.completion)
-
     def outcome(self) -> dict[str, object]:
         """For those who ask why."""
-        figures = self.figures()
         return {
             "status": self.status,
             "error": self.error,
             "profile": self.profile,
-            "prompt": figures.prompt,
-            "completion": figures.completion,
-            "latency_ms": figures.latency,
-            "ttft_ms": figures.ttft,
-            "queue_ms": figures.queue,
+            "prompt": self.prompt,
+            "completion": self.completion,
+            "latency_ms": self.latency_ms,
+            "ttft_ms": self.ttft_ms,
+            "queue_ms": self.queue_ms,
         }
 
     def left(self) -> None:
@@ -123,14 +135,14 @@ class Record(msgspec.Struct, eq=False):
         if not self.whole and (self.error is None or self.status < 500):
             self.status = _LEFT
 
-    def figures(self) -> Figures:
-        return Figures(*self.tokens(), round(self.latency() * 1000), _ms(self.ttft()), _ms(self.queued))
-
-    def end(self) -> Figures:
-        """From now on it tells what was, and holds nothing of the answer."""
-        self.over, self.written = time.monotonic(), self.made()
+    def end(self) -> None:
+        """From now on it tells what was, does not change, and holds nothing of the answer."""
+        self.over, self.at, self.written = time.monotonic(), now(), self.made()
+        self.latency_ms = round((self.over - self.started) * 1000)
+        self.ttft_ms, self.queue_ms = _ms(self.ttft()), _ms(self.queued)
         self.counter = self.cut = None
-        return self.figures()
+        if self.streamed and self.first is not None and self.prompt is None and self.completion is None:
+            self.guessed, self.prompt, self.completion = True, self.guess, self.written
 
     def made(self) -> int | None:
         """Tokens that went by so far, about; None where they cannot be told before the end."""
@@ -145,50 +157,48 @@ class Record(msgspec.Struct, eq=False):
 
     def between_tokens(self) -> float | None:
         """Seconds, the mean of a streamed answer; None where there is no second token."""
-        _, written = self.tokens()
-        if self.first is None or not self.streamed or self.status >= 400 or (written or 0) < 2:
+        if self.first is None or not self.streamed or self.status >= 400:
             return None
-        return (self.started + self.latency() - self.first) / ((written or 0) - 1)
+        written = self.completion or 0
+        return None if written < 2 else (self.started + self.latency() - self.first) / (written - 1)
 
-    def request(self, told: Figures) -> Request | None:
-        """What of it is kept; None of whoever is not known, or asked for no model."""
-        if self.source is None or self.model is None:
-            return None
-        return Request(
+    @property
+    def is_kept(self) -> bool:
+        """Not of whoever is not known, or asked for no model."""
+        return self.source is not None and self.model is not None
+
+    def line(self) -> Line:
+        prompt, completion = self.prompt, self.completion
+        return Line(
+            self.at,
+            "INFO" if self.status < 500 else "WARNING",
+            "request",
             self.request_id,
-            self.source,
             self.model,
             self.profile,
-            self.path,
+            self.reason,
+            self.source,
+            None if prompt is None and completion is None else (prompt or 0) + (completion or 0),
+            prompt,
+            completion,
+            self.latency_ms,
+            self.ttft_ms,
+            self.queue_ms,
             self.status,
+            self.guessed,
+            self.error or None,
             self.code,
-            self.hit,
-            *told,
+            self.person,
+            self.chat,
+            self.dropped,
         )
 
-    def write(self, told: Figures) -> None:
-        known = [count for count in (told.prompt, told.completion) if count is not None]
-        line: dict[str, object] = {
-            "timestamp": now(),
-            "level": "INFO" if self.status < 500 else "WARNING",
-            "event": "request",
-            "request_id": self.request_id,
-            "model": self.model,
-            "profile": self.profile,
-            "reason": self.reason,
-            "source": self.source,
-            "tokens": sum(known) if known else None,
-            "prompt": told.prompt,
-            "completion": told.completion,
-            "latency_ms": told.latency,
-            "ttft_ms": told.ttft,
-            "queue_ms": told.queue,
-            "status": self.status,
-        }
-        for name in _WHERE_KNOWN:
-            if value := getattr(self, name):
-                line[name] = value
-        tell(line)
+    def write(self) -> None:
+        """Into the log: what ended well in any case, and of what did not as much as there is room for."""
+        if self.error or self.status >= 500:
+            thin(msgspec.to_builtins(self.line()))
+        else:
+            tell(self)
 
 
 RECORD = web.RequestKey("record", Record)

@@ -167,8 +167,7 @@ def check_refusal(status: int, said: bytes, lease: Lease) -> None:
 
 
 def note_usage(answer: Answer, lease: Lease, record: Record) -> None:
-    usage = answer.passing.usage()
-    record.prompt, record.completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    record.prompt, record.completion = answer.passing.usage()
     lease.used(record.prompt, record.completion)
 
 

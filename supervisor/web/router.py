@@ -74,7 +74,7 @@ _LONGEST_NAME = 200
 
 class Router:
     def __init__(self, driver: Driver, keyring: Keyring, traffic: Traffic) -> None:
-        self._driver, self._keyring = driver, keyring
+        self._driver, self._keyring, self._register = driver, keyring, driver.register
         self._metrics = Metrics(driver)
         self._kept, self._batches = Kept(driver), Batches(driver)
         self._traffic = traffic
@@ -140,13 +140,14 @@ class Router:
         return response
 
     def _note(self, record: Record) -> None:
-        told = record.end()
-        record.write(told)
-        self._traffic.ended(record)
+        """All that is worked out of it is, later: when there are many, or somebody asks."""
+        record.end()
+        record.write()
         self._driver.ended(record.request_id, record.outcome)
+        self._traffic.ended(record)
         self._metrics.count(record)
-        if request := record.request(told):
-            self._driver.register.note(request)
+        if record.is_kept:
+            self._register.note(record)
 
     def _handler(self, route: Route) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:

@@ -10,8 +10,6 @@ from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
 
-import msgspec
-
 from supervisor.core.routing import Ask
 from supervisor.core.speed import Speed
 from supervisor.errors import ModelNotFound, Withdrawn
@@ -25,44 +23,19 @@ _WORDS = 300
 """Letters of an error that are kept."""
 
 
-class Flight(msgspec.Struct):
-    """A request under way. `tokens`: of its prompt, as estimated; `scope` ends it while it waits."""
-
-    record: Record
-    tokens: int
-    scope: asyncio.Timeout | None = None
-
-    def cancel(self) -> None:
-        if self.record.cut is not None:
-            self.record.cut()
-        elif self.scope is not None:
-            self.scope.reschedule(asyncio.get_running_loop().time())
-
-    def describe(self) -> dict[str, Any]:
-        record = self.record
-        head = {"id": record.request_id, "model": record.model, "source": record.source}
-        return {
-            **head,
-            "profile": record.profile,
-            "prompt": self.tokens,
-            "output": record.made(),
-            "ttft_s": record.ttft(),
-            "started": round(_on_the_wall(record.started), 1),
-        }
-
-
 class Traffic:
     def __init__(self) -> None:
         self._numbers = count(1)
-        self._flights: dict[str, Flight] = {}
-        self._recent: deque[tuple[str, Record]] = deque(maxlen=REMEMBERED)
+        self._flights: dict[str, Record] = {}
+        self._recent: deque[tuple[int, Record]] = deque(maxlen=REMEMBERED)
         self._written: Counter[str] = Counter()
         self._speed = Speed()
 
     def began(self, record: Record, tokens: int) -> str:
-        """One that needs no scope. Returns its number, by which it is `over`."""
+        """Returns its number, by which it is `over`: clients may give two requests one id. `tokens`: of its prompt,
+        about."""
         number, record.guess = str(next(self._numbers)), tokens
-        self._flights[number] = Flight(record, tokens)
+        self._flights[number] = record
         return number
 
     def over(self, number: str) -> None:
@@ -71,10 +44,9 @@ class Traffic:
     @asynccontextmanager
     async def watched(self, record: Record, ask: Ask) -> AsyncIterator[None]:
         """Raises Withdrawn where the request was cancelled before its answer began."""
-        number = str(next(self._numbers))  # clients may give two requests one id
-        scope = asyncio.timeout(None)
-        record.guess = ask.tokens
-        self._flights[number] = Flight(record, ask.tokens, scope)
+        number, scope = self.began(record, ask.tokens), asyncio.timeout(None)
+        if record.cut is None:
+            record.cut = lambda: scope.reschedule(asyncio.get_running_loop().time())
         try:
             async with scope:
                 yield
@@ -83,35 +55,39 @@ class Traffic:
                 raise
             raise Withdrawn(CANCELLED) from None
         finally:
-            del self._flights[number]
+            self.over(number)
 
     def ended(self, record: Record) -> None:
         """What was asked of no model (a list of models, a wrong key) is no traffic."""
         if record.model is None:
             return
-        self._written[record.profile or ""] += _tokens(record)
-        self._recent.append((str(next(self._numbers)), record))
+        made = (
+            record.completion if record.written is None else record.written
+        )  # counted on the way, it counts once
+        self._written[record.profile or ""] += made or 0
+        self._recent.append((next(self._numbers), record))
 
     def cancel(self, number: str) -> str:
         """Raises ModelNotFound where no such request is under way."""
         if number not in self._flights:
             raise ModelNotFound("this request has ended")
-        self._flights[number].cancel()
+        if cut := self._flights[number].cut:
+            cut()
         return "cancelled"
 
     def in_flight(self) -> dict[str, dict[str, Any]]:
-        return {number: flight.describe() for number, flight in self._flights.items()}
+        return {number: _under_way(record) for number, record in self._flights.items()}
 
     def listed(self) -> list[dict[str, Any]]:
         """Those under way, oldest first, each with the `number` that it is cancelled by, and its age in seconds."""
         return [
-            {"number": number, "age_s": round(flight.record.latency(), 1), **flight.describe()}
-            for number, flight in self._flights.items()
+            {"number": number, "age_s": round(record.latency(), 1), **_under_way(record)}
+            for number, record in self._flights.items()
         ]
 
     def recent(self) -> dict[str, dict[str, Any]]:
         """By number, oldest first."""
-        return {number: _ended(record) for number, record in self._recent}
+        return {str(number): _ended(record) for number, record in self._recent}
 
     def speeds(self) -> dict[str, float]:
         """Profile -> tokens a second, since it was asked for some seconds ago."""
@@ -120,27 +96,33 @@ class Traffic:
     def written(self) -> Mapping[str, int]:
         """Profile -> tokens written since the daemon began, by requests ended and under way."""
         total = Counter(self._written)
-        for flight in self._flights.values():
-            total[flight.record.profile or ""] += flight.record.made() or 0
+        for record in self._flights.values():
+            total[record.profile or ""] += record.made() or 0
         return total
 
 
-def _tokens(record: Record) -> int:
-    """Those that were counted on the way count once: what the engine said in the end may differ a little."""
-    made = record.made()
-    return (record.completion or 0) if made is None else made
+def _under_way(record: Record) -> dict[str, Any]:
+    return {
+        "id": record.request_id,
+        "model": record.model,
+        "source": record.source,
+        "profile": record.profile,
+        "prompt": record.guess,
+        "output": record.made(),
+        "ttft_s": record.ttft(),
+        "started": round(_on_the_wall(record.started), 1),
+    }
 
 
 def _ended(record: Record) -> dict[str, Any]:
-    prompt, output = record.tokens()
     return {
         "id": record.request_id,
         "at": round(_on_the_wall(record.started + record.latency()), 1),
         "model": record.model,
         "profile": record.profile,
         "source": record.source,
-        "prompt": prompt,
-        "output": record.made() if output is None else output,
+        "prompt": record.prompt,
+        "output": record.written if record.completion is None else record.completion,
         "guessed": record.guessed,
         "ttft_s": record.ttft(),
         "queue_s": record.queued,

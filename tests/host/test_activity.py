@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,48 @@ import pytest
 from supervisor.config.models import Activity as Limits
 from supervisor.host import activity as module
 from supervisor.host import database
-from supervisor.host.activity import Activity, Register, Request, Wanted
+from supervisor.host.activity import Activity, Register, Wanted
 from supervisor.host.scribe import Scribe
 
-CHAT = Request(
-    "r0", "webui", "llama", "llama_0", "/v1/chat/completions", 200, None, "warm", 100, 20, 3000, 500, 1000
+NOON = "2026-01-02T12:00:00.000Z"
+
+
+@dataclass(frozen=True)
+class Ended:
+    at: str
+    request_id: str
+    source: str | None
+    model: str | None
+    profile: str | None
+    path: str
+    status: int
+    code: str | None
+    hit: str | None
+    prompt: int | None
+    completion: int | None
+    latency_ms: int
+    ttft_ms: int | None
+    queue_ms: int | None
+
+
+CHAT = Ended(
+    NOON,
+    "r0",
+    "webui",
+    "llama",
+    "llama_0",
+    "/v1/chat/completions",
+    200,
+    None,
+    "warm",
+    100,
+    20,
+    3000,
+    500,
+    1000,
 )
-FAILED = CHAT._replace(request_id="r1", source="n8n", model="coder", profile=None, status=503, code="overloaded",
+FAILED = replace(CHAT, request_id="r1", source="n8n", model="coder", profile=None, status=503, code="overloaded",
                  hit=None, prompt=None, completion=None, latency_ms=40, ttft_ms=None, queue_ms=None)  # fmt: skip
-
-
-def row(request: Request, at: str = "2026-01-02T12:00:00.000Z") -> tuple[object, ...]:
-    return (at, *(getattr(request, name) for name in Request._fields))
 
 
 @pytest.fixture
@@ -49,7 +80,7 @@ def ids(activity: Activity, limit: int = 100, **wanted: Any) -> list[str]:
 
 
 def test_requests_are_found_by_who_what_when_and_how_they_ended(activity: Activity) -> None:
-    activity.write([row(CHAT), row(FAILED, "2026-01-03T12:00:00.000Z")])
+    activity.write([CHAT, replace(FAILED, at="2026-01-03T12:00:00.000Z")])
     assert ids(activity) == ["r0", "r1"]
     assert ids(activity, limit=1) == ["r1"]
     assert ids(activity, model="llama") == ids(activity, model="llama_0") == ["r0"]
@@ -57,12 +88,12 @@ def test_requests_are_found_by_who_what_when_and_how_they_ended(activity: Activi
     assert ids(activity, since="2026-01-03") == ["r1"]
     assert ids(activity, source="n8n", model="llama") == []
     first = activity.requests(Wanted(), 2)[0]
-    assert (first["at"], first["ttft_ms"], first["hit"]) == ("2026-01-02T12:00:00.000Z", 500, "warm")
+    assert (first["at"], first["ttft_ms"], first["hit"]) == (NOON, 500, "warm")
 
 
 def test_totals_are_by_day_key_and_model(activity: Activity) -> None:
-    days = [row(CHAT, f"2026-01-0{day}T12:00:00.000Z") for day in (2, 2, 3)]
-    activity.write([*days, row(FAILED)])
+    days = [replace(CHAT, at=f"2026-01-0{day}T12:00:00.000Z") for day in (2, 2, 3)]
+    activity.write([*days, FAILED])
     first, second, third = activity.totals(Wanted())
     assert (first["day"], first["source"], first["model"], first["failed"]) == (
         "2026-01-02",
@@ -76,7 +107,7 @@ def test_totals_are_by_day_key_and_model(activity: Activity) -> None:
 
 
 def test_no_more_pages_are_held_than_said(activity: Activity) -> None:
-    activity.write([row(CHAT)])
+    activity.write([CHAT])
     held = activity._database.connection().execute("PRAGMA cache_size").fetchone()[0]
     assert held == -database.CACHE
 
@@ -87,7 +118,9 @@ def test_what_nobody_wrote_is_empty(activity: Activity) -> None:
 
 def test_what_is_too_old_goes(tmp_path: Path) -> None:
     activity = Activity(tmp_path / "a", Limits(keep=86400.0))
-    activity.write([row(CHAT, "2020-01-01T00:00:00.000Z"), row(FAILED, "2999-01-01T00:00:00.000Z")])
+    activity.write(
+        [replace(CHAT, at="2020-01-01T00:00:00.000Z"), replace(FAILED, at="2999-01-01T00:00:00.000Z")]
+    )
     assert ids(activity) == ["r1"]
     activity.close()
 
@@ -96,7 +129,7 @@ def test_the_file_keeps_its_size_and_the_newest(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(module, "PRUNE_EVERY", 0.0)
     activity = Activity(tmp_path / "a", Limits(keep=1e9, max_size=1 << 20))
     for batch in range(40):
-        activity.write([row(CHAT._replace(request_id=f"{batch}-{n}", path="x" * 200)) for n in range(256)])
+        activity.write([replace(CHAT, request_id=f"{batch}-{n}", path="x" * 200) for n in range(256)])
     kept = ids(activity, limit=100_000)
     assert (tmp_path / "a").stat().st_size <= (1 << 20) + (256 << 10)
     assert 500 < len(kept) < 40 * 256
@@ -105,20 +138,20 @@ def test_the_file_keeps_its_size_and_the_newest(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_full_disk_costs_rows_that_are_counted_and_nothing_else(activity: Activity) -> None:
-    activity.write([row(CHAT)])
+    activity.write([CHAT])
     connection = activity._database.connection()
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count={pages}")
-    activity.write([row(CHAT._replace(path="x" * 100_000))])
+    activity.write([replace(CHAT, path="x" * 100_000)])
     assert activity.lost == 1
     assert activity.trouble
-    activity.write([row(FAILED)])
+    activity.write([FAILED])
     assert (activity.trouble, ids(activity)) == (None, ["r0", "r1"])
 
 
 def test_a_damaged_file_is_set_aside(activity: Activity, capsys: pytest.CaptureFixture[str]) -> None:
     activity._database.path.write_bytes(b"this is no database at all, but long enough\n" * 100)
-    activity.write([row(CHAT)])
+    activity.write([CHAT])
     assert ids(activity) == ["r0"]
     assert "activity_set_aside" in capsys.readouterr().err
 
@@ -126,7 +159,7 @@ def test_a_damaged_file_is_set_aside(activity: Activity, capsys: pytest.CaptureF
 async def test_rows_are_written_in_batches_and_when_somebody_asks(activity: Activity, scribe: Scribe) -> None:
     register = Register(activity, scribe)
     for number in range(module.BATCH):
-        register.note(CHAT._replace(request_id=f"r{number}"))
+        register.note(replace(CHAT, request_id=f"r{number}"))
     await scribe.ask(lambda: None)
     assert len(ids(activity, limit=1000)) == module.BATCH
     register.note(FAILED)
@@ -162,7 +195,7 @@ async def test_a_disk_that_hangs_blocks_nobody_and_what_is_lost_is_counted(
 
 
 def test_no_column_could_hold_what_was_written(activity: Activity) -> None:
-    activity.write([row(CHAT)])
+    activity.write([CHAT])
     columns = [c[1] for c in sqlite3.connect(activity._database.path).execute("PRAGMA table_info(requests)")]
-    assert set(columns) == {"id", "at", *Request._fields}
+    assert set(columns) == {"id", *(field.name for field in fields(Ended))}
     assert not {"body", "messages", "text", "key"} & set(columns)

@@ -97,3 +97,12 @@ def test_what_only_inherited_the_variable_says_it_on_its_own_stderr(
     monkeypatch.setenv("JOURNAL_STREAM", "1:2")
     log("here")
     assert journal.stderr.read_text().startswith('{"timestamp"')
+
+
+def test_what_is_no_text_is_replaced(journal: Journal) -> None:
+    """A lone surrogate, which a client can put into a model's name."""
+    journal.begin()
+    log("odd", model="\ud800", why="\ud800\n", large=1 << 70)
+    fields = journal.received()
+    assert (fields["LLMD_MODEL"], fields["LLMD_WHY"], fields["LLMD_LARGE"]) == ("?", "?\n", str(1 << 70))
+    assert json.loads(fields["MESSAGE"])["model"] == "\ud800"

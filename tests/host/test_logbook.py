@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 from supervisor.host import logbook
-from supervisor.host.logbook import log
+from supervisor.host.logbook import Recent, log, tell
 from supervisor.host.rollover import Rollover
 
 
@@ -40,6 +41,16 @@ def test_times_are_rfc_3339_in_utc(capsys: pytest.CaptureFixture[str]) -> None:
     assert line["level"] == "WARNING"
 
 
+@dataclass
+class Told:
+    """Something that ended."""
+
+    number: object
+
+    def line(self) -> dict[str, object]:
+        return {"timestamp": logbook.now(), "level": "INFO", "event": "told", "number": self.number}
+
+
 @pytest.fixture
 def kept(tmp_path: Path) -> Iterator[Path]:
     logbook.keep(tmp_path / "llmd.log")
@@ -54,8 +65,10 @@ def events(text: str) -> list[dict[str, Any]]:
 def test_a_daemon_keeps_its_lines_as_stderr_has_them(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(10):
         log("tick", number=number)
+        tell(Told(number))
     logbook.close()
     assert kept.read_text() == capsys.readouterr().err
+    assert [line["number"] for line in events(kept.read_text())] == [n for n in range(10) for _ in range(2)]
     assert kept.stat().st_mode & 0o777 == 0o640
 
 
@@ -81,11 +94,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_what_repeats_itself_is_thinned_out_by_class_and_counted(kept: Path, clock: list[float]) -> None:
     for _ in range(1000):
         log("request", "INFO", source=None, error="invalid_api_key", code="invalid_api_key", status=401)
-        log("request", "INFO", source="webui", status=200)
+        tell(Told(200))
     log("request", "WARNING", source="webui", error="engine_failed", code="engine_failed")
-    told = [(line["source"], line.get("code")) for line in written(kept, "first")]
+    told = [(line.get("source"), line.get("code")) for line in written(kept, "first")]
     assert told.count((None, "invalid_api_key")) == 1
-    assert told.count(("webui", None)) == 1000
+    assert told.count((None, None)) == 1000
     assert told.count(("webui", "engine_failed")) == 1
     assert logbook.suppressed() == 999
     clock[0] += 1.5
@@ -114,6 +127,25 @@ def test_what_json_cannot_hold_is_written_as_text(capsys: pytest.CaptureFixture[
     assert (line["surrogate"], line["large"], line["path"]) == ("\ud800", 1 << 70, "/x")
 
 
+def test_what_was_told_is_put_into_words_later_and_in_its_order(kept: Path) -> None:
+    """Whatever is in it: neither what looks like a line's end nor what JSON cannot hold mixes it up."""
+    odd = ['}, {"timestamp": 1', "two\nlines", "\ud800", [{"a": 1}, {"b": 2}]]
+    for number in odd:
+        tell(Told(number))
+        log("between", number=number)
+    assert [line["number"] for line in written(kept, "last")] == [n for n in odd for _ in range(2)]
+    assert logbook.RECENT.since(0)[0][-1].endswith('"event": "last"}')
+
+
+def test_lines_that_nobody_looks_at_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    recent = Recent(most=5)
+    for number in range(3 * logbook.UNWORDED):
+        recent.add(Told(number))
+    assert len(recent._told) + len(recent._lines) < logbook.UNWORDED + 5
+    lines, count = recent.since(0)
+    assert (len(lines), count) == (5, 3 * logbook.UNWORDED)
+
+
 def test_a_disk_that_hangs_costs_lines_that_are_counted_and_no_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,12 +156,12 @@ def test_a_disk_that_hangs_costs_lines_that_are_counted_and_no_time(
         go.wait(30)
 
     monkeypatch.setattr(Rollover, "append", hang)
-    monkeypatch.setattr(logbook, "BACKLOG", 5)
+    monkeypatch.setattr(logbook, "RECENT", Recent(most=5))
     logbook.keep(tmp_path / "llmd.log")
     log("first")
     assert began.wait(10)
-    for _ in range(10):
-        log("request", source="webui")
+    for number in range(10):
+        tell(Told(number))
     assert logbook.dropped() == 5
     go.set()
     logbook.close()

@@ -16,6 +16,7 @@ import pytest
 from wires import BODY, CHUNKED, DONE, FRAME, JSON, Handler, World, chunk, log_lines, opened, says, split
 
 from supervisor.errors import EngineFailed, NotAvailable, Overloaded
+from supervisor.host.activity import Request
 
 CHAT = "/v1/chat/completions"
 USED = b'{"usage": {"prompt_tokens": 3, "completion_tokens": 2}}'
@@ -166,7 +167,10 @@ async def remains(world: World, capsys: pytest.CaptureFixture[str]) -> dict[str,
         "asked": world.asked,
         "ask": world.driver.asks,
         "line": without(line),
-        "kept": [without(kept._asdict()) for kept in world.driver.register.noted],
+        "kept": [
+            without({name: getattr(kept, name) for name in Request.__annotations__})
+            for kept in world.driver.register.noted
+        ],
         "seen": [without(one) for one in router._traffic.recent().values()],
         "outcome": {name: without(dict(one)) for name, one in world.driver.outcomes.items()},
         "lease": (lease.prompt, lease.output, lease.failures, lease.answers),

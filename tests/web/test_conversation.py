@@ -33,6 +33,7 @@ def test_a_later_turn_has_the_name_of_the_first() -> None:
         words(SYSTEM, FIRST, model="qwen"),
         by_words(None, "Hello", "webui", "llama"),
     ],
+    ids=["words", "system", "no system", "source", "model", "prompt"],  # names differ from run to run
 )
 def test_other_words_sources_and_models_are_other_conversations(other: str | None) -> None:
     assert other is not None

@@ -22,5 +22,5 @@ def test_the_exposition_is_prometheus_clients_own() -> None:
         counter.labels(model, "z").inc(3)
         counts.add((model, "z"), 3)
         histogram.labels(model).observe(value)
-        spread.add((model,), value)
+        spread.add((model,), [value])
     assert generate_latest(ours) == generate_latest(theirs)

@@ -53,4 +53,5 @@ def test_the_lines_kept_are_bounded() -> None:
     recent = Recent(most=3)
     for number in range(5):
         recent.add(str(number))
-    assert (recent.since(0), recent.since(4), recent.since(5)) == (["2", "3", "4"], ["4"], [])
+    assert recent.since(0) == (["2", "3", "4"], 5)
+    assert (recent.since(4), recent.since(5)) == ((["4"], 5), ([], 5))

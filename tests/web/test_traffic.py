@@ -82,12 +82,13 @@ def test_those_that_ended_are_kept_but_not_for_ever() -> None:
 def test_a_stream_that_nobody_counted_is_told_about() -> None:
     streamed: dict[str, object] = {"streamed": True, "first": 1.0, "guess": 12, "counter": lambda: 7}
     uncounted, counted = record(**streamed), record(**streamed, prompt=10, completion=8)
-    assert (uncounted.tokens(), counted.tokens()) == ((12, 7), (10, 8))
-    assert (uncounted.guessed, counted.guessed) == (True, False)
-    assert record(guess=12, status=503).tokens() == (None, None)  # it never reached an engine
-    kept = uncounted.request(uncounted.figures())
-    assert kept is not None
-    assert (kept.prompt, kept.completion) == (12, 7)
+    refused = record(guess=12, status=503)  # it never reached an engine
+    for one in (uncounted, counted, refused):
+        one.end()
+    tokens = [(one.prompt, one.completion) for one in (uncounted, counted, refused)]
+    assert tokens == [(12, 7), (10, 8), (None, None)]
+    assert [one.line().tokens for one in (uncounted, counted, refused)] == [19, 18, None]
+    assert [one.guessed for one in (uncounted, counted, refused)] == [True, False, False]
 
 
 def test_what_asked_for_no_model_is_no_traffic() -> None:

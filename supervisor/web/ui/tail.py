@@ -46,7 +46,7 @@ class OfDaemon:
         self._count = 0
 
     def __call__(self) -> list[str]:
-        lines, self._count = RECENT.since(self._count), RECENT.count
+        lines, self._count = RECENT.since(self._count)
         return [line[:_LONGEST] for line in lines[-LINES:]]
 
 
