@@ -175,7 +175,7 @@ def notable(before: Learned, after: Learned) -> bool:
 def taught(before: Learned, after: Learned) -> bool:
     """Whether `after` knows many more requests' tokens."""
     seen = before.tokens.seen
-    return after.tokens.seen >= (max(1, 2 * seen) if seen < 256 else seen + 256)
+    return after.tokens.seen >= (max(1, 2 * seen) if seen < 1024 else seen + 1024)
 
 
 def _moved(before: float, after: float) -> bool:

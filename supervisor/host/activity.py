@@ -20,7 +20,7 @@ from supervisor.host.chronicle import stamp
 from supervisor.host.database import Database
 from supervisor.host.scribe import Scribe
 
-BATCH = 256
+BATCH = 1024
 """Rows that are written at once."""
 
 PATIENCE = 1.0

@@ -35,7 +35,7 @@ BACKLOG = 4096
 UNWORDED = 1024
 """Lines that may wait to be put into words."""
 
-PAUSE = 0.05
+PAUSE = 0.1
 """Seconds that a line waits for others, before all are written at once."""
 
 BURST = 20

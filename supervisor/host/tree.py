@@ -18,7 +18,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,10 +72,11 @@ class Tree:
     def leader_alive(self) -> bool:
         return self._leader is not None and alive(self._leader)
 
-    def members(self) -> frozenset[int]:
-        """Live processes proven ours. Reads all of /proc: milliseconds, so call it in a thread."""
+    def members(self, seen: Iterable[Stat] | None = None) -> frozenset[int]:
+        """Live processes proven ours. Reads all of /proc: milliseconds, so call it in a thread. `seen`: what somebody
+        has just read there."""
         with self._lock:
-            self._survey()
+            self._survey(procfs.processes() if seen is None else seen)
             live = self._live()
             # Again and again: when the tree is to be killed, whoever mapped a file may be dead already.
             self._memory.note(live)
@@ -130,14 +131,14 @@ class Tree:
         leader = {self.identity.pid} if self.leader_alive else set()
         return frozenset(leader | {pid for pid, pidfd in self._held.items() if alive(pidfd)})
 
-    def _survey(self) -> None:
+    def _survey(self, seen: Iterable[Stat]) -> None:
         """Hold everybody who can be proven ours: first by any proof, then kin of those just found."""
         self._let_go_of_dead()
         self._missed = False
         if not self._this_boot:
             return
         known = {os.getpid(), self.identity.pid} if self.leader_alive else {os.getpid()}
-        strangers = [found for found in procfs.processes() if found.pid not in known | self._held.keys()]
+        strangers = [found for found in seen if found.pid not in known | self._held.keys()]
         fenced = self._fenced()
         fresh = {s.pid for s in strangers if s.pid in fenced or self._is_kin(s) or self._is_marked(s)}
         proof: Callable[[Stat], bool] = self._is_ours
@@ -220,7 +221,7 @@ class Tree:
                 cgroup.kill(self._group)
             stopped: set[int] = set()
             for _ in range(_ROUNDS):
-                self._survey()
+                self._survey(procfs.processes())
                 fresh = self._live() - stopped
                 if not fresh:
                     break

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import psutil
 
 from supervisor.core.devices import HOST, Survey
+from supervisor.host import procfs
 from supervisor.host.tree import Tree
 
 
@@ -20,7 +21,8 @@ def measure(
     A GPU is left out where the driver does not tell who holds what. Host memory is what the processes do
     not share with files: pages that others map too cost nothing more.
     """
-    members = {name: tree.members() for name, tree in trees.items()}
+    seen = list(procfs.processes()) if trees else []
+    members = {name: tree.members(seen) for name, tree in trees.items()}
     measured: dict[str, dict[str, int]] = {}
     for name, pids in members.items():
         held = {HOST: sum(map(_private, pids))}

@@ -50,7 +50,7 @@ _BEAT = 1.0
 """Seconds between two looks at the loop's lag."""
 
 
-CROWD = 64
+CROWD = 16
 """Requests that are added up at once: the code is at hand then, which it is not between two requests."""
 
 _Kind = tuple[str, str, int, str | None, str | None]

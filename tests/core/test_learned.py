@@ -63,7 +63,7 @@ def test_what_is_worth_keeping(after: Learned, worth: bool):
 def test_tokens_are_kept_ever_more_seldom():
     known = kept = Learned()
     times = 0
-    for _ in range(2000):
+    for _ in range(5000):
         known = known.counted(400, 100)
         if notable(kept, known):
             kept, times = known, times + 1

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.core.devices import Survey
 from supervisor.host import cgroup, procfs
 from supervisor.host.process import (
     MARK,
@@ -34,6 +35,7 @@ from supervisor.host.process import (
     remains,
     spawn,
 )
+from supervisor.host.usage import measure
 
 SLEEP = "import time; time.sleep(600)"
 
@@ -250,6 +252,26 @@ time.sleep(600)
     assert tree.members() == members - {middle, tree.identity.pid}
     assert await tree.kill() == frozenset()
     assert living(members) == set()
+
+
+async def test_what_was_read_of_processes_serves_all_trees(nursery: Nursery, monkeypatch: pytest.MonkeyPatch):
+    code = "import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\ntime.sleep(600)"
+    one, other = await nursery.start(code), await nursery.start(code)
+    members = [await grown(tree, 2) for tree in (one, other)]
+    read, seen = [], procfs.processes
+    monkeypatch.setattr(procfs, "processes", lambda: read.append(1) or seen())
+    measured, pids = measure({"one": one, "other": other}, Survey())
+    assert len(read) == 1
+    assert pids == members[0] | members[1]
+    assert measured.keys() == {"one", "other"}
+
+
+async def test_an_old_reading_of_processes_makes_nobody_ours(nursery: Nursery):
+    tree, other = await nursery.start(SLEEP), await nursery.start(SLEEP)
+    found = procfs.stat(other.identity.pid)
+    assert found is not None
+    stale = replace(found, parent=tree.identity.pid)
+    assert tree.members([stale]) == {tree.identity.pid}
 
 
 async def test_term_ignored_is_killed(nursery: Nursery) -> None:
