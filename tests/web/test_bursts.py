@@ -84,6 +84,11 @@ class World:
     def answer(self) -> None:
         self.engine.go_on.set()
 
+    @property
+    def gathering(self) -> bool:
+        """Whether somebody waits for others to go with."""
+        return any(task.get_name() == "embeddings together" for task in asyncio.all_tasks())
+
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
@@ -203,6 +208,32 @@ async def test_the_call_goes_on_for_those_who_stay(world: World) -> None:
     await first
 
 
+async def test_who_has_left_is_told_nothing_of_the_call_that_goes_on(world: World) -> None:
+    """What is remembered of a request does not change once it has ended."""
+    first = await world.first()
+    leaving, staying = world.many("a", "b")
+    await until(lambda: len(world.engine.bodies) == 2)
+    leaving.cancel()
+    noted = world.driver.register.noted
+    await until(lambda: noted)
+    world.answer()
+    assert {status for status, _ in await asyncio.gather(first, staying)} == {200}
+    assert (noted[0].status, noted[0].profile, noted[0].prompt) == (499, None, None)
+
+
+async def test_nobody_joins_those_who_have_all_left(world: World) -> None:
+    configure(world, batch_wait=60.0)
+    first = await world.first()
+    (leaving,) = world.many("a")
+    await until(lambda: world.gathering)
+    leaving.cancel()
+    await until(lambda: not world.gathering)
+    tasks = world.many(*(f"b {n}" for n in range(INPUTS)))
+    await until(lambda: len(world.engine.bodies) == 2)
+    world.answer()
+    assert {status for status, _ in await asyncio.gather(first, *tasks)} == {200}
+
+
 async def test_what_differs_in_any_other_field_does_not_go_together(world: World) -> None:
     first = await world.first()
     tasks = [asyncio.create_task(world.post("a", dimensions=n)) for n in (8, 8, 16)]
@@ -236,9 +267,10 @@ async def test_calls_that_fail_open_the_breaker_as_others_do(world: World) -> No
     assert [(len(lease.failures), lease.answers) for lease in world.driver.leases] == [(0, 1), (1, 0)]
 
 
-def configure(world: World, *, max_concurrent: int = 4, **waits: float) -> None:
+def configure(world: World, *, max_concurrent: int = 4, batch_wait: float = 0.05, **waits: float) -> None:
     config = world.driver.config
-    bge = config.profiles["bge_0"].model_copy(update={"max_concurrent": max_concurrent, "batch_wait": 0.05})
+    own = {"max_concurrent": max_concurrent, "batch_wait": batch_wait}
+    bge = config.profiles["bge_0"].model_copy(update=own)
     server = config.server.model_copy(update=waits)
     world.driver.config = config.model_copy(update={"profiles": {"bge_0": bge}, "server": server})
 
