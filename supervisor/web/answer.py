@@ -296,8 +296,9 @@ class Answer:
 
     def _end(self, data: bytes) -> None:
         if self._is_short():
-            self._send(self._withhold(data), False)
-            self._break_off(self._failed("ended its answer too early"))
+            kept = self._withhold(data)
+            self._send(kept or b"", False)
+            self._break_off(self._failed("ended its answer too early"), is_open=kept is not None)
         else:
             self._over = True
             self._stand()
@@ -310,19 +311,19 @@ class Answer:
         if pending or out:
             self._client.write(pending + out)
 
-    def _withhold(self, data: bytes) -> bytes:
-        """Without what would end the answer."""
+    def _withhold(self, data: bytes) -> bytes | None:
+        """Without what would end the answer; None where a part of that is out already, and nothing may follow it."""
         if self._plain is not None:
             return data
         if self.head.chunked:
-            return data.removesuffix(_LAST_CHUNK) if data.endswith(_LAST_CHUNK) else b""
+            return data.removesuffix(_LAST_CHUNK) if data.endswith(_LAST_CHUNK) else None
         return data[:-1]
 
-    def _break_off(self, why: LlmdError) -> None:
+    def _break_off(self, why: LlmdError, *, is_open: bool = True) -> None:
         """Say what happened, where there is a place to say it, and cut."""
         self._record.status, self._record.error, self._record.code = why.status, why.message, why.code
         self.keeps = False
-        if self.passing.events and not self.passing.failed:
+        if is_open and self.passing.events and not self.passing.failed:
             self._client.write(self._framed(dialects.event(why, self._dialect)))
         self._stop()
         self._client.close()  # what is written still goes out; the chunk that ends an answer does not

@@ -68,8 +68,9 @@ class Passing:
         return True
 
     def at_boundary(self) -> bool:
-        """Whether what came so far ends where an event and its chunk do, so that a chunk of ours may follow."""
-        return self._end()[-4:] in (b"\n\n\r\n", b"\r\n\r\n")
+        """Whether what came so far, but for the chunk that ends an answer, ends where an event and its chunk do, so
+        that a chunk of ours may follow."""
+        return self._end().removesuffix(b"0\r\n\r\n").endswith((b"\n\n\r\n", b"\n\r\n\r\n"))
 
     def made(self) -> int | None:
         """Tokens so far, about; None where they cannot be told."""
