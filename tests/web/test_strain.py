@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from wires import BODY, CHUNKED, DONE, JSON, World, chunk, closing, opened, request
+from wires import BODY, CHUNKED, CLIENT_TIMEOUT, DONE, JSON, World, chunk, closing, opened, request
 
 from supervisor.host.upstream import Connection, Gone, Pool
 from supervisor.web.front import MOST_EARLY
@@ -98,6 +98,36 @@ async def test_who_leaves_the_last_few_bytes_of_a_stream_untaken_is_cut_off(
         await until(lambda: not fronts(world))
     assert 2000 < left[0] < 4096
     assert world.driver.held == 0
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_who_takes_the_last_piece_of_a_stream_slowly_is_not_cut_off(
+    world: World, at_once: bool
+) -> None:
+    """However little was waiting as it came."""
+    last = chunk(b"data: " + b"x" * (60 << 10) + b"\n\n") + chunk(DONE) + b"0\r\n\r\n"
+
+    async def fills(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED)
+        while not any(map(waiting, fronts(world))):
+            writer.write(chunk(b"data: " + b"x" * 500 + b"\n\n"))
+            await asyncio.sleep(0.003)
+        writer.write(last)
+
+    world.engine, world.driver.at_once = fills, at_once
+    with narrow(world) as client:
+        client.sendall(request())
+        await until(lambda: any(waiting(front) > len(last) // 2 for front in fronts(world)))
+        got = b""
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(20):
+            while not got.endswith(b"0\r\n\r\n"):
+                piece = await loop.sock_recv(client, 2000)
+                assert piece, len(got)
+                got += piece
+                await asyncio.sleep(CLIENT_TIMEOUT / 10)
+    assert got.endswith(last)
 
 
 @pytest.mark.parametrize("at_once", [True, False])
