@@ -27,9 +27,9 @@ _FRAME = b"data: {"
 _FRAME_END = re.compile(rb"\n\r?\n")
 _LONGEST_OPENING = 48
 _CHUNK_LINE = re.compile(rb"\r\n[0-9A-Fa-f]+\r\n")
-_PROMPT = re.compile(rb'"(?:prompt|input)_tokens"\s*:\s*(\d+)')
-_OUTPUT = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d+)')
-"""The newer APIs call them input and output."""
+_PROMPT = re.compile(rb'"(?:prompt|input)_tokens"\s*:\s*(\d{1,12})(?!\d)')
+_OUTPUT = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,12})(?!\d)')
+"""The newer APIs call them input and output. No engine makes a million million of them."""
 
 
 class Passing:

@@ -105,6 +105,12 @@ def test_usage_is_found_at_either_end(filling: bytes, size: int) -> None:
         assert passing.usage() == (5, 3)
 
 
+def test_what_no_tokens_could_be_is_no_usage() -> None:
+    passing = Passing()
+    through(passing, b'{"usage": {"prompt_tokens": 5, "completion_tokens": %d}}' % 10**20, 1000)
+    assert passing.usage() == (5, None)
+
+
 def test_usage_is_found_across_chunks() -> None:
     passing = Passing()
     through(passing, chunks(b'{"usage": {"prompt_tok', b'ens": 5}}') + b"0\r\n\r\n", 1000)
