@@ -115,7 +115,7 @@ class Answer:
         self._flows = False  # what comes goes on as it is
         self._limits, self._signs = limits, signs
         self._watch = Watch(limits, record.started, self._expired, waits=self._show_life, every=signs.every)
-        record.cut = self.withdraw
+        self._cut, record.cut = record.cut, self.withdraw
 
     def attach(self, upstream: Connection) -> None:
         self._upstream = upstream
@@ -129,6 +129,7 @@ class Answer:
     def close(self) -> None:
         """Whatever became of it: nothing more is read for it, and an engine that still writes is stopped."""
         self._watch.close()
+        self._record.cut = self._cut  # it may wait for another
         self._connection.source = None
         if not self._over and self._upstream is not None:
             self._upstream.abort()

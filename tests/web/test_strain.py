@@ -6,12 +6,15 @@ import asyncio
 import io
 import socket
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import pytest
+from fakes import FakeLease
 from wires import BODY, CHUNKED, CLIENT_TIMEOUT, DONE, JSON, World, chunk, closing, opened, request
 
+from supervisor.core.routing import Ask
 from supervisor.host.upstream import Connection, Gone, Pool
 from supervisor.web.front import MOST_EARLY
 
@@ -186,6 +189,31 @@ async def test_what_is_cancelled_by_a_person_is_no_failure_of_its_engine(world: 
     traffic.cancel(number)
     assert (await asking).startswith(b"HTTP/1.1 503 ")
     assert [lease.failures for lease in world.driver.leases] == [[]]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_what_waits_again_for_an_engine_can_be_cancelled(world: World, at_once: bool) -> None:
+    """Where the first one died."""
+    waits, lease = asyncio.Event(), world.driver.lease
+
+    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        world.driver.lease = waiting_for_ever  # type: ignore[method-assign, assignment]
+        writer.close()
+
+    @asynccontextmanager
+    async def waiting_for_ever(ask: Ask, patience: float | None = None) -> AsyncIterator[FakeLease]:
+        waits.set()
+        await asyncio.Event().wait()
+        async with lease(ask, patience) as found:
+            yield found
+
+    world.engine, world.driver.over, world.driver.at_once = dies, True, at_once
+    asking = asyncio.create_task(world.ask(stream=False))
+    async with asyncio.timeout(5):
+        await waits.wait()
+        traffic = world.server.router._traffic
+        traffic.cancel(*traffic.in_flight())
+        assert (await asking).startswith(b"HTTP/1.1 503 ")
 
 
 async def test_a_long_request_behind_one_that_goes_elsewhere_is_read_on(world: World) -> None:
