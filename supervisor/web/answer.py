@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Protocol
 
 import httptools
@@ -37,17 +38,16 @@ class Unframed:
     def __init__(self, head: Head, chunked: bool) -> None:
         self.chunked = chunked
         self._body: list[bytes] = []
-        self._parser = httptools.HttpResponseParser(self)
+        tells = SimpleNamespace(on_body=self._body.append)  # and holds nothing that holds the parser
+        self._parser = httptools.HttpResponseParser(tells)
         self._parser.feed_data(head.raw)
 
-    def on_body(self, body: bytes) -> None:
-        self._body.append(body)
-
     def take_out(self, data: bytes) -> bytes:
-        self._body.clear()
         if data:
             self._parser.feed_data(data)
-        return b"".join(self._body)
+        body = b"".join(self._body)
+        self._body.clear()
+        return body
 
     def wrap(self, body: bytes, done: bool) -> bytes:
         if not self.chunked:
