@@ -261,8 +261,10 @@ async def test_a_request_leaves_nothing_for_the_garbage_collector(
             wire.writer.write(PLAIN)
             await wire.answer()
         answers = [found for found in gc.get_objects() if isinstance(found, Answer | Exchange | Unframed)]
+        lost = gc.collect()
         gc.enable()
     assert len(answers) <= 2
+    assert lost < 20, "less than one object a request"
 
 
 async def test_a_body_is_let_go_of_where_its_engine_dies(
