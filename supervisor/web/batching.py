@@ -279,6 +279,7 @@ class Batches:
         except Exception as error:  # noqa: BLE001 - raised again in the request of each member
             _tell(batch, error)
         finally:
+            batch.full.set()  # nobody joins it any more
             _tell(batch, None)
 
     async def _call(self, batch: Batch) -> None:

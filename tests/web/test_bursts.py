@@ -64,8 +64,10 @@ class Engine:
 
 
 class World:
-    def __init__(self, engine: Engine, driver: FakeDriver, client: aiohttp.ClientSession) -> None:
-        self.engine, self.driver, self.client = engine, driver, client
+    def __init__(
+        self, engine: Engine, driver: FakeDriver, port: Port, client: aiohttp.ClientSession
+    ) -> None:
+        self.engine, self.driver, self.port, self.client = engine, driver, port, client
 
     async def post(self, given: Any, **more: Any) -> tuple[int, Any]:
         body = {"model": "bge", "input": given, **more}
@@ -85,9 +87,8 @@ class World:
         self.engine.go_on.set()
 
     @property
-    def gathering(self) -> bool:
-        """Whether somebody waits for others to go with."""
-        return any(task.get_name() == "embeddings together" for task in asyncio.all_tasks())
+    def under_way(self) -> int:
+        return len(self.port.router._traffic.in_flight())
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ async def world() -> AsyncIterator[World]:
     port = Port(driver, Keyring({}, open=True))
     await port.open()
     async with aiohttp.ClientSession(port.listening[0], connector=aiohttp.TCPConnector(limit=0)) as client:
-        yield World(engine, driver, client)
+        yield World(engine, driver, port, client)
     engine.go_on.set()
     await port.close()
     await runner.cleanup()
@@ -225,13 +226,14 @@ async def test_nobody_joins_those_who_have_all_left(world: World) -> None:
     configure(world, batch_wait=60.0)
     first = await world.first()
     (leaving,) = world.many("a")
-    await until(lambda: world.gathering)
+    await until(lambda: world.under_way == 2)
     leaving.cancel()
-    await until(lambda: not world.gathering)
+    await until(lambda: world.under_way == 1)
     tasks = world.many(*(f"b {n}" for n in range(INPUTS)))
-    await until(lambda: len(world.engine.bodies) == 2)
-    world.answer()
-    assert {status for status, _ in await asyncio.gather(first, *tasks)} == {200}
+    async with asyncio.timeout(10):
+        await until(lambda: len(world.engine.bodies) == 2)
+        world.answer()
+        assert {status for status, _ in await asyncio.gather(first, *tasks)} == {200}
 
 
 async def test_what_differs_in_any_other_field_does_not_go_together(world: World) -> None:
@@ -295,8 +297,12 @@ async def test_a_turn_that_does_not_come_is_told(world: World) -> None:
     await until(lambda: len(world.engine.bodies) == 2)
     for status, said in await asyncio.gather(*world.many("late", "later")):
         assert (status, said["error"]["code"]) == (503, "model_not_available")
+    configure(world, max_concurrent=1)
+    tasks += world.many("joins none of these")
+    await until(lambda: world.under_way == len([first, *tasks]))
     world.answer()
-    assert {status for status, _ in await asyncio.gather(first, *tasks)} == {200}
+    async with asyncio.timeout(10):
+        assert {status for status, _ in await asyncio.gather(first, *tasks)} == {200}
 
 
 async def test_whoever_gathers_waits_no_longer_in_all_than_a_request_may(world: World) -> None:
