@@ -83,6 +83,9 @@ CREATE INDEX IF NOT EXISTS requests_at ON requests (at);
 """
 _PRAGMAS = "PRAGMA journal_size_limit=4194304;"
 _INSERT = f"INSERT INTO requests ({', '.join(_NAMES)}) VALUES ({', '.join('?' * len(_NAMES))})"
+_UNWRITTEN = (sqlite3.Error, OSError, OverflowError, UnicodeEncodeError)
+"""The last two: a value that SQLite has no column for."""
+
 _TOTALS = """
 SELECT date(at, 'localtime') AS day, source, model, count(*) AS requests, sum(status >= 400) AS failed,
     sum(coalesce(prompt, 0)) AS prompt, sum(coalesce(completion, 0)) AS completion,
@@ -115,7 +118,7 @@ class Activity:
             connection.execute("COMMIT")
             self._prune(connection)
             self._database.worked()
-        except (sqlite3.Error, OSError) as error:
+        except _UNWRITTEN as error:
             self.lost += len(rows)
             self._database.failed("written", error)
 

@@ -226,8 +226,9 @@ class _Writer:
         ended = False
         while not ended:
             self.stirred.wait()
-            ended = self._ends.wait(PAUSE)
+            self._ends.wait(PAUSE)
             self.stirred.clear()
+            ended = self._ends.is_set()  # set before the last stir, which may be the one forgotten here
             _kept.stirred = False  # what is told from here on stirs it again; the rest, it takes
             self._write_out()
         self._close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Protocol
 
 import httptools
@@ -37,17 +38,16 @@ class Unframed:
     def __init__(self, head: Head, chunked: bool) -> None:
         self.chunked = chunked
         self._body: list[bytes] = []
-        self._parser = httptools.HttpResponseParser(self)
+        tells = SimpleNamespace(on_body=self._body.append)  # and holds nothing that holds the parser
+        self._parser = httptools.HttpResponseParser(tells)
         self._parser.feed_data(head.raw)
 
-    def on_body(self, body: bytes) -> None:
-        self._body.append(body)
-
     def take_out(self, data: bytes) -> bytes:
-        self._body.clear()
         if data:
             self._parser.feed_data(data)
-        return b"".join(self._body)
+        body = b"".join(self._body)
+        self._body.clear()
+        return body
 
     def wrap(self, body: bytes, done: bool) -> bytes:
         if not self.chunked:
@@ -115,7 +115,7 @@ class Answer:
         self._flows = False  # what comes goes on as it is
         self._limits, self._signs = limits, signs
         self._watch = Watch(limits, record.started, self._expired, waits=self._show_life, every=signs.every)
-        record.cut = self.withdraw
+        self._cut, record.cut = record.cut, self.withdraw
 
     def attach(self, upstream: Connection) -> None:
         self._upstream = upstream
@@ -129,6 +129,7 @@ class Answer:
     def close(self) -> None:
         """Whatever became of it: nothing more is read for it, and an engine that still writes is stopped."""
         self._watch.close()
+        self._record.cut = self._cut  # it may wait for another
         self._connection.source = None
         if not self._over and self._upstream is not None:
             self._upstream.abort()
@@ -296,8 +297,9 @@ class Answer:
 
     def _end(self, data: bytes) -> None:
         if self._is_short():
-            self._send(self._withhold(data), False)
-            self._break_off(self._failed("ended its answer too early"))
+            kept = self._withhold(data)
+            self._send(kept or b"", False)
+            self._break_off(self._failed("ended its answer too early"), is_open=kept is not None)
         else:
             self._over = True
             self._stand()
@@ -310,19 +312,19 @@ class Answer:
         if pending or out:
             self._client.write(pending + out)
 
-    def _withhold(self, data: bytes) -> bytes:
-        """Without what would end the answer."""
+    def _withhold(self, data: bytes) -> bytes | None:
+        """Without what would end the answer; None where a part of that is out already, and nothing may follow it."""
         if self._plain is not None:
             return data
         if self.head.chunked:
-            return data.removesuffix(_LAST_CHUNK) if data.endswith(_LAST_CHUNK) else b""
+            return data.removesuffix(_LAST_CHUNK) if data.endswith(_LAST_CHUNK) else None
         return data[:-1]
 
-    def _break_off(self, why: LlmdError) -> None:
+    def _break_off(self, why: LlmdError, *, is_open: bool = True) -> None:
         """Say what happened, where there is a place to say it, and cut."""
         self._record.status, self._record.error, self._record.code = why.status, why.message, why.code
         self.keeps = False
-        if self.passing.events and not self.passing.failed:
+        if is_open and self.passing.events and not self.passing.failed:
             self._client.write(self._framed(dialects.event(why, self._dialect)))
         self._stop()
         self._client.close()  # what is written still goes out; the chunk that ends an answer does not

@@ -187,9 +187,10 @@ class Batch:
             self.full.set()
 
     def leave(self, member: Member) -> None:
-        """Its client is gone. The call goes on as long as anybody waits for it."""
+        """Its client is gone. The call goes on as long as anybody waits for it; nobody joins one that does not."""
         self.members.remove(member)
         if not self.members and self.task:
+            self.full.set()
             self.task.cancel()
 
 
@@ -278,6 +279,7 @@ class Batches:
         except Exception as error:  # noqa: BLE001 - raised again in the request of each member
             _tell(batch, error)
         finally:
+            batch.full.set()  # nobody joins it any more
             _tell(batch, None)
 
     async def _call(self, batch: Batch) -> None:
@@ -363,11 +365,12 @@ def _share(lease: Lease, members: Sequence[Member], body: bytes) -> None:
         raise EngineFailed(what, log=lease.log_tail()) from error
     lease.used(sum(count for _, count in parts), None)
     for member, (part, count) in zip(members, parts, strict=True):
+        if member.part.done():  # its client has left, and its record is closed
+            continue
         record = member.record
         record.profile, record.reason, record.queued = lease.profile, lease.reason, lease.queued
         record.hit, record.prompt = lease.hit, count
-        if not member.part.done():
-            member.part.set_result(part)
+        member.part.set_result(part)
 
 
 def _tell(batch: Batch, error: Exception | None) -> None:

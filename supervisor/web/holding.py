@@ -202,7 +202,7 @@ def retold(status: int, body: bytes) -> LlmdError:
     try:
         told = json.loads(body)["error"]
         message, param = str(told["message"]), told.get("param")
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         message, param = f"the engine answered with status {status}", None
     if status < 500:
         return BadRequest(message, param=param if isinstance(param, str) else None)

@@ -131,7 +131,7 @@ class LlamaCpp:
             body = await request.read()
         try:
             record.model = msgspec.json.decode(body, type=Named).model[:200]
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequest(f'this takes {{"model": NAME}}: {error}', param="model") from None
         profiles_called(record.model, self._driver.config)  # raises ModelNotFound
         return record.model

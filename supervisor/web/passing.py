@@ -27,9 +27,9 @@ _FRAME = b"data: {"
 _FRAME_END = re.compile(rb"\n\r?\n")
 _LONGEST_OPENING = 48
 _CHUNK_LINE = re.compile(rb"\r\n[0-9A-Fa-f]+\r\n")
-_PROMPT = re.compile(rb'"(?:prompt|input)_tokens"\s*:\s*(\d+)')
-_OUTPUT = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d+)')
-"""The newer APIs call them input and output."""
+_PROMPT = re.compile(rb'"(?:prompt|input)_tokens"\s*:\s*(\d{1,12})(?!\d)')
+_OUTPUT = re.compile(rb'"(?:completion|output)_tokens"\s*:\s*(\d{1,12})(?!\d)')
+"""The newer APIs call them input and output. No engine makes a million million of them."""
 
 
 class Passing:
@@ -68,8 +68,9 @@ class Passing:
         return True
 
     def at_boundary(self) -> bool:
-        """Whether what came so far ends where an event and its chunk do, so that a chunk of ours may follow."""
-        return self._end()[-4:] in (b"\n\n\r\n", b"\r\n\r\n")
+        """Whether what came so far, but for the chunk that ends an answer, ends where an event and its chunk do, so
+        that a chunk of ours may follow."""
+        return self._end().removesuffix(b"0\r\n\r\n").endswith((b"\n\n\r\n", b"\n\r\n\r\n"))
 
     def made(self) -> int | None:
         """Tokens so far, about; None where they cannot be told."""

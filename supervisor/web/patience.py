@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import NamedTuple
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 from supervisor.config import Config
 from supervisor.core.routing import Ask
@@ -52,23 +52,34 @@ def _first(ask: Ask, config: Config, lease: Lease) -> float:
 @contextmanager
 def hurried(request: web.Request, limit: float) -> Iterator[None]:
     """While its body is read. Raises RequestTimeout where that does not move on within `limit` seconds."""
-    content, loop, timer, seen = request.content, asyncio.get_running_loop(), None, 0
-
-    def look() -> None:
-        nonlocal timer, seen
-        if content.total_bytes - seen < SLOWEST:
-            content.set_exception(TimeoutError())
-        seen, timer = content.total_bytes, loop.call_later(limit, look)
-
-    if not content.is_eof():
-        timer = loop.call_later(limit, look)
+    pace = None if request.content.is_eof() else _Pace(request.content, limit)
     try:
         yield
     except TimeoutError:
         raise RequestTimeout(f"the body did not come: less than {SLOWEST} bytes in {limit:g} s") from None
     finally:
-        if timer is not None:
-            timer.cancel()
+        if pace is not None:
+            pace.close()
+
+
+class _Pace:
+    """Of a body on its way; it is given up where that does not move on."""
+
+    def __init__(self, content: StreamReader, limit: float) -> None:
+        self._content, self._limit, self._seen = content, limit, 0
+        self._arm()
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def _arm(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._limit, self._look)
+
+    def _look(self) -> None:
+        before, self._seen = self._seen, self._content.total_bytes
+        if self._seen - before < SLOWEST:
+            self._content.set_exception(TimeoutError())
+        self._arm()
 
 
 @asynccontextmanager

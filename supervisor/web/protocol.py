@@ -126,7 +126,7 @@ class Connection(web.RequestHandler):
         self.source: Source | None = None
         self.stalled = False
         self._untaken = 0
-        self._stall: asyncio.TimerHandle | None = None
+        self._stall: asyncio.Handle | None = None
         self._busy = False
         self._due: asyncio.TimerHandle | None = None
 
@@ -152,7 +152,7 @@ class Connection(web.RequestHandler):
         super().pause_writing()
         if self.source is not None:
             self.source.pause()
-        self._await_client()
+        self._stall = self._loop.call_soon(self._await_client)  # with all that is written in this turn
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -163,8 +163,7 @@ class Connection(web.RequestHandler):
     def _await_client(self) -> None:
         if self.transport is not None:
             self._untaken = self.transport.get_write_buffer_size()
-            loop = asyncio.get_running_loop()
-            self._stall = loop.call_later(self._client_timeout, self._look_at_client)
+            self._stall = self._loop.call_later(self._client_timeout, self._look_at_client)
 
     def _look_at_client(self) -> None:
         if self.transport is None:

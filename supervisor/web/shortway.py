@@ -263,7 +263,8 @@ class Exchange:
         self._client.over(keeps)
 
     def _close(self) -> None:
-        """The lease goes back, once."""
+        """The lease goes back, once. The client has the body, should it be sent elsewhere."""
+        self._body = b""
         self._answer.close()
         self._way.traffic.over(self._number)
         self._way.driver.give_back(self._lease)

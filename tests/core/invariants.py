@@ -215,6 +215,7 @@ class Invariants:
     def _leases(self, fleet: Fleet) -> None:
         assert set(fleet.leases) == self.granted
         for engine in fleet.engines.values():
+            assert engine.promised == sum(engine.leases.values()), engine
             for lease in engine.leases:
                 held = fleet.leases.get(lease)
                 assert held is not None, f"{engine} serves {lease}, which is over"

@@ -149,6 +149,19 @@ def test_a_full_disk_costs_rows_that_are_counted_and_nothing_else(activity: Acti
     assert (activity.trouble, ids(activity)) == (None, ["r0", "r1"])
 
 
+@pytest.mark.parametrize("odd", [replace(CHAT, prompt=1 << 63), replace(CHAT, model="\ud800")])
+async def test_what_no_column_can_hold_costs_its_batch_and_no_other(
+    activity: Activity, scribe: Scribe, odd: Ended
+) -> None:
+    register = Register(activity, scribe)
+    for request in (odd, CHAT):
+        register.note(request)
+        register.flush()
+    assert len(await register.ask(lambda activity: activity.requests(Wanted(), 9))) == 1
+    assert register.lost == 1
+    assert register._written == register._handed
+
+
 def test_a_damaged_file_is_set_aside(activity: Activity, capsys: pytest.CaptureFixture[str]) -> None:
     activity._database.path.write_bytes(b"this is no database at all, but long enough\n" * 100)
     activity.write([CHAT])

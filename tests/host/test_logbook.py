@@ -179,6 +179,27 @@ def test_a_disk_that_takes_nothing_costs_lines_that_are_counted(
     assert '"said"' in capsys.readouterr().err
 
 
+def test_a_log_that_is_closed_in_the_middle_of_a_pause_is_closed(tmp_path: Path) -> None:
+    """Just as its threads have seen that it goes on."""
+
+    class Closed(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            seen = super().wait(0)
+            self.set()
+            stirred.set()
+            return seen
+
+    logbook.keep(tmp_path / "llmd.log")
+    keeper = logbook._kept.keeper
+    assert keeper is not None
+    keeper._ends, stirred = Closed(), keeper.stirred
+    log("last")
+    keeper._thread.join(10)
+    assert not keeper._thread.is_alive()
+    logbook.close()
+    assert events((tmp_path / "llmd.log").read_text())[-1]["event"] == "last"
+
+
 def test_on_a_terminal_it_is_words(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

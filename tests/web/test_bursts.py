@@ -64,8 +64,10 @@ class Engine:
 
 
 class World:
-    def __init__(self, engine: Engine, driver: FakeDriver, client: aiohttp.ClientSession) -> None:
-        self.engine, self.driver, self.client = engine, driver, client
+    def __init__(
+        self, engine: Engine, driver: FakeDriver, port: Port, client: aiohttp.ClientSession
+    ) -> None:
+        self.engine, self.driver, self.port, self.client = engine, driver, port, client
 
     async def post(self, given: Any, **more: Any) -> tuple[int, Any]:
         body = {"model": "bge", "input": given, **more}
@@ -83,6 +85,10 @@ class World:
 
     def answer(self) -> None:
         self.engine.go_on.set()
+
+    @property
+    def under_way(self) -> int:
+        return len(self.port.router._traffic.in_flight())
 
 
 @pytest.fixture
@@ -103,7 +109,7 @@ async def world() -> AsyncIterator[World]:
     port = Port(driver, Keyring({}, open=True))
     await port.open()
     async with aiohttp.ClientSession(port.listening[0], connector=aiohttp.TCPConnector(limit=0)) as client:
-        yield World(engine, driver, client)
+        yield World(engine, driver, port, client)
     engine.go_on.set()
     await port.close()
     await runner.cleanup()
@@ -203,6 +209,33 @@ async def test_the_call_goes_on_for_those_who_stay(world: World) -> None:
     await first
 
 
+async def test_who_has_left_is_told_nothing_of_the_call_that_goes_on(world: World) -> None:
+    """What is remembered of a request does not change once it has ended."""
+    first = await world.first()
+    leaving, staying = world.many("a", "b")
+    await until(lambda: len(world.engine.bodies) == 2)
+    leaving.cancel()
+    noted = world.driver.register.noted
+    await until(lambda: noted)
+    world.answer()
+    assert {status for status, _ in await asyncio.gather(first, staying)} == {200}
+    assert (noted[0].status, noted[0].profile, noted[0].prompt) == (499, None, None)
+
+
+async def test_nobody_joins_those_who_have_all_left(world: World) -> None:
+    configure(world, batch_wait=60.0)
+    first = await world.first()
+    (leaving,) = world.many("a")
+    await until(lambda: world.under_way == 2)
+    leaving.cancel()
+    await until(lambda: world.under_way == 1)
+    tasks = world.many(*(f"b {n}" for n in range(INPUTS)))
+    async with asyncio.timeout(10):
+        await until(lambda: len(world.engine.bodies) == 2)
+        world.answer()
+        assert {status for status, _ in await asyncio.gather(first, *tasks)} == {200}
+
+
 async def test_what_differs_in_any_other_field_does_not_go_together(world: World) -> None:
     first = await world.first()
     tasks = [asyncio.create_task(world.post("a", dimensions=n)) for n in (8, 8, 16)]
@@ -236,9 +269,10 @@ async def test_calls_that_fail_open_the_breaker_as_others_do(world: World) -> No
     assert [(len(lease.failures), lease.answers) for lease in world.driver.leases] == [(0, 1), (1, 0)]
 
 
-def configure(world: World, *, max_concurrent: int = 4, **waits: float) -> None:
+def configure(world: World, *, max_concurrent: int = 4, batch_wait: float = 0.05, **waits: float) -> None:
     config = world.driver.config
-    bge = config.profiles["bge_0"].model_copy(update={"max_concurrent": max_concurrent, "batch_wait": 0.05})
+    own = {"max_concurrent": max_concurrent, "batch_wait": batch_wait}
+    bge = config.profiles["bge_0"].model_copy(update=own)
     server = config.server.model_copy(update=waits)
     world.driver.config = config.model_copy(update={"profiles": {"bge_0": bge}, "server": server})
 
@@ -263,8 +297,12 @@ async def test_a_turn_that_does_not_come_is_told(world: World) -> None:
     await until(lambda: len(world.engine.bodies) == 2)
     for status, said in await asyncio.gather(*world.many("late", "later")):
         assert (status, said["error"]["code"]) == (503, "model_not_available")
+    configure(world, max_concurrent=1)
+    tasks += world.many("joins none of these")
+    await until(lambda: world.under_way == len([first, *tasks]))
     world.answer()
-    assert {status for status, _ in await asyncio.gather(first, *tasks)} == {200}
+    async with asyncio.timeout(10):
+        assert {status for status, _ in await asyncio.gather(first, *tasks)} == {200}
 
 
 async def test_whoever_gathers_waits_no_longer_in_all_than_a_request_may(world: World) -> None:

@@ -13,7 +13,7 @@ import pytest
 from wires import CHUNKED, FRAME, JSON, World, chunk, log_lines, opened, request, says, split
 
 from supervisor.web import front
-from supervisor.web.answer import Answer
+from supervisor.web.answer import Answer, Unframed
 from supervisor.web.front import Front
 from supervisor.web.plain import read_head
 from supervisor.web.shortway import Exchange
@@ -240,10 +240,17 @@ async def test_an_engine_that_dies_before_its_answer_leaves_the_request_to_anoth
         assert world.driver.asks[1].tried == frozenset({"i1"})
 
 
+@pytest.mark.parametrize("status", [b"200 OK", b"400 Bad Request"])
 @pytest.mark.parametrize("at_once", [True, False])
-async def test_a_request_leaves_nothing_for_the_garbage_collector(world: World, at_once: bool) -> None:
+async def test_a_request_leaves_nothing_for_the_garbage_collector(
+    world: World, at_once: bool, status: bytes
+) -> None:
     """A daemon that serves thousands a second looks for cycles seldom."""
-    world.driver.at_once = at_once
+
+    async def tells(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(JSON.replace(b"200 OK", status))
+
+    world.engine, world.driver.at_once = tells, at_once
     async with wired(world) as wire:
         for _ in range(5):
             wire.writer.write(PLAIN)
@@ -253,9 +260,29 @@ async def test_a_request_leaves_nothing_for_the_garbage_collector(world: World, 
         for _ in range(20):
             wire.writer.write(PLAIN)
             await wire.answer()
-        answers = [found for found in gc.get_objects() if isinstance(found, Answer | Exchange)]
+        answers = [found for found in gc.get_objects() if isinstance(found, Answer | Exchange | Unframed)]
+        lost = gc.collect()
         gc.enable()
     assert len(answers) <= 2
+    assert lost < 20, "less than one object a request"
+
+
+async def test_a_body_is_let_go_of_where_its_engine_dies(
+    world: World, request: pytest.FixtureRequest
+) -> None:
+    """Though an error that was raised holds on to much of what it passed."""
+
+    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    world.engine = dies
+    gc.collect()
+    gc.disable()
+    request.addfinalizer(gc.enable)
+    async with wired(world) as wire:
+        wire.writer.write(PLAIN)
+        assert (await wire.answer())[0] == 502
+        assert not [found for found in gc.get_objects() if isinstance(found, Exchange) and found._body]
 
 
 async def test_a_stream_outlives_the_time_that_a_silent_connection_is_kept(

@@ -261,7 +261,7 @@ def test_signs_of_life_are_events_that_the_route_has(mode: Any, path: str, start
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[]", b"{}", b'{"error": "Unauthorized"}', b'{"detail": "Not Found"}']
+    "body", [b"", b"[]", b"[" * 50_000, b"{}", b'{"error": "Unauthorized"}', b'{"detail": "Not Found"}']
 )
 def test_a_refusal_that_says_nothing_is_told_by_its_status(body: bytes) -> None:
     assert isinstance(retold(404, body), BadRequest)

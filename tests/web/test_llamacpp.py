@@ -150,6 +150,12 @@ async def test_an_unknown_model_is_refused(model: object, status: int) -> None:
         assert answer.status == status
 
 
+async def test_a_body_that_is_nested_too_deeply_is_refused() -> None:
+    body = b'{"model": "llama", "x": ' + b"[" * 50_000 + b"]" * 50_000 + b"}"
+    async with opened() as (driver, client), client.post("/models/load", data=body) as answer:
+        assert (answer.status, driver.calls) == (400, [])
+
+
 async def test_a_stranger_presses_no_button() -> None:
     async with opened(key="guess") as (driver, client), driver.press(client, "unload", "llama") as answer:
         assert (answer.status, driver.calls) == (401, [])

@@ -75,12 +75,24 @@ def test_the_end_is_known_between_the_lines_of_chunks(size: int) -> None:
 
 
 @SIZES
-def test_a_frame_of_ours_has_its_place_behind_a_whole_chunk(size: int) -> None:
-    passing, whole = Events(), chunks(b"data: {}\n\n")
-    through(passing, whole, size)
-    assert passing.at_boundary()
-    through(passing, whole[:-4], size)
-    assert not passing.at_boundary()
+@pytest.mark.parametrize("line", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("more", [b"", b"0\r\n\r\n"])
+def test_a_frame_of_ours_has_its_place_behind_a_whole_chunk(line: bytes, more: bytes, size: int) -> None:
+    """And before the one that ends the answer, which is withheld."""
+    for text, whole in ((b"data: {}" + 2 * line, True), (b"data: {}" + line, False), (b"data: {", False)):
+        passing = Events()
+        through(passing, chunks(text) + more, size)
+        assert passing.at_boundary() == whole
+
+
+@SIZES
+@pytest.mark.parametrize("line", [b"\n", b"\r\n"])
+def test_in_the_middle_of_a_chunk_there_is_no_place(line: bytes, size: int) -> None:
+    whole = chunks(b"data: 10" + 2 * line)
+    for end in range(1, len(whole)):
+        passing = Events()
+        through(passing, whole[:end], size)
+        assert not passing.at_boundary()
 
 
 @pytest.mark.parametrize("filling", [b"", b"x" * 50_000])
@@ -91,6 +103,12 @@ def test_usage_is_found_at_either_end(filling: bytes, size: int) -> None:
         passing = Passing()
         assert through(passing, answer, size) == answer
         assert passing.usage() == (5, 3)
+
+
+def test_what_no_tokens_could_be_is_no_usage() -> None:
+    passing = Passing()
+    through(passing, b'{"usage": {"prompt_tokens": 5, "completion_tokens": %d}}' % 10**20, 1000)
+    assert passing.usage() == (5, None)
 
 
 def test_usage_is_found_across_chunks() -> None:

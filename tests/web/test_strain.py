@@ -6,12 +6,15 @@ import asyncio
 import io
 import socket
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import pytest
-from wires import BODY, CHUNKED, DONE, JSON, World, chunk, closing, opened, request
+from fakes import FakeLease
+from wires import BODY, CHUNKED, CLIENT_TIMEOUT, DONE, JSON, World, chunk, closing, opened, request
 
+from supervisor.core.routing import Ask
 from supervisor.host.upstream import Connection, Gone, Pool
 from supervisor.web.front import MOST_EARLY
 
@@ -101,6 +104,36 @@ async def test_who_leaves_the_last_few_bytes_of_a_stream_untaken_is_cut_off(
 
 
 @pytest.mark.parametrize("at_once", [True, False])
+async def test_who_takes_the_last_piece_of_a_stream_slowly_is_not_cut_off(
+    world: World, at_once: bool
+) -> None:
+    """However little was waiting as it came."""
+    last = chunk(b"data: " + b"x" * (60 << 10) + b"\n\n") + chunk(DONE) + b"0\r\n\r\n"
+
+    async def fills(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED)
+        while not any(map(waiting, fronts(world))):
+            writer.write(chunk(b"data: " + b"x" * 500 + b"\n\n"))
+            await asyncio.sleep(0.003)
+        writer.write(last)
+
+    world.engine, world.driver.at_once = fills, at_once
+    with narrow(world) as client:
+        client.sendall(request())
+        await until(lambda: any(waiting(front) > len(last) // 2 for front in fronts(world)))
+        got = b""
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(20):
+            while not got.endswith(b"0\r\n\r\n"):
+                piece = await loop.sock_recv(client, 2000)
+                assert piece, len(got)
+                got += piece
+                await asyncio.sleep(CLIENT_TIMEOUT / 10)
+    assert got.endswith(last)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
 async def test_who_takes_nothing_and_asks_again_is_given_little(world: World, at_once: bool) -> None:
     """The first answer comes whole, and is more than the kernel holds; the second has no end."""
 
@@ -156,6 +189,31 @@ async def test_what_is_cancelled_by_a_person_is_no_failure_of_its_engine(world: 
     traffic.cancel(number)
     assert (await asking).startswith(b"HTTP/1.1 503 ")
     assert [lease.failures for lease in world.driver.leases] == [[]]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_what_waits_again_for_an_engine_can_be_cancelled(world: World, at_once: bool) -> None:
+    """Where the first one died."""
+    waits, lease = asyncio.Event(), world.driver.lease
+
+    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        world.driver.lease = waiting_for_ever  # type: ignore[method-assign, assignment]
+        writer.close()
+
+    @asynccontextmanager
+    async def waiting_for_ever(ask: Ask, patience: float | None = None) -> AsyncIterator[FakeLease]:
+        waits.set()
+        await asyncio.Event().wait()
+        async with lease(ask, patience) as found:
+            yield found
+
+    world.engine, world.driver.over, world.driver.at_once = dies, True, at_once
+    asking = asyncio.create_task(world.ask(stream=False))
+    async with asyncio.timeout(5):
+        await waits.wait()
+        traffic = world.server.router._traffic
+        traffic.cancel(*traffic.in_flight())
+        assert (await asking).startswith(b"HTTP/1.1 503 ")
 
 
 async def test_a_long_request_behind_one_that_goes_elsewhere_is_read_on(world: World) -> None:
