@@ -79,6 +79,7 @@ class Router:
         self._kept, self._batches = Kept(driver), Batches(driver)
         self._traffic = traffic
         self._dashboard = Dashboard(driver, keyring, self._traffic)
+        self._serves_llama_cpp = driver.config.server.llama_cpp  # until it starts anew
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard])
@@ -87,7 +88,7 @@ class Router:
         app.router.add_get("/openapi.json", self._document)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/models/{id:.+}", self._model)
-        if self._driver.config.server.llama_cpp:
+        if self._serves_llama_cpp:
             LlamaCpp(self._driver, self._source).add_to(app)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._expose)
@@ -307,7 +308,7 @@ class Router:
         return own | {name: entry for name, entry in abroad.items() if name not in own}
 
     async def _document(self, request: web.Request) -> web.StreamResponse:
-        return web.json_response(openapi.document())
+        return web.json_response(openapi.document(llama_cpp=self._serves_llama_cpp))
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(health(self._driver.status()))
