@@ -106,7 +106,11 @@ def _most(fields: Fields) -> int | None:
 def _conversation(fields: Fields, source: str, session: str | None) -> str | None:
     if session is not None:
         return by_session(session, source, fields["model"])
-    return by_words(fields.get("messages"), fields.get("prompt"), source, fields["model"])
+    messages, lead = fields.get("messages"), fields.get("system")
+    if messages is None and "input" in fields:
+        said, lead = fields["input"], fields.get("instructions")
+        messages = [{"role": "user", "content": said}] if type(said) is str else said
+    return by_words(messages, fields.get("prompt"), source, fields["model"], lead)
 
 
 def _text_of(fields: Fields, body: Buffer) -> _Text:
