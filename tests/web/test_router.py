@@ -316,6 +316,16 @@ async def test_models_are_listed_and_found(world: World) -> None:
         assert "'org/gone'" in (await answer.json())["error"]["message"]
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/llama"])
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"x-api-key": "wrong"}])
+async def test_a_wrong_key_is_told_so_by_the_list_of_models_too(
+    world: World, path: str, headers: dict[str, str]
+) -> None:
+    async with world.client.get(world.url + path, headers=headers) as answer:
+        assert (answer.status, answer.content_type) == (401, "application/json")
+        assert (await answer.json())["error"]["code"] == "invalid_api_key"
+
+
 async def test_health_and_metrics(world: World) -> None:
     async with world.post() as answer:
         await answer.read()
