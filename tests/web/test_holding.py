@@ -48,7 +48,8 @@ async def test_a_held_stream_begins_early_stays_alive_and_goes_on_with_the_answe
         assert answer.status == 200
         assert answer.headers["Content-Type"].startswith("text/event-stream")
         assert answer.headers["x-request-id"] == answer.headers["request-id"]
-        assert await frames(answer, 3) == [COMMENT] * 3
+        assert (answer.headers["Cache-Control"], answer.headers["X-Accel-Buffering"]) == ("no-cache", "no")
+        assert await frames(answer, 3) == [b": keepalive\n\n"] * 3  # some clients take other words for events
         world.driver.loaded.set()
         got = await answer.content.read()
     assert got.replace(COMMENT, b"") == ANSWER
