@@ -44,6 +44,8 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     """Peers that failed it already."""
     request: str = ""
     """The request's id, for those who ask why."""
+    person: str = ""
+    """Who of those that share the source; they take turns."""
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):

@@ -56,7 +56,12 @@ _tools = msgspec.json.Decoder(_Tools)
 
 
 def read(
-    body: Buffer, source: str, tasks: frozenset[str], request: str = "", session: str | None = None
+    body: Buffer,
+    source: str,
+    tasks: frozenset[str],
+    request: str = "",
+    session: str | None = None,
+    person: str | None = None,
 ) -> tuple[Ask, Demands]:
     """The ask's tokens are a guess from the letters. `session`: what its client calls the conversation. Raises
     BadRequest."""
@@ -77,6 +82,7 @@ def read(
             _least(fields),
             _conversation(fields, source, session) if "generate" in tasks else None,
             request=request,
+            person=person or "",
         )
         return ask, Demands.of(fields)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

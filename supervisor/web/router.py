@@ -185,7 +185,8 @@ class Router:
         record, named = request[RECORD], by_name(request.headers, ask.source, ask.model)
         record.hops = hops_of(request.headers)
         conversation = named or ask.conversation
-        return replace(ask, conversation=conversation, hops=record.hops, request=record.request_id)
+        known = {"hops": record.hops, "request": record.request_id, "person": record.person or ""}
+        return replace(ask, conversation=conversation, **known)
 
     def _weighed(self, ask: Ask, body: Body) -> Ask:
         """Without the tools that no engine of its model would be given: they cost no tokens."""

@@ -102,7 +102,8 @@ class ShortWay:
 
     def take(self, client: Front, head: Caller, body: bytes) -> Exchange | None:
         try:
-            ask, demands = read(body, head.source, GENERATE, request_id_of(head.presented), head.session)
+            name = request_id_of(head.presented)
+            ask, demands = read(body, head.source, GENERATE, name, head.session, head.person)
         except LlmdError:
             return None
         if demands:

@@ -197,6 +197,7 @@ async def test_ids_of_people_and_chats_are_logged_and_nothing_else_of_them(
     out = capsys.readouterr().err
     line = json.loads(out.splitlines()[-1])
     assert (line["person"], line["chat"]) == ("u-1", "c-2")
+    assert [ask.person for ask in world.driver.asks] == ["u-1"], "who takes turns with others of this key"
     assert "Ann" not in out
     async with world.post(headers={"X-OpenWebUI-Chat-Id": "Dear diary, today"}) as answer:
         await answer.read()
