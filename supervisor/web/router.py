@@ -17,7 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from supervisor.config import Profile
 from supervisor.core.command import names_of
-from supervisor.core.routing import Ask
+from supervisor.core.routing import LONGEST_NAME, Ask
 from supervisor.errors import (
     BadRequest,
     BodyTooLarge,
@@ -68,8 +68,6 @@ _UNRECORDED = frozenset({"/health", "/metrics"})
 
 TRIED = web.RequestKey("tried", frozenset[str])
 """Places that failed the request on the short way."""
-
-_LONGEST_NAME = 200
 
 
 class Router:
@@ -168,7 +166,7 @@ class Router:
         ask = self._weighed(self._known(self._ask(request, body, route, source), request), body)
         async with self._traffic.watched(request[RECORD], ask):
             if route.path == EMBEDDINGS and isinstance(body.data, bytes) and (wish := read_wish(body.data)):
-                request[RECORD].model = ask.model[:_LONGEST_NAME]
+                request[RECORD].model = ask.model[:LONGEST_NAME]
                 alone = partial(self._pass_on, request, body, ask)
                 return await self._batches.serve(wish, ask, request[RECORD], alone)
             return await self._pass_on(request, body, ask)
@@ -204,7 +202,7 @@ class Router:
         self, request: web.Request, body: Body, ask: Ask, tried: frozenset[str] = frozenset()
     ) -> web.StreamResponse:
         ask = replace(ask, tried=request.get(TRIED, tried))
-        request[RECORD].model = ask.model[:_LONGEST_NAME]
+        request[RECORD].model = ask.model[:LONGEST_NAME]
         body.demands.check_any(self._profiles(ask.model))
         waiting = Waiting(request, ask, self._driver)
         return await self._served(request, ask, waiting.lease, partial(self._to, request, body, waiting))
@@ -267,7 +265,7 @@ class Router:
         check_handshake(request)
         model = self._hearing(request, route)
         ask = self._known(Ask(model, source, tasks=route.tasks, stream=True), request)
-        request[RECORD].model = ask.model[:_LONGEST_NAME]
+        request[RECORD].model = ask.model[:LONGEST_NAME]
         async with self._traffic.watched(request[RECORD], ask):
             return await self._served(request, ask, self._driver.lease, partial(self._to_socket, request))
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from multidict import CIMultiDict
 
 from supervisor.core.command import names_of
-from supervisor.core.routing import Ask
+from supervisor.core.routing import LONGEST_NAME, Ask
 from supervisor.errors import EngineDied, EngineFailed, LlmdError
 from supervisor.host.upstream import Broken, Connection, Unread
 from supervisor.web import dialects, heads
@@ -274,7 +274,7 @@ def _record(caller: Caller, ask: Ask, lease: Lease) -> Record:
     return Record(
         ask.request,
         path=caller.head.path,
-        model=ask.model[:200],
+        model=ask.model[:LONGEST_NAME],
         profile=lease.profile,
         reason=lease.reason,
         source=caller.source,

@@ -300,6 +300,14 @@ async def test_every_refusal_has_openais_shape(
     assert not world.engine.arrived.is_set()
 
 
+async def test_a_name_without_an_end_is_not_kept(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    async with world.post(json={"model": "x" * 10_000}) as answer:
+        assert answer.status == 404
+    assert logged(capsys)["model"] == "x" * 200
+    (kept,) = world.driver.register.noted
+    assert kept.model == "x" * 200
+
+
 async def test_a_refusal_says_when_to_come_back(world: World) -> None:
     world.driver.refusal = NotAvailable("night", retry_after=600)
     async with world.post() as answer:
