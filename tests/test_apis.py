@@ -61,3 +61,11 @@ def test_a_burst_for_a_cold_model_is_served(api: openai.OpenAI) -> None:
     with ThreadPoolExecutor(200) as pool:
         found = list(pool.map(lambda n: api.embeddings.create(model="late", input=f"chunk {n}"), range(200)))
     assert len({tuple(answer.data[0].embedding) for answer in found}) == 200
+
+
+def test_a_burst_of_whole_batches_is_served_too(api: openai.OpenAI) -> None:
+    """As many inputs each as a call may have: none is merged, and there are more than may wait for a place."""
+    texts = [[f"chunk {n} {part}" for part in range(32)] for n in range(40)]
+    with ThreadPoolExecutor(40) as pool:
+        found = list(pool.map(lambda batch: api.embeddings.create(model="late", input=batch), texts))
+    assert [len(answer.data) for answer in found] == [32] * 40

@@ -56,6 +56,7 @@ def test_progress_is_shown_as_reasoning_before_the_answer(installed: list[Llmd])
     told = [thought for thought in thoughts if thought]
     assert told
     assert all(thought.startswith("Loading tiny_0: ") and "%" in thought for thought in told)
+    assert any("weights" in thought for thought in told), "the stage of the engine's own log"
     assert text(chunks)
 
 

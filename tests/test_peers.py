@@ -132,10 +132,12 @@ def test_a_model_of_the_peer_is_listed_chatted_with_and_streamed(made: list[Llmd
 
 def test_models_that_peers_list_of_each_other_do_not_come_back(made: list[Llmd]) -> None:
     pair = Pair(made).joined()
-    (found,) = pair.near.status()["peers"]
-    assert sorted(found["models"]) == ["big_0", "llama-70b", "tiny", "tiny_9"]
     with client(pair.far, THEIRS) as api:
         assert {model.id for model in api.models.list() if model.owned_by == "near"} == {"tiny_0"}
+        told = {model.id for model in api.models.list(extra_headers={"x-llmd-hops": "1"})}
+    assert told == {"big_0", "llama-70b", "tiny", "tiny_9"}, "what a peer is told of"
+    (found,) = pair.near.status()["peers"]
+    assert found["models"].keys() == told
 
 
 def test_what_is_full_here_spills_over_at_once(made: list[Llmd]) -> None:
@@ -277,7 +279,10 @@ class Answer(BaseHTTPRequestHandler):
             self.misbehave()
             return
         self.server.elsewhere += self.path != "/v1/models"
-        self.answer(200, {"object": "list", "data": [{"id": "tiny"}]})
+        if self.server.how == "redirect":
+            self.answer(307, {}, Location=f"http://127.0.0.1:{self.server.port}/taken")
+        else:
+            self.answer(200, {"object": "list", "data": [{"id": "tiny"}]})
 
     def do_POST(self) -> None:
         self.server.elsewhere += self.path != "/v1/chat/completions"
@@ -408,6 +413,16 @@ async def test_a_peer_that_is_silent_or_refuses_a_websocket_is_the_last_that_is_
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         await first_words(hearing)
     assert (refused.value.status, len(foreign.chats)) == (status, 1)
+
+
+def test_a_list_of_models_that_is_elsewhere_is_not_fetched(made: list[Llmd], foreign: Foreign) -> None:
+    """The key would go there too."""
+    foreign.how = "redirect"
+    peers = {"cloud": peer(foreign.port)}
+    made.append(Llmd({"tiny_0": profile("tiny")}, env={"DGX_KEY": THEIRS}, peers=peers, **QUICK).start())
+    trouble = "GET /v1/models was answered 307"
+    until(lambda: made[0].status()["peers"][0]["trouble"] == trouble, 10, made[0].text)
+    assert foreign.elsewhere == 0
 
 
 def test_a_certificate_that_nobody_signed_is_not_believed(

@@ -35,8 +35,10 @@ async def say(api: openai.AsyncOpenAI, model: str, tokens: int = 4) -> str:
     return reply.choices[0].message.content or ""
 
 
-def client(llmd: Llmd, key: str = KEY) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{llmd.url}/v1", api_key=key, max_retries=0, timeout=120)
+def client(llmd: Llmd, key: str = KEY, **headers: str) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(
+        base_url=f"{llmd.url}/v1", api_key=key, max_retries=0, timeout=120, default_headers=headers
+    )
 
 
 async def test_a_crash_loop_ends_after_five_and_a_sibling_serves_on(installed: list[Llmd]) -> None:
@@ -136,3 +138,21 @@ async def test_a_key_that_floods_leaves_another_its_share(installed: list[Llmd])
         meanwhile = sum(task.done() for task in flood) - before
         await asyncio.gather(*flood)
     assert meanwhile <= 12, f"4 requests of one key were served beside {meanwhile} of the other's"
+
+
+async def test_a_person_who_floods_leaves_others_of_the_key_their_turns(installed: list[Llmd]) -> None:
+    """Open WebUI has one key for all of its people, and tells who asks."""
+    slow = profile("tiny", max_concurrent=1, max_queue=64, env={"STANDIN_TOKENS_PER_SECOND": "40"})
+    llmd = run(installed, {"tiny_0": slow}, **QUICK)
+    assert llmd.run("start", "tiny_0").returncode == 0
+    ann, bob = ({"X-OpenWebUI-User-Id": name} for name in ("ann", "bob"))
+    async with client(llmd, **ann) as flooding, client(llmd, **bob) as other:
+        flood = [asyncio.create_task(say(flooding, "tiny", 8)) for _ in range(20)]
+        async with asyncio.timeout(20):
+            while llmd.engine("tiny_0")["queued"] < 15:  # noqa: ASYNC110 - nothing announces it
+                await asyncio.sleep(0.02)
+        before = sum(task.done() for task in flood)
+        assert await say(other, "tiny", 8)
+        meanwhile = sum(task.done() for task in flood) - before
+        await asyncio.gather(*flood)
+    assert meanwhile <= 4, f"one request was served behind {meanwhile} of another's"

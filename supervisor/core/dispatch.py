@@ -104,9 +104,10 @@ def restarting(engine: Engine) -> bool:
 
 def rank(fleet: Fleet, waiter: Waiter) -> tuple[bool, float, float]:
     """The lowest goes first: interactive or aged, then who was served least, then who came first."""
-    aged = fleet.now - waiter.arrived >= fleet.config.scheduling.ageing
+    since = fleet.queues.since(waiter)
+    aged = fleet.now - since >= fleet.config.scheduling.ageing
     batch = fleet.is_batch(waiter.ask.source) and not aged
-    return batch, fleet.fairness.counter(waiter.ask.source), waiter.arrived
+    return batch, fleet.fairness.counter(waiter.ask.source), since
 
 
 def give(fleet: Fleet, waiter: Waiter, *, here: bool = False) -> bool:

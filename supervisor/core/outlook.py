@@ -58,6 +58,7 @@ def progress(fleet: Fleet, name: str) -> str:
 def _coming(fleet: Fleet, engine: Engine) -> str:
     verb = "Waking" if engine.state is State.WAKING else "Loading"
     percent = engine.progress.percent if engine.progress else 0.0
+    stage = f", {engine.progress.stage}" if engine.progress else ""
     left = seconds_left(fleet, engine)
     about = "" if left is None else f", about {math.ceil(left)} s"
-    return f"{verb} {engine.name}: {percent:.0f} %{about}"
+    return f"{verb} {engine.name}: {percent:.0f} %{stage}{about}"

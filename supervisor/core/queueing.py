@@ -1,8 +1,9 @@
 """Requests that wait for a lease: who is next, and who waits for which profile.
 
 Waiters that could go to the same profiles and come from the same source stand in one line, first come first
-served. Only the heads of lines compete: interactive before batch, unless batch has waited long; then the source
-that has had the fewest tokens; then who came first. So a dispatch costs as much as there are lines, not waiters.
+served; where several people share a source, each of them in turn. Only the heads of lines compete: interactive before
+batch, unless batch has waited long; then the source that has had the fewest tokens; then who came first. So a dispatch
+costs as much as there are lines, not waiters.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import heapq
 from collections import Counter
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
+from itertools import chain
 
 import msgspec
 
@@ -40,30 +42,49 @@ class Waiter(msgspec.Struct):
 
 @dataclass(slots=True)
 class Line:
-    """Waiters of one key in order of arrival, with the sums that tell how long all of them have waited."""
+    """Waiters of one key by person, in the order of their turns, with the sums that tell how long all have waited."""
 
-    waiters: dict[str, Waiter] = field(default_factory=dict)
+    people: dict[str, dict[str, Waiter]] = field(default_factory=dict)
     weight: float = 0.0
     moment: float = 0.0
     """Sum of weight x arrival."""
 
     @property
     def head(self) -> Waiter:
-        return next(iter(self.waiters.values()))
+        return next(self.firsts())
+
+    def firsts(self) -> Iterator[Waiter]:
+        """Who came first of each person's."""
+        return (next(iter(waiters.values())) for waiters in self.people.values())
 
     def add(self, waiter: Waiter) -> None:
         """At the end; one that stood elsewhere before, where it belongs by its arrival."""
-        later = self.waiters and next(reversed(self.waiters.values())).arrived > waiter.arrived
-        self.waiters[waiter.lease] = waiter
+        person = waiter.ask.person
+        waiters = self.people.setdefault(person, {})
+        later = waiters and next(reversed(waiters.values())).arrived > waiter.arrived
+        waiters[waiter.lease] = waiter
         if later:
-            self.waiters = dict(sorted(self.waiters.items(), key=lambda item: item[1].arrived))
+            self.people[person] = dict(sorted(waiters.items(), key=lambda item: item[1].arrived))
         self.weight += waiter.weight
         self.moment += waiter.weight * waiter.arrived
 
     def remove(self, waiter: Waiter) -> None:
-        del self.waiters[waiter.lease]
+        """Whose waiter was the head has had a turn."""
+        person, had_turn = waiter.ask.person, waiter is self.head
+        waiters = self.people[person]
+        del waiters[waiter.lease]
+        if had_turn or not waiters:
+            del self.people[person]
+        if had_turn and waiters:
+            self.people[person] = waiters
         self.weight -= waiter.weight
         self.moment -= waiter.weight * waiter.arrived
+
+    def __iter__(self) -> Iterator[Waiter]:
+        return chain.from_iterable(waiters.values() for waiters in self.people.values())
+
+    def __len__(self) -> int:
+        return sum(map(len, self.people.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +126,7 @@ class Queues:
             return None
         group = self.groups[waiter.profiles]
         group[waiter.ask.source].remove(waiter)
-        if not group[waiter.ask.source].waiters:
+        if not group[waiter.ask.source]:
             del group[waiter.ask.source]
         if not group:
             del self.groups[waiter.profiles]
@@ -136,16 +157,23 @@ class Queues:
         line = self.groups.get(waiter.profiles, {}).get(waiter.ask.source)
         return line.head if line else None
 
+    def since(self, waiter: Waiter) -> float:
+        """When the first in the line of this waiter came: somebody's turn takes nothing from the others' waiting."""
+        line = self.groups.get(waiter.profiles, {}).get(waiter.ask.source)
+        if line is None or len(line.people) < 2:
+            return waiter.arrived
+        return min(first.arrived for first in line.firsts())
+
     def pressure(self, profile: str) -> Pressure | None:
         """Of those whom `profile` could serve; None where there are none."""
         found = (group for profiles, group in self.groups.items() if profile in profiles)
         lines = [line for group in found for line in group.values()]
         if not lines:
             return None
-        heads = [line.head for line in lines]
+        firsts = [first for line in lines for first in line.firsts()]
         return Pressure(
-            min(head.arrived for head in heads),
-            min(head.arrived + head.patience for head in heads),
+            min(first.arrived for first in firsts),
+            min(first.arrived + first.patience for first in firsts),
             sum(line.weight for line in lines),
             sum(line.moment for line in lines),
         )
@@ -153,7 +181,7 @@ class Queues:
     def ahead_of(self, profiles: Set[str]) -> int:
         """How many wait who may take a place of one of `profiles`."""
         found = (group for asked, group in self.groups.items() if not profiles.isdisjoint(asked))
-        return sum(len(line.waiters) for group in found for line in group.values())
+        return sum(len(line) for group in found for line in group.values())
 
     def for_profile(self, profile: str) -> int:
         """How many could be served by this profile."""
@@ -181,9 +209,7 @@ class Queues:
         return self._deadlines[0][0] if self._deadlines else None
 
     def __iter__(self) -> Iterator[Waiter]:
-        return iter(
-            [w for group in self.groups.values() for line in group.values() for w in line.waiters.values()]
-        )
+        return iter([waiter for group in self.groups.values() for line in group.values() for waiter in line])
 
     def __len__(self) -> int:
         return len(self._waiters)

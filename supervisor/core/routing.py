@@ -21,6 +21,9 @@ from supervisor.errors import ModelNotFound, NotAvailable, WrongTask
 ASK_AGAIN = 10.0
 ONLY, ELSEWHEN = "the only profile", "not in this mode"
 
+LONGEST_NAME = 200
+"""Letters of a name that nobody has, as it is told and written down."""
+
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
     """A request as routing sees it. `tokens`: estimated prompt tokens. `tasks`: what could answer the route.
@@ -44,6 +47,8 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     """Peers that failed it already."""
     request: str = ""
     """The request's id, for those who ask why."""
+    person: str = ""
+    """Who of those that share the source; they take turns."""
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
@@ -124,7 +129,8 @@ def _able(ask: Ask, config: Config, offers: Sequence[Offer]) -> list[Profile]:
     asked = config.named.get(ask.model, ())
     if not asked and not offers:
         known = ", ".join(sorted({name for p in config.profiles.values() for name in (p.model, *p.lora)}))
-        raise ModelNotFound(f"model {ask.model!r} is not configured here; there are: {known}", param="model")
+        said = ask.model[:LONGEST_NAME]
+        raise ModelNotFound(f"model {said!r} is not configured here; there are: {known}", param="model")
     fitting = [profile for profile in asked if not ask.tasks or profile.task in ask.tasks]
     if asked and not fitting:
         raise _wrong_task(ask, config, asked)

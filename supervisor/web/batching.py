@@ -2,10 +2,10 @@
 
 Programs that index documents send one request a text, dozens at once. The first goes on its way alone and at
 once, to its byte. Those that come while one of its kind is at work gather, for `batch_wait` or until they are
-`batch_inputs`, and go as one call. Calls beyond what the engines take at once wait here, and gather on, so that a
-burst while a model loads needs a few places in its queue, whatever its size. Only requests of one key, for one
-model, with the same other fields, gather: a call is one lease, taken by the key that it is for, so no key gets more
-places by sending small requests, nor fewer.
+`batch_inputs`, and go as one call; what has so many by itself is a call as it is. Calls beyond what the engines take
+at once wait here, and gather on, so that a burst while a model loads needs a few places in its queue, whatever its
+size. Only requests of one key, for one model, with the same other fields, gather: a call is one lease, taken by the
+key that it is for, so no key gets more places by sending small requests, nor fewer.
 
 A call that the engine refuses is not an answer: its members go again, each alone, so that one bad text is told to
 the one who sent it. So do those whose engine died. One that fails otherwise fails for all, since what was sent may
@@ -215,13 +215,14 @@ class Batches:
         line = self._lines.setdefault(key, Line(asyncio.Semaphore(places)))
         line.out += 1
         try:
-            if line.out == 1 or len(wish.inputs) >= limit:
+            if line.out == 1 or limit == 1:
                 return await alone(frozenset())
             member = Member(wish, ask, record)
-            async with in_time(record.started, self._driver.config.server.request_timeout):
-                part = await self._together(line, member, limit, wait)
-            if part is not None:
-                return _response(part)
+            if len(wish.inputs) < limit:
+                async with in_time(record.started, self._driver.config.server.request_timeout):
+                    part = await self._together(line, member, limit, wait)
+                if part is not None:
+                    return _response(part)
             async with self._turn(line):
                 return await alone(member.tried)
         finally:

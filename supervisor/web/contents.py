@@ -56,7 +56,12 @@ _tools = msgspec.json.Decoder(_Tools)
 
 
 def read(
-    body: Buffer, source: str, tasks: frozenset[str], request: str = "", session: str | None = None
+    body: Buffer,
+    source: str,
+    tasks: frozenset[str],
+    request: str = "",
+    session: str | None = None,
+    person: str | None = None,
 ) -> tuple[Ask, Demands]:
     """The ask's tokens are a guess from the letters. `session`: what its client calls the conversation. Raises
     BadRequest."""
@@ -77,6 +82,7 @@ def read(
             _least(fields),
             _conversation(fields, source, session) if "generate" in tasks else None,
             request=request,
+            person=person or "",
         )
         return ask, Demands.of(fields)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -106,7 +112,11 @@ def _most(fields: Fields) -> int | None:
 def _conversation(fields: Fields, source: str, session: str | None) -> str | None:
     if session is not None:
         return by_session(session, source, fields["model"])
-    return by_words(fields.get("messages"), fields.get("prompt"), source, fields["model"])
+    messages, lead = fields.get("messages"), fields.get("system")
+    if messages is None and "input" in fields:
+        said, lead = fields["input"], fields.get("instructions")
+        messages = [{"role": "user", "content": said}] if type(said) is str else said
+    return by_words(messages, fields.get("prompt"), source, fields["model"], lead)
 
 
 def _text_of(fields: Fields, body: Buffer) -> _Text:

@@ -31,9 +31,12 @@ def by_session(session: str, source: str, model: str) -> str:
     return _digest("name", source, model, session)
 
 
-def by_words(messages: object, prompt: object, source: str, model: str) -> str | None:
-    """By the words up to the user's first, which come again in every later turn; None where there are none."""
+def by_words(messages: object, prompt: object, source: str, model: str, lead: object = None) -> str | None:
+    """By the words up to the user's first, which come again in every later turn; None where there are none. `lead`:
+    what stands before all messages, where an API has it apart from them."""
     words = prompt[:OPENING] if isinstance(prompt, str) else _opening(messages)
+    if words and lead is not None:
+        words = f"{_said(lead)}\n{words}"
     return _digest("words", source, model, words) if words else None
 
 
@@ -42,12 +45,16 @@ def _opening(messages: object) -> str:
     for message in messages if type(messages) is list else ():
         if type(message) is not dict:
             break
-        role, content = message.get("role"), message.get("content")
-        words += f"{role}:{content[:OPENING] if type(content) is str else _text(content)}"
+        role = message.get("role")
+        words += f"{role}:{_said(message.get('content'))}"
         if role == "user":
             return words
         words += "\n"
     return ""
+
+
+def _said(content: object) -> str:
+    return content[:OPENING] if type(content) is str else _text(content)
 
 
 def _text(content: object) -> str:

@@ -53,10 +53,11 @@ def told(error: LlmdError, dialect: Dialect) -> dict[str, Any]:
 
 
 def event(error: LlmdError, dialect: Dialect) -> bytes:
-    """The same as the last event of a stream. Anthropic's clients see only an `event: error`."""
+    """The same as the last event of a stream. Anthropic's clients see only an `event: error`; OpenAI's pass on what an
+    event of /v1/responses says, and raise what stands under `error`."""
     body = told(error, dialect)
     if dialect == "responses":
-        body = {**body["error"], "type": "error"}
+        body = {**body["error"], **body, "type": "error"}
     name = b"" if dialect == "openai" else b"event: error\n"
     return name + b"data: " + json.dumps(body).encode() + b"\n\n"
 

@@ -23,9 +23,11 @@ def error_body(error: LlmdError) -> dict[str, Any]:
 
 
 def _message(error: LlmdError) -> str:
-    message = error.message
-    if error.retry_after is not None and error.retry_after > LONGEST_RETRY:
-        message += f" (try again in about {math.ceil(error.retry_after)} s)"
+    """What went wrong, when it is worth trying again, and below that what the engine said."""
+    said, below, lines = error.message.partition("\n")
+    if error.retry_after is not None:
+        said += f" (try again in about {max(1, math.ceil(error.retry_after))} s)"
+    message = said + below + lines
     if isinstance(error, EngineFailed) and error.log:
         message += "\nThe engine's last lines:\n" + "\n".join(error.log[-_LOG_LINES:])
     return message

@@ -17,7 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from supervisor.config import Profile
 from supervisor.core.command import names_of
-from supervisor.core.routing import Ask
+from supervisor.core.routing import LONGEST_NAME, Ask
 from supervisor.errors import (
     BadRequest,
     BodyTooLarge,
@@ -69,8 +69,6 @@ _UNRECORDED = frozenset({"/health", "/metrics"})
 TRIED = web.RequestKey("tried", frozenset[str])
 """Places that failed the request on the short way."""
 
-_LONGEST_NAME = 200
-
 
 class Router:
     def __init__(self, driver: Driver, keyring: Keyring, traffic: Traffic) -> None:
@@ -79,6 +77,7 @@ class Router:
         self._kept, self._batches = Kept(driver), Batches(driver)
         self._traffic = traffic
         self._dashboard = Dashboard(driver, keyring, self._traffic)
+        self._serves_llama_cpp = driver.config.server.llama_cpp  # until it starts anew
 
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._guard])
@@ -87,7 +86,7 @@ class Router:
         app.router.add_get("/openapi.json", self._document)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/models/{id:.+}", self._model)
-        if self._driver.config.server.llama_cpp:
+        if self._serves_llama_cpp:
             LlamaCpp(self._driver, self._source).add_to(app)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._expose)
@@ -167,7 +166,7 @@ class Router:
         ask = self._weighed(self._known(self._ask(request, body, route, source), request), body)
         async with self._traffic.watched(request[RECORD], ask):
             if route.path == EMBEDDINGS and isinstance(body.data, bytes) and (wish := read_wish(body.data)):
-                request[RECORD].model = ask.model[:_LONGEST_NAME]
+                request[RECORD].model = ask.model[:LONGEST_NAME]
                 alone = partial(self._pass_on, request, body, ask)
                 return await self._batches.serve(wish, ask, request[RECORD], alone)
             return await self._pass_on(request, body, ask)
@@ -184,7 +183,8 @@ class Router:
         record, named = request[RECORD], by_name(request.headers, ask.source, ask.model)
         record.hops = hops_of(request.headers)
         conversation = named or ask.conversation
-        return replace(ask, conversation=conversation, hops=record.hops, request=record.request_id)
+        known = {"hops": record.hops, "request": record.request_id, "person": record.person or ""}
+        return replace(ask, conversation=conversation, **known)
 
     def _weighed(self, ask: Ask, body: Body) -> Ask:
         """Without the tools that no engine of its model would be given: they cost no tokens."""
@@ -202,7 +202,7 @@ class Router:
         self, request: web.Request, body: Body, ask: Ask, tried: frozenset[str] = frozenset()
     ) -> web.StreamResponse:
         ask = replace(ask, tried=request.get(TRIED, tried))
-        request[RECORD].model = ask.model[:_LONGEST_NAME]
+        request[RECORD].model = ask.model[:LONGEST_NAME]
         body.demands.check_any(self._profiles(ask.model))
         waiting = Waiting(request, ask, self._driver)
         return await self._served(request, ask, waiting.lease, partial(self._to, request, body, waiting))
@@ -265,7 +265,7 @@ class Router:
         check_handshake(request)
         model = self._hearing(request, route)
         ask = self._known(Ask(model, source, tasks=route.tasks, stream=True), request)
-        request[RECORD].model = ask.model[:_LONGEST_NAME]
+        request[RECORD].model = ask.model[:LONGEST_NAME]
         async with self._traffic.watched(request[RECORD], ask):
             return await self._served(request, ask, self._driver.lease, partial(self._to_socket, request))
 
@@ -307,7 +307,7 @@ class Router:
         return own | {name: entry for name, entry in abroad.items() if name not in own}
 
     async def _document(self, request: web.Request) -> web.StreamResponse:
-        return web.json_response(openapi.document())
+        return web.json_response(openapi.document(llama_cpp=self._serves_llama_cpp))
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(health(self._driver.status()))

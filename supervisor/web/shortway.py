@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from multidict import CIMultiDict
 
 from supervisor.core.command import names_of
-from supervisor.core.routing import Ask
+from supervisor.core.routing import LONGEST_NAME, Ask
 from supervisor.errors import EngineDied, EngineFailed, LlmdError
 from supervisor.host.upstream import Broken, Connection, Unread
 from supervisor.web import dialects, heads
@@ -102,7 +102,8 @@ class ShortWay:
 
     def take(self, client: Front, head: Caller, body: bytes) -> Exchange | None:
         try:
-            ask, demands = read(body, head.source, GENERATE, request_id_of(head.presented), head.session)
+            name = request_id_of(head.presented)
+            ask, demands = read(body, head.source, GENERATE, name, head.session, head.person)
         except LlmdError:
             return None
         if demands:
@@ -274,7 +275,7 @@ def _record(caller: Caller, ask: Ask, lease: Lease) -> Record:
     return Record(
         ask.request,
         path=caller.head.path,
-        model=ask.model[:200],
+        model=ask.model[:LONGEST_NAME],
         profile=lease.profile,
         reason=lease.reason,
         source=caller.source,

@@ -6,6 +6,7 @@ granted, which trees there are, when engines failed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from supervisor.core import events, kinds, orders
@@ -106,7 +107,8 @@ class Invariants:
         self.trees[incarnation] = profile
 
     def _fairness(self, fleet: Fleet, grants: Sequence[orders.Grant]) -> None:
-        """Nobody starves: who has but one place to go is passed there by nobody who ranks behind it."""
+        """Nobody starves: who has but one place to go is passed there by nobody who ranks behind it, but for those
+        who share its key and have their turn."""
         charged = {order.lease: self._charge(fleet, order) for order in grants}
         counters = {w.ask.source: fleet.fairness.counter(w.ask.source) for w in fleet.queues}
         for order in grants:
@@ -115,8 +117,13 @@ class Invariants:
             counters[source] -= charged[order.lease]
         for order in grants:
             source = fleet.leases[order.lease].source
-            mine = self._rank(fleet, source, self.arrived[order.lease], counters)
+            others = [w for w in fleet.queues if shares(w.ask, order.ask) and order.profile in w.profiles]
+            beside = [self.arrived[other.lease] for other in grants if shares(other.ask, order.ask)]
+            since = min(self.arrived[order.lease], *(w.arrived for w in others), *beside, math.inf)
+            mine = self._rank(fleet, source, since, counters)
             for waiter in fleet.queues:
+                if shares(waiter.ask, order.ask):
+                    continue
                 if waiter.profiles == (order.profile,) and order.profile in fleet.engines:
                     theirs = self._rank(fleet, waiter.ask.source, waiter.arrived, counters)
                     assert theirs >= mine, f"{order} passed {waiter}"
@@ -256,6 +263,11 @@ class Invariants:
             assert due is None or due > fleet.now, f"due at {due}, and still due: the clock would spin"
         told = fleet.due
         assert due is None or (told is not None and told <= due), f"due at {due}, and {told} was told"
+
+
+def shares(one: Ask, other: Ask) -> bool:
+    """Whether two people ask by one key, so that they take turns."""
+    return one.source == other.source and one.person != other.person
 
 
 def _meet(one: Engine, other: Engine) -> bool:

@@ -41,6 +41,16 @@ def test_a_batch_of_embeddings_has_the_context_for_each_of_them():
     assert lease not in world.refused
 
 
+def test_a_batch_goes_by_its_longest_text_and_a_chat_by_all_of_it():
+    pair = config(
+        profile("bge_0", 0, task="embed", max_model_len=512),
+        profile("bge_1", 1, task="embed", max_model_len=8192),
+    )
+    found = route(Ask("bge", tokens=3200, least=200, tasks=frozenset({"embed"})), pair, pair.profiles)
+    assert {candidate.profile for candidate in found.candidates} == {"bge_0", "bge_1"}
+    assert names(Ask("llama", tokens=9000, least=200, tasks=frozenset({"generate"}))) == ["llama_0"]
+
+
 def test_who_fell_short_is_told_with_the_numbers():
     (short,) = route(Ask("llama", tokens=9000, max_tokens=100), BOTH, NAMES).passed_over
     assert (short.profile, short.reason) == (

@@ -37,6 +37,37 @@ def test_one_key_that_floods_leaves_the_other_its_share():
     assert served(world, 10).count("webui") == 5
 
 
+def test_one_person_who_floods_leaves_another_of_the_same_key_every_second_turn():
+    world = crowded()
+    flood = [world.ask("llama", source="webui", person="ann") for _ in range(20)]
+    other = [world.ask("llama", source="webui", person="bob") for _ in range(5)]
+    served(world, 11)
+    assert set(other) <= world.granted.keys()
+    assert sum(lease in world.granted for lease in flood) == 7
+
+
+def test_a_turn_takes_nothing_from_how_long_others_have_waited():
+    """Batch that has aged goes before what is younger, whoever of its people has the turn."""
+    world = crowded(scheduling=Scheduling(ageing=60.0))
+    world.ask("llama", source="webui")
+    ann = [world.ask("llama", source="n8n", person="ann") for _ in range(2)]
+    world.wait(61)
+    bob = world.ask("llama", source="n8n", person="bob")
+    served(world, 1)
+    assert ann[0] in world.granted
+    late = world.ask("llama", source="webui")
+    served(world, 1)
+    assert (bob in world.granted, late in world.granted) == (True, False)
+
+
+def test_more_people_are_no_larger_share():
+    world = crowded()
+    for number in range(20):
+        world.ask("llama", source="agent", person=f"p{number}")
+        world.ask("llama", source="webui", person="ann")
+    assert served(world, 20).count("webui") == 10
+
+
 def test_a_weight_is_a_share():
     keys = {"webui": Key(env="A", weight=3.0), "agent": Key(env="B")}
     world = World(config(ONE, keys=keys))

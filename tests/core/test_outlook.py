@@ -88,7 +88,7 @@ def test_progress_in_words() -> None:
     assert outlook.progress(world.fleet, "llama_0") == "Loading llama_0: 0 %, about 100 s"
     world.send(events.Progressed(world.incarnation("llama_0"), Progress("loading weights", 45.2)))
     world.wait(80)
-    assert outlook.progress(world.fleet, "llama") == "Loading llama_0: 45 %, about 20 s"
+    assert outlook.progress(world.fleet, "llama") == "Loading llama_0: 45 %, loading weights, about 20 s"
     world.ready("llama_0")
     world.ask("llama")
     assert outlook.progress(world.fleet, "llama") == "llama_0 is busy: 1 of 1 places taken, 1 waiting"

@@ -55,6 +55,12 @@ def test_cold_there_does_not():
     assert world.fleet.engines["llama_0"].is_coming
 
 
+def test_cold_there_does_where_that_comes_first():
+    world = world_with(LLAMA, listed={"llama": Listed(8192, warm=False)}, priority=1)
+    world.up("llama_0")
+    assert world.granted[world.ask("llama")] == "dgx"
+
+
 def test_cold_there_and_nowhere_here_goes_there():
     world = world_with(LLAMA, listed={"llama-70b": Listed(8192, warm=False)})
     assert world.granted[world.ask("llama-70b")] == "dgx"

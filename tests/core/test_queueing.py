@@ -8,10 +8,12 @@ from supervisor.core.queueing import Queues, Waiter
 from supervisor.core.routing import Ask, Candidate, Route
 
 
-def waiter(lease: str, *profiles: str, source: str = "a", at: float = 0.0, **fields: float) -> Waiter:
+def waiter(
+    lease: str, *profiles: str, source: str = "a", person: str = "", at: float = 0.0, **fields: float
+) -> Waiter:
     route = Route(tuple(Candidate(name, "") for name in profiles or ("llama_0",)))
     deadline = fields.pop("deadline", at + 290)
-    return Waiter(lease, Ask("llama", source), route, route.profiles, at, deadline, **fields)
+    return Waiter(lease, Ask("llama", source, person=person), route, route.profiles, at, deadline, **fields)
 
 
 def filled(*waiters: Waiter) -> Queues:
@@ -29,6 +31,43 @@ def test_each_source_has_its_own_line_and_only_heads_compete():
     following = queues.following(first)
     assert following is not None
     assert following.lease == "2"
+
+
+def order(queues: Queues) -> list[str]:
+    """Who goes, one after the other."""
+    found = []
+    while queues.heads({"llama_0"}):
+        (head,) = queues.heads({"llama_0"})
+        found.append(head.lease)
+        queues.remove(head.lease)
+    return found
+
+
+def test_people_who_share_a_source_take_turns():
+    flood = [waiter(f"a{number}", person="ann") for number in range(4)]
+    queues = filled(*flood, waiter("b0", person="bob"), waiter("n0"), waiter("b1", person="bob"))
+    assert order(queues) == ["a0", "b0", "n0", "a1", "b1", "a2", "a3"]
+
+
+def test_who_leaves_from_behind_has_had_no_turn():
+    queues = filled(waiter("a0", person="ann"), waiter("a1", person="ann"), waiter("b0", person="bob"))
+    queues.remove("a1")
+    assert order(queues) == ["a0", "b0"]
+
+
+def test_the_longest_wait_is_told_though_another_has_the_turn():
+    queues = filled(
+        waiter("a0", person="ann", at=1.0),
+        waiter("a1", person="ann", at=2.0),
+        waiter("b0", person="bob", at=9.0),
+    )
+    queues.remove("a0")
+    (head,) = queues.heads({"llama_0"})
+    pressure = queues.pressure("llama_0")
+    assert pressure is not None
+    assert (head.lease, pressure.oldest, pressure.patience_ends) == ("b0", 2.0, 62.0)
+    assert [found.lease for found in queues] == ["b0", "a1"]
+    assert (len(queues), queues.ahead_of({"llama_0"})) == (2, 2)
 
 
 def test_counts_follow_every_change():

@@ -56,6 +56,12 @@ def test_an_unknown_model_is_told_those_there_are():
         candidates(Ask("gpt"), two_cards(), set())
 
 
+def test_a_name_without_an_end_is_not_repeated():
+    with pytest.raises(ModelNotFound) as caught:
+        candidates(Ask("x" * 1_000_000), two_cards(), set())
+    assert len(caught.value.message) < 300
+
+
 def test_a_model_outside_its_mode_has_no_candidate():
     assert candidates(Ask("llama"), two_cards(), set()) == ()
 

@@ -49,11 +49,11 @@ class Core(RuleBasedStateMachine):
         source=st.sampled_from(("webui", "n8n")),
         tokens=st.sampled_from((0, 6000)),
         patience=st.sampled_from((0.5, 60.0, 290.0)),
-        times=st.integers(1, 4),
+        people=st.lists(st.sampled_from(("", "ann", "bob")), min_size=1, max_size=4),
     )
-    def ask(self, model: str, source: str, tokens: int, patience: float, times: int) -> None:
-        for _ in range(times):
-            self.world.ask(model, source=source, tokens=tokens, patience=patience)
+    def ask(self, model: str, source: str, tokens: int, patience: float, people: list[str]) -> None:
+        for person in people:
+            self.world.ask(model, source=source, tokens=tokens, patience=patience, person=person)
 
     @precondition(lambda self: self.inside())
     @rule(data=st.data())

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.host import upstream
-from supervisor.host.upstream import HEAD_LIMIT, Broken, Connection, Head, Pool, Unread
+from supervisor.host.upstream import HEAD_LIMIT, Broken, Connection, Gone, Head, Pool, Unread
 
 ASK = b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n"
 BODY = b"{}"
@@ -300,9 +300,23 @@ async def test_an_idle_connection_is_not_kept_for_ever(peer: Peer, monkeypatch: 
             await asyncio.sleep(0.01)
 
 
-async def test_an_engine_that_takes_no_connection_is_waited_for_so_long() -> None:
+async def test_an_engine_that_is_not_there_is_told_at_once() -> None:
     folder = Path(tempfile.mkdtemp(prefix="llmd-", dir="/tmp"))
-    pool = Pool(folder / "nowhere", "key", connect_timeout=0.1)
-    with pytest.raises(Broken, match="cannot be reached"):
-        await asked(pool, ASK, BODY, Taker())
+    pool = Pool(folder / "nowhere", "key", connect_timeout=60)
+    async with asyncio.timeout(5):
+        with pytest.raises(Gone, match="cannot be reached"):
+            await asked(pool, ASK, BODY, Taker())
     shutil.rmtree(folder)
+
+
+class Deaf(Pool):
+    async def _connect(self) -> Connection:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_an_engine_that_takes_no_connection_is_waited_for_so_long() -> None:
+    pool = Deaf(Path("/nowhere"), "key", connect_timeout=0.1)
+    async with asyncio.timeout(5):
+        with pytest.raises(Gone, match=r"took no connection within 0\.1 s"):
+            await asked(pool, ASK, BODY, Taker())

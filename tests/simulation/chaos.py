@@ -548,7 +548,8 @@ class Chaos(World):
         lease = f"r{len(self.outcomes)}"
         self.outcomes[lease] = Outcome(request)
         talk = self.dice.choice((None, "a", "b", "c"))
-        ask = Ask(request.model, request.key, request.prompt, conversation=talk, request=lease)
+        person = self.dice.choice(("", "ann", "bob"))
+        ask = Ask(request.model, request.key, request.prompt, conversation=talk, request=lease, person=person)
         self.tell(events.Arrived(lease, ask, self.config.server.max_wait))
         if request.patience is not None:
             self.later(request.patience, lambda: self._leave(lease))

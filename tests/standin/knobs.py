@@ -34,6 +34,9 @@ class Knobs:
     sleep: str = ""  # what /sleep does instead: "keeps" (200, nothing freed) | "fails" (500) | "hangs"
     wake: str = ""  # what /wake_up does instead: "fails" (500) | "hangs"
     junk: str = ""  # what completions answer instead of HTTP: status | length | chunk | endless
+    good_first: int = (
+        0  # so many requests are served before `junk`, or the silence of `hang_at`: a first probe
+    )
 
     @classmethod
     def read(cls, env: dict[str, str] | None = None) -> Knobs:

@@ -199,7 +199,7 @@ class Server:
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         async with self.counted(request) as (body, model, prompt):
-            if self.knobs.junk:
+            if self.knobs.junk and self.is_bad():
                 return await self.send_junk(request)
             completion = self.completion(request, model, prompt)
             if isinstance(completion, apis.Response) and body.get("background"):
@@ -237,7 +237,7 @@ class Server:
         try:
             body = await read(request)
             model, prompt = self.accept(request, body)
-            if self.knobs.hang_at == "request":
+            if self.knobs.hang_at == "request" and self.is_bad():
                 await asyncio.Event().wait()
             await self.slumber.awake.wait()
             async with self.seats:
@@ -330,6 +330,10 @@ class Server:
             self.kill_core()
         if self.knobs.crash_at == f"token:{made}":
             self.kill_core()
+
+    def is_bad(self) -> bool:
+        """Whether it has served as many as it is to serve first."""
+        return self.counters.received > self.knobs.good_first
 
     async def send_junk(self, request: web.Request) -> web.StreamResponse:
         transport = request.transport

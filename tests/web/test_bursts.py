@@ -16,6 +16,7 @@ from aiohttp import web
 from fakes import FakeDriver
 
 from supervisor.config import Config, Profile, Server
+from supervisor.web import batching
 from supervisor.web.auth import Keyring
 from supervisor.web.server import Server as Port
 from tests.standin.launch import until
@@ -183,6 +184,17 @@ async def test_a_failed_call_is_told_to_all_and_not_sent_again(world: World, how
     assert [status for status, _ in answers] == [200, 502, 502, 502]
     assert {said["error"]["code"] for _, said in answers[1:]} == {"engine_failed"}
     assert len(world.engine.bodies) == 2
+
+
+async def test_an_answer_that_is_too_long_is_not_gathered_to_its_end(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "_LARGEST", 20)
+    first, late = await world.first(), world.many("a", "b")
+    await until(lambda: len(world.engine.bodies) == 2)
+    world.answer()
+    answers = await asyncio.gather(first, *late)
+    assert [status for status, _ in answers] == [200, 502, 502]  # what goes alone passes, whatever its length
 
 
 async def test_the_call_ends_when_everyone_has_left(world: World) -> None:

@@ -104,6 +104,42 @@ def test_an_image_counts_whatever_its_bytes(image: dict[str, Any]) -> None:
     assert (ask.tokens, ask.least, ask.letters) == (2000, 0, None)
 
 
+HELLO = {"role": "user", "content": "Hello"}
+MORE = [{"role": "assistant", "content": "Hi"}, {"role": "user", "content": "And now?"}]
+SAID = [{"role": "user", "content": [{"type": "input_text", "text": "Hello"}]}]
+
+
+def conversation(**body: Any) -> str | None:
+    return ask_of(json.dumps({"model": "llama", **body}).encode()).conversation
+
+
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        ({"messages": [HELLO]}, {"messages": [HELLO, *MORE]}),
+        ({"input": [HELLO]}, {"input": [HELLO, *MORE]}),
+        ({"input": "Hello"}, {"input": [HELLO, *MORE]}),
+        ({"input": SAID, "instructions": "Be kind."}, {"input": [*SAID, *MORE], "instructions": "Be kind."}),
+        ({"system": "Be kind.", "messages": [HELLO]}, {"system": "Be kind.", "messages": [HELLO, *MORE]}),
+    ],
+    ids=["chat", "responses", "responses of a text", "responses with instructions", "messages"],
+)
+def test_a_later_turn_by_any_api_is_of_the_same_conversation(
+    first: dict[str, Any], later: dict[str, Any]
+) -> None:
+    assert conversation(**first) == conversation(**later) is not None
+
+
+@pytest.mark.parametrize("lead", ["system", "instructions"])
+def test_another_lead_is_another_conversation(lead: str) -> None:
+    """Its beginning is not what an engine has in its cache."""
+    asked: dict[str, Any] = {"input" if lead == "instructions" else "messages": [HELLO]}
+    parts = [{"type": "text", "text": "Be kind."}]
+    names = [conversation(**asked, **more) for more in ({}, {lead: "Be kind."}, {lead: "Be rude."})]
+    assert len(set(names)) == 3
+    assert conversation(**asked, **{lead: parts}) == names[1]
+
+
 def test_where_a_document_is_from_is_no_image() -> None:
     assert ask_tokens(query="", documents=[{"text": "x" * 40, "source": "y" * 40}]) == 20
 

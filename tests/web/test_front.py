@@ -148,6 +148,18 @@ async def test_a_large_body_goes_the_short_way_and_is_not_kept_once_it_is_answer
     assert [len(asked) > len(LARGE) for asked in world.asked] == [False, True, True]
 
 
+@pytest.mark.parametrize("spare", [0, 1])
+async def test_a_body_over_the_limit_is_refused_whichever_way_it_came(spare: int) -> None:
+    length = len(PLAIN.partition(b"\r\n\r\n")[2])
+    async with opened(max_body=length + spare - 1) as world:
+        world.engine = keeps
+        async with wired(world) as wire:
+            wire.writer.write(PLAIN)
+            status, body = await wire.answer()
+    assert status == (200 if spare else 413)
+    assert spare or json.loads(body)["error"]["code"] == "body_too_large"
+
+
 async def test_large_bodies_beyond_what_may_be_in_memory_go_the_ordinary_way(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

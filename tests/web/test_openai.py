@@ -44,8 +44,18 @@ def test_when_to_try_again(error: LlmdError, headers: dict[str, str]) -> None:
     assert error_headers(error) == headers
 
 
-def test_a_longer_wait_is_told_in_words() -> None:
-    assert "about 3600 s" in error_body(NotAvailable("night", retry_after=3600))["error"]["message"]
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (NotAvailable("night", retry_after=3600), "night (try again in about 3600 s)"),
+        (Overloaded("full", retry_after=0.2), "full (try again in about 1 s)"),
+        (NotAvailable("died\nof this", retry_after=7.2), "died (try again in about 8 s)\nof this"),
+        (NotAvailable("too large"), "too large"),
+    ],
+)
+def test_the_wait_is_told_in_words_before_what_the_engine_said(error: LlmdError, message: str) -> None:
+    """They are all that most people see: no client shows a header."""
+    assert error_body(error)["error"]["message"] == message
 
 
 def test_models_and_profiles_are_listed_cold_ones_too() -> None:

@@ -1,15 +1,38 @@
-"""The document holds together; that it is what is served is shown in test_surface.py."""
+"""The document holds together, and has what is served; that it is served is shown in test_surface.py."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from supervisor.web.openapi import OPEN, document
-from supervisor.web.routes import ROUTES
+import pytest
+from fakes import FakeDriver
 
-DOCUMENT = document()
+from supervisor.config import Config, Server
+from supervisor.errors import LlmdError
+from supervisor.web.auth import Keyring
+from supervisor.web.openapi import OPEN, document
+from supervisor.web.router import Router
+from supervisor.web.routes import ROUTES
+from supervisor.web.traffic import Traffic
+from supervisor.web.ui import UI
+
+DOCUMENT = document(llama_cpp=True)
+
+
+@pytest.mark.parametrize("llama_cpp", [True, False])
+def test_every_route_of_the_port_is_there_and_no_other(llama_cpp: bool) -> None:
+    server = Server(llama_cpp=llama_cpp)
+    driver = FakeDriver(Config(path=Path("llmd.toml"), server=server))
+    app = Router(driver, Keyring({}, open=True), Traffic()).app()
+    found = {(route.method, route.resource.canonical) for route in app.router.routes() if route.resource}
+    served = {(method, path) for method, path in found if method != "HEAD"}
+    paths = document(llama_cpp=llama_cpp)["paths"]
+    told = {(method.upper(), path) for path, methods in paths.items() for method in methods}
+    assert told == {(method, path) for method, path in served if not path.startswith(UI.rstrip("/"))}
+    assert (("POST", "/models/load") in told) is llama_cpp
 
 
 def operations() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -56,3 +79,16 @@ def test_refusals_have_the_shape_of_the_api() -> None:
         told = DOCUMENT["paths"][route.path][route.method.lower()]["responses"]["400"]
         [shape] = references(told)
         assert shape.endswith("/AnthropicError") is (route.dialect == "anthropic")
+
+
+def test_every_status_that_llmd_refuses_with_is_told() -> None:
+    """Of requests to an engine: what it is told otherwise is for a person at the dashboard, or for another method."""
+    found = {error.status for error in descendants(LlmdError)} - {403, 405, 409}
+    told = DOCUMENT["paths"]["/v1/chat/completions"]["post"]["responses"]
+    assert {int(status) for status in told} == found | {200}
+
+
+def descendants(kind: type[LlmdError]) -> Iterator[type[LlmdError]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from descendants(child)

@@ -17,6 +17,7 @@ from fakes import FakeDriver
 from wires import log_lines
 
 from supervisor.config import Config, EngineDefaults, Profile, Server
+from supervisor.web import realtime
 from supervisor.web.auth import Keyring
 from supervisor.web.server import Server as Port
 
@@ -180,6 +181,22 @@ async def test_after_the_first_message_nothing_is_tried_again(
     await world.port.close()
     (line,) = log_lines(capsys)
     assert (line["status"], line["error"]) == (502, "the engine of ear_0 broke off a websocket")
+
+
+async def test_a_message_that_is_too_long_is_not_held_and_ends_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(realtime, "_LARGEST", 1000)
+    world.engines = [speaks]
+    async with listening(world) as socket:
+        await socket.receive_json()
+        await socket.send_str("x" * 900)
+        assert (await socket.receive()).data == "x" * 900
+        await socket.send_str("x" * 1100)
+        ended = await socket.receive()
+        assert (ended.type, ended.data) == (WSMsgType.CLOSE, 1009)
+    while world.driver.held:  # noqa: ASYNC110 - nothing announces it
+        await asyncio.sleep(0)
 
 
 async def test_a_client_that_is_cut_off_has_left(world: World, capsys: pytest.CaptureFixture[str]) -> None:

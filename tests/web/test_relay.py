@@ -67,6 +67,13 @@ async def test_nothing_of_a_connection_of_the_client_reaches_the_engine(world: W
     assert head.count(b"content-length") == head.count(b"\r\nhost") == head.count(b"\r\nauthorization") == 1
 
 
+async def test_no_answer_is_compressed_on_its_way(world: World) -> None:
+    """Whatever the client takes: what is compressed is gathered, and its errors are not seen here."""
+    await world.ask(headers=b"Accept-Encoding: gzip, br\r\n")
+    (asked,) = world.asked
+    assert asked.lower().count(b"accept-encoding") == asked.count(b"Accept-Encoding: identity\r\n") == 1
+
+
 @pytest.mark.parametrize(
     "head", [CHUNKED, CHUNKED.replace(b"\r\n\r\n", b"\r\nX-Accel-Buffering: yes\r\n\r\n")]
 )

@@ -300,6 +300,14 @@ async def test_every_refusal_has_openais_shape(
     assert not world.engine.arrived.is_set()
 
 
+async def test_a_name_without_an_end_is_not_kept(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    async with world.post(json={"model": "x" * 10_000}) as answer:
+        assert answer.status == 404
+    assert logged(capsys)["model"] == "x" * 200
+    (kept,) = world.driver.register.noted
+    assert kept.model == "x" * 200
+
+
 async def test_a_refusal_says_when_to_come_back(world: World) -> None:
     world.driver.refusal = NotAvailable("night", retry_after=600)
     async with world.post() as answer:
@@ -314,6 +322,16 @@ async def test_models_are_listed_and_found(world: World) -> None:
     async with world.get("/v1/models/org%2Fgone") as answer:
         assert answer.status == 404
         assert "'org/gone'" in (await answer.json())["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/llama"])
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"x-api-key": "wrong"}])
+async def test_a_wrong_key_is_told_so_by_the_list_of_models_too(
+    world: World, path: str, headers: dict[str, str]
+) -> None:
+    async with world.client.get(world.url + path, headers=headers) as answer:
+        assert (answer.status, answer.content_type) == (401, "application/json")
+        assert (await answer.json())["error"]["code"] == "invalid_api_key"
 
 
 async def test_health_and_metrics(world: World) -> None:
