@@ -65,9 +65,7 @@ class Engine:
 
 
 class World:
-    def __init__(
-        self, engine: Engine, driver: FakeDriver, port: Port, client: aiohttp.ClientSession
-    ) -> None:
+    def __init__(self, engine: Engine, driver: FakeDriver, port: Port, client: aiohttp.ClientSession) -> None:
         self.engine, self.driver, self.port, self.client = engine, driver, port, client
 
     async def post(self, given: Any, **more: Any) -> tuple[int, Any]:
