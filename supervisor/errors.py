@@ -1,7 +1,7 @@
 """Every error llmd raises on purpose. The web and the command line translate them; nothing else is caught.
 
     LlmdError
-    ├── ClientError              the request is at fault                    fault "client"
+    ├── ClientError              the request is at fault
     │   ├── BadRequest           400  malformed, or a field with a bad value
     │   ├── ContextExceeded      400  longer than the model's context
     │   ├── WrongTask            400  a chat for an embedding model, and the like
@@ -12,23 +12,23 @@
     │   ├── MethodNotAllowed     405  a route, asked in another way than it takes
     │   ├── RequestTimeout       408  its body did not come
     │   └── BodyTooLarge         413  over server.max_body
-    ├── Overloaded               429  every place is taken, come back          fault "llmd"
-    ├── NotAvailable             503  cannot be ready: memory, mode, give-up   fault "llmd"
-    ├── Withdrawn                503  a person ended it at the dashboard           fault "llmd"
-    ├── EngineFailed             502  the engine died or would not start       fault "engine"
+    ├── Overloaded               429  every place is taken, come back
+    ├── NotAvailable             503  cannot be ready: memory, mode, give-up
+    ├── Withdrawn                503  a person ended it
+    ├── EngineFailed             502  the engine died or would not start
     │   ├── EngineDied           502  it broke off before its answer began; another may take the request
     │   │   └── EngineUnwilling  502  a peer that answered, but would not serve it
     │   └── EngineSilent         504  the engine let a time limit pass
-    ├── LoopDetected             508  llmds that pass a request round         fault "operator"
-    ├── InternalError            500  a bug in llmd; its log has the traceback  fault "llmd"
-    └── OperatorError            what a person at the command line can mend    fault "operator"
+    ├── LoopDetected             508  llmds that pass a request round
+    ├── InternalError            500  a bug in llmd; its log has the traceback
+    └── OperatorError            what a person at the command line can mend
         ├── ConfigError     409  llmd.toml or a profile is wrong
         ├── AlreadyRunning       a second daemon on one state directory
         ├── NoDaemon             nobody answers on the admin socket
         └── DaemonRefused   409  the daemon answered "no", with a reason
 
-Class attributes: `status` is HTTP's, `code` and `type` are what OpenAI's clients read, `fault` says whose it
-is. `retry_after` is seconds, None where trying again as it stands cannot help.
+Class attributes: `status` is HTTP's, `code` and `type` are what OpenAI's clients read. `retry_after` is seconds, None
+where trying again as it stands cannot help.
 """
 
 from __future__ import annotations
@@ -36,16 +36,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
-
-Fault = Literal["client", "engine", "llmd", "operator"]
+from typing import ClassVar
 
 
 class LlmdError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     type: ClassVar[str] = "server_error"
-    fault: ClassVar[Fault] = "llmd"
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -58,7 +55,6 @@ class ClientError(LlmdError):
     status = 400
     code = "invalid_request"
     type = "invalid_request_error"
-    fault = "client"
 
 
 class BadRequest(ClientError):
@@ -130,7 +126,6 @@ class EngineFailed(LlmdError):
 
     status = 502
     code = "engine_failed"
-    fault = "engine"
 
     def __init__(self, message: str, *, log: Sequence[str] = (), retry_after: float | None = None) -> None:
         super().__init__(message, retry_after=retry_after)
@@ -148,7 +143,6 @@ class EngineUnwilling(EngineDied):
 class LoopDetected(LlmdError):
     status = 508
     code = "loop_detected"
-    fault = "operator"
 
 
 class EngineSilent(EngineFailed):
@@ -162,7 +156,6 @@ class InternalError(LlmdError):
 
 class OperatorError(LlmdError):
     code = "operator_error"
-    fault = "operator"
 
 
 class AlreadyRunning(OperatorError):

@@ -12,9 +12,6 @@ from typing import Any
 from supervisor.cli.client import Client
 from supervisor.errors import OperatorError
 
-UNKNOWN_COMMAND = 127
-"""A shell's exit code for a program that is not there."""
-
 
 class NoCommand(OperatorError):
     """The command that was to run under the loan cannot be started."""

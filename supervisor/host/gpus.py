@@ -46,10 +46,6 @@ class Gpus:
             args = self._loop, on_xid
             threading.Thread(target=self._listen, args=args, name="nvml xid", daemon=True).start()
 
-    def latest(self) -> Survey:
-        """The last finished survey, whatever its age."""
-        return self._latest
-
     async def read(self, timeout: float = 5.0) -> Survey:
         """A survey begun after this call; after `timeout` seconds the latest one, whose `at` tells its age."""
         if self._loop is None or self._closed:

@@ -300,7 +300,6 @@ async def test_nvml_hanging_does_not_hold_up_the_loop(cards: FakeGpus) -> None:
     begun = time.monotonic()
     assert await gpus.read(timeout=0.4) is before
     assert 0.3 < time.monotonic() - begun < 3
-    assert gpus.latest() is before
     begun = time.monotonic()
     gpus.close()
     assert time.monotonic() - begun < 0.1
