@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from supervisor.core import coming, leaving, orders, placement
-from supervisor.core.command import names_of
 from supervisor.core.engine import Engine
 from supervisor.core.events import ModeChanged
 from supervisor.core.fleet import Fleet, Mode
@@ -172,7 +171,7 @@ def warm(fleet: Fleet, name: str) -> None:
 
 def closed(fleet: Fleet, model: str) -> NotAvailable:
     """The refusal of a model that this mode does not have, with when it comes back."""
-    serving = {name for name, profile in fleet.config.profiles.items() if model in names_of(profile)}
+    serving = {profile.name for profile in fleet.config.named.get(model, ())}
     comes = fleet.mode.next_mode is not None and serving & fleet.config.profiles_in(fleet.mode.next_mode)
     when = f"; it comes back {fleet.mode.back}" if comes and fleet.mode.back else ""
     why = f" ({fleet.rolled_back})" if fleet.rolled_back else ""

@@ -9,7 +9,6 @@ from typing import Any
 
 from supervisor.config import Config
 from supervisor.core import ailing, calendar, placement
-from supervisor.core.command import names_of
 from supervisor.core.devices import HOST, Reading
 from supervisor.core.engine import Engine
 from supervisor.core.fleet import Fleet
@@ -34,20 +33,17 @@ class Chance:
 
 def profiles_called(name: str, config: Config) -> tuple[str, ...]:
     """The profile of that name, or all that serve the model or the adapter of that name. Raises ModelNotFound."""
-    if name in config.profiles:
-        return (name,)
-    serving = tuple(p.name for p in config.profiles.values() if name in names_of(p))
-    if not serving:
-        models = (profile.model for profile in config.profiles.values())
-        names = ", ".join(dict.fromkeys((*models, *config.profiles))) or "none"
-        raise ModelNotFound(f"no model or profile is called {name!r}; there are: {names}")
-    return serving
+    if called := config.named.get(name):
+        return tuple(profile.name for profile in called)
+    models = (profile.model for profile in config.profiles.values())
+    names = ", ".join(dict.fromkeys((*models, *config.profiles))) or "none"
+    raise ModelNotFound(f"no model or profile is called {name!r}; there are: {names}")
 
 
 def explain(fleet: Fleet, name: str) -> Json:
     """Sizes are bytes, durations seconds from now, unknown or never is None. Raises ModelNotFound."""
     peers = [peer.describe() for peer in fleet.peers.values() if name == peer.name or peer.offer(name)]
-    engines = [] if peers and not _is_here(name, fleet.config) else _called(fleet, name)
+    engines = [] if peers and name not in fleet.config.named else _called(fleet, name)
     devices = dict.fromkeys(device for engine in engines for device in _touched(fleet, engine))
     readings = [reading for device in devices if (reading := fleet.ledger.reading(device))]
     return {
@@ -61,10 +57,6 @@ def explain(fleet: Fleet, name: str) -> Json:
 
 def _called(fleet: Fleet, name: str) -> list[Engine]:
     return [fleet.engines[profile] for profile in profiles_called(name, fleet.config)]
-
-
-def _is_here(name: str, config: Config) -> bool:
-    return any(name in names_of(profile) for profile in config.profiles.values())
 
 
 def devices_of(fleet: Fleet, engine: Engine) -> tuple[str, ...]:

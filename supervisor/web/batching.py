@@ -25,7 +25,6 @@ import msgspec
 from aiohttp import web
 from msgspec.structs import replace
 
-from supervisor.config import Profile
 from supervisor.core.routing import Ask
 from supervisor.errors import EngineFailed, EngineSilent, NotAvailable
 from supervisor.web.driving import Driver, Lease
@@ -248,7 +247,7 @@ class Batches:
     def _terms(self, model: str) -> tuple[int, float, int]:
         """Most inputs of a call, and seconds to gather: the least of the profiles that may serve it. And how many
         calls these take at once."""
-        able = [p for p in self._driver.config.profiles.values() if _called(p, model)]
+        able = self._driver.config.named.get(model, ())
         inputs = min((profile.batch_inputs for profile in able), default=1)
         wait = min((profile.batch_wait for profile in able), default=0.0)
         return inputs, wait, sum(profile.max_concurrent for profile in able) or 1
@@ -387,7 +386,3 @@ def _tell(batch: Batch, error: Exception | None) -> None:
 
 def _response(part: bytes) -> web.Response:
     return web.Response(body=part, content_type="application/json")
-
-
-def _called(profile: Profile, model: str) -> bool:
-    return model in (profile.name, profile.model, *profile.lora)

@@ -48,14 +48,10 @@ def model_entries(
 ) -> dict[str, dict[str, Any]]:
     """Every name that can be asked for, models first, cold ones too; `engines` are the status's."""
     state = {engine["profile"]: engine for engine in engines}
-    names: dict[str, list[str]] = {}
-    for profile in config.profiles.values():
-        names.setdefault(profile.model, []).append(profile.name)
-        for adapter in profile.lora:
-            names.setdefault(adapter, []).append(profile.name)
-    for name in config.profiles:
-        names[name] = [name]  # where a model is called the same, asking for it gives this profile too
-    return {name: _entry(name, [state.get(p, {}) for p in served], created) for name, served in names.items()}
+    return {
+        name: _entry(name, [state.get(profile.name, {}) for profile in meant], created)
+        for name, meant in config.named.items()
+    }
 
 
 def peer_entries(peers: Sequence[Mapping[str, Any]], created: int) -> dict[str, dict[str, Any]]:

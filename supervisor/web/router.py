@@ -194,9 +194,9 @@ class Router:
         lighter, _ = read(without_tools(body.data), ask.source, ask.tasks)
         return replace(ask, tokens=lighter.tokens, letters=lighter.letters)
 
-    def _profiles(self, model: str) -> list[Profile]:
+    def _profiles(self, model: str) -> tuple[Profile, ...]:
         """Of this host, that are called so."""
-        return [profile for profile in self._driver.config.profiles.values() if model in names_of(profile)]
+        return self._driver.config.named.get(model, ())
 
     async def _pass_on(
         self, request: web.Request, body: Body, ask: Ask, tried: frozenset[str] = frozenset()
