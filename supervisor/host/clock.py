@@ -1,14 +1,20 @@
-"""Whether this host's clock is kept right by anybody, as the kernel knows it (adjtimex)."""
+"""This host's clock: what it showed at a moment, and whether anybody keeps it right (the kernel knows: adjtimex)."""
 
 from __future__ import annotations
 
 import ctypes
+import time
 
 _UNSYNCHRONISED = 0x40
 """STA_UNSYNC of linux/timex.h: set until a time service says that the clock is right, and when it falls silent."""
 
 _SIZE = 512
 """Bytes, more than any struct timex."""
+
+
+def on_the_wall(monotonic: float) -> float:
+    """Seconds since 1970 of a monotonic moment, by what the clock shows now."""
+    return time.time() - (time.monotonic() - monotonic)
 
 
 def is_synchronised() -> bool | None:

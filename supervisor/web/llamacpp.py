@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +18,9 @@ from aiohttp import web
 from supervisor.core.lifecycle import COMING, State
 from supervisor.core.why import profiles_called
 from supervisor.errors import BadRequest, LlmdError
+from supervisor.web import catalogue
 from supervisor.web.driving import Driver
 from supervisor.web.invitation import invite
-from supervisor.web.openai import model_entries
 from supervisor.web.patience import hurried
 from supervisor.web.record import RECORD
 from supervisor.web.ui.stream import SILENCE, drop, open_events, put
@@ -64,9 +63,8 @@ class LlamaCpp:
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
         request[RECORD].source = self._identify(request)
-        created = int(time.time() - (time.monotonic() - self._driver.started_at))
-        entries = model_entries(self._driver.config, self._driver.status()["engines"], created)
-        data = [entry | {"status": {"value": self._value(name)}} for name, entry in entries.items()]
+        own = catalogue.entries(self._driver, abroad=False)
+        data = [entry | {"status": {"value": self._value(name)}} for name, entry in own.items()]
         return web.json_response({"object": "list", "data": data})
 
     async def _changes(self, request: web.Request) -> web.StreamResponse:

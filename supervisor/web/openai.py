@@ -1,12 +1,10 @@
-"""OpenAI's shapes: how an error reads, what the list of models says. Pure."""
+"""How an error of llmd reads to OpenAI's clients, and when they come again. Pure."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from supervisor.config import Config
 from supervisor.errors import EngineFailed, LlmdError
 
 LONGEST_RETRY = 59
@@ -41,42 +39,3 @@ def error_headers(error: LlmdError) -> dict[str, str]:
     if seconds > LONGEST_RETRY:
         return {"Retry-After": str(LONGEST_RETRY)}
     return {"Retry-After": str(seconds), "retry-after-ms": str(max(1, round(error.retry_after * 1000)))}
-
-
-def model_entries(
-    config: Config, engines: Sequence[Mapping[str, Any]], created: int
-) -> dict[str, dict[str, Any]]:
-    """Every name that can be asked for, models first, cold ones too; `engines` are the status's."""
-    state = {engine["profile"]: engine for engine in engines}
-    return {
-        name: _entry(name, [state.get(profile.name, {}) for profile in meant], created)
-        for name, meant in config.named.items()
-    }
-
-
-def peer_entries(peers: Sequence[Mapping[str, Any]], created: int) -> dict[str, dict[str, Any]]:
-    """The models of peers, as the status tells of them; of two peers that have one, the first that is up."""
-    found: dict[str, dict[str, Any]] = {}
-    for peer in sorted(peers, key=lambda peer: not peer["up"]):
-        for name, model in peer["models"].items():
-            state = "unreachable" if not peer["up"] else "ready" if model["warm"] else "cold"
-            found.setdefault(name, _peer_entry(name, peer["peer"], model["max_model_len"], state, created))
-    return found
-
-
-def _peer_entry(name: str, peer: str, window: int | None, state: str, created: int) -> dict[str, Any]:
-    known = {"max_model_len": window, "status": {"value": state}}
-    return {"id": name, "object": "model", "created": created, "owned_by": peer, "name": name, **known}
-
-
-def _entry(name: str, engines: list[Mapping[str, Any]], created: int) -> dict[str, Any]:
-    states = [engine.get("state", "cold") for engine in engines]
-    return {
-        "id": name,
-        "object": "model",
-        "created": created,
-        "owned_by": "llmd",
-        "name": name,
-        "max_model_len": max((engine.get("max_model_len") or 0 for engine in engines), default=0) or None,
-        "status": {"value": "ready" if "ready" in states else states[0]},
-    }

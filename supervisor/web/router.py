@@ -6,7 +6,6 @@ authenticate -> read the model -> lease -> relay -> release.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -28,7 +27,7 @@ from supervisor.errors import (
     ModelNotFound,
     RouteNotFound,
 )
-from supervisor.web import openapi
+from supervisor.web import catalogue, openapi
 from supervisor.web.asking import ask_of
 from supervisor.web.auth import Keyring, presented_key
 from supervisor.web.batching import PATH as EMBEDDINGS
@@ -46,7 +45,7 @@ from supervisor.web.kept import RESPONSES, Kept, previous
 from supervisor.web.llamacpp import LlamaCpp
 from supervisor.web.metrics import Metrics
 from supervisor.web.onward import elsewhere, hops_of
-from supervisor.web.openai import error_headers, model_entries, peer_entries
+from supervisor.web.openai import error_headers
 from supervisor.web.patience import hurried, limits_of
 from supervisor.web.protocol import check_head
 from supervisor.web.realtime import check_handshake, relay_socket
@@ -298,13 +297,9 @@ class Router:
             raise ModelNotFound(f"model {name!r} is not configured here; there are: {', '.join(entries)}")
         return web.json_response(entries[name])
 
-    def _entries(self, request: web.Request) -> dict[str, dict[str, object]]:
+    def _entries(self, request: web.Request) -> catalogue.Entries:
         """Another llmd is told of this host's own: models that two peers list of each other would never go away."""
-        created = int(time.time() - (time.monotonic() - self._driver.started_at))
-        status = self._driver.status()
-        abroad = {} if hops_of(request.headers) else peer_entries(status.get("peers", ()), created)
-        own = model_entries(self._driver.config, status["engines"], created)
-        return own | {name: entry for name, entry in abroad.items() if name not in own}
+        return catalogue.entries(self._driver, abroad=not hops_of(request.headers))
 
     async def _document(self, request: web.Request) -> web.StreamResponse:
         return web.json_response(openapi.document(llama_cpp=self._serves_llama_cpp))

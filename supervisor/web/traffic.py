@@ -13,6 +13,7 @@ from typing import Any
 from supervisor.core.routing import Ask
 from supervisor.core.speed import Speed
 from supervisor.errors import ModelNotFound, Withdrawn
+from supervisor.host.clock import on_the_wall
 from supervisor.web.patience import CANCELLED
 from supervisor.web.record import Record
 
@@ -110,14 +111,14 @@ def _under_way(record: Record) -> dict[str, Any]:
         "prompt": record.guess,
         "output": record.made(),
         "ttft_s": record.ttft(),
-        "started": round(_on_the_wall(record.started), 1),
+        "started": round(on_the_wall(record.started), 1),
     }
 
 
 def _ended(record: Record) -> dict[str, Any]:
     return {
         "id": record.request_id,
-        "at": round(_on_the_wall(record.started + record.latency()), 1),
+        "at": round(on_the_wall(record.started + record.latency()), 1),
         "model": record.model,
         "profile": record.profile,
         "source": record.source,
@@ -130,7 +131,3 @@ def _ended(record: Record) -> dict[str, Any]:
         "status": record.status,
         "error": record.error[:_WORDS] if record.error else None,
     }
-
-
-def _on_the_wall(monotonic: float) -> float:
-    return time.time() - (time.monotonic() - monotonic)

@@ -1,14 +1,11 @@
-"""OpenAI's shapes, as functions of what goes in."""
+"""How errors read to OpenAI's clients."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from supervisor.config import Config, Profile
 from supervisor.errors import BadRequest, EngineFailed, LlmdError, NotAvailable, Overloaded
-from supervisor.web.openai import error_body, error_headers, model_entries
+from supervisor.web.openai import error_body, error_headers
 
 
 def test_an_error_has_openais_four_fields() -> None:
@@ -56,27 +53,3 @@ def test_when_to_try_again(error: LlmdError, headers: dict[str, str]) -> None:
 def test_the_wait_is_told_in_words_before_what_the_engine_said(error: LlmdError, message: str) -> None:
     """They are all that most people see: no client shows a header."""
     assert error_body(error)["error"]["message"] == message
-
-
-def test_models_and_profiles_are_listed_cold_ones_too() -> None:
-    profiles = {
-        name: Profile(name=name, model="llama", weights="w", gpus=(0,)) for name in ("llama_0", "llama_1")
-    }
-    config = Config(path=Path("llmd.toml"), profiles=profiles)
-    engines = [
-        {"profile": "llama_0", "state": "cold", "max_model_len": 4096},
-        {"profile": "llama_1", "state": "ready", "max_model_len": 8192},
-    ]
-    entries = model_entries(config, engines, 17)
-    assert list(entries) == ["llama", "llama_0", "llama_1"]
-    assert entries["llama"] == {
-        "id": "llama",
-        "object": "model",
-        "created": 17,
-        "owned_by": "llmd",
-        "name": "llama",
-        "max_model_len": 8192,
-        "status": {"value": "ready"},
-    }
-    assert entries["llama_0"]["status"] == {"value": "cold"}
-    assert model_entries(config, [], 17)["llama"]["status"] == {"value": "cold"}
