@@ -16,6 +16,7 @@ import msgspec
 from aiohttp import web
 
 from supervisor.core.lifecycle import COMING, State
+from supervisor.core.routing import LONGEST_NAME
 from supervisor.core.why import profiles_called
 from supervisor.errors import BadRequest, LlmdError
 from supervisor.web import catalogue
@@ -128,7 +129,7 @@ class LlamaCpp:
         with hurried(request, self._driver.config.server.body_timeout):
             body = await request.read()
         try:
-            record.model = msgspec.json.decode(body, type=Named).model[:200]
+            record.model = msgspec.json.decode(body, type=Named).model[:LONGEST_NAME]
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequest(f'this takes {{"model": NAME}}: {error}', param="model") from None
         profiles_called(record.model, self._driver.config)  # raises ModelNotFound

@@ -97,9 +97,6 @@ class Record(msgspec.Struct, eq=False):
         """Under the client's own request id where it gave a sane one."""
         return cls(request_id_of(presented))
 
-    def note_people(self, headers: Mapping[str, str]) -> None:
-        self.person, self.chat = people_of(headers)
-
     def headers(self) -> dict[str, str]:
         told = {"x-request-id": self.request_id, "request-id": self.request_id}
         if self.profile is not None:

@@ -35,7 +35,7 @@ from supervisor.web.batching import Batches, read_wish
 from supervisor.web.bodies import Body, read_body
 from supervisor.web.contents import read
 from supervisor.web.conversation import by_name
-from supervisor.web.demands import Demands, without_tools
+from supervisor.web.demands import without_tools
 from supervisor.web.dialects import told
 from supervisor.web.driving import Driver, Lease
 from supervisor.web.front import Front
@@ -49,7 +49,7 @@ from supervisor.web.openai import error_headers
 from supervisor.web.patience import hurried, limits_of
 from supervisor.web.protocol import check_head
 from supervisor.web.realtime import check_handshake, relay_socket
-from supervisor.web.record import RECORD, Record
+from supervisor.web.record import RECORD, Record, people_of
 from supervisor.web.relay import Spliced, relay
 from supervisor.web.routes import ROUTES, Route, dialect_of
 from supervisor.web.shortway import ShortWay
@@ -103,8 +103,6 @@ class Router:
         What no one foresaw goes on to the connection, which tells an answer that has begun from one that has not.
         """
         record = request[RECORD] = _record(request)
-        record.note_people(request.headers)
-        record.path = request.path
         try:
             response = await self._answered(request, handler, record)
         except asyncio.CancelledError:
@@ -165,7 +163,6 @@ class Router:
         ask = self._weighed(self._known(self._ask(request, body, route, source), request), body)
         async with self._traffic.watched(request[RECORD], ask):
             if route.path == EMBEDDINGS and isinstance(body.data, bytes) and (wish := read_wish(body.data)):
-                request[RECORD].model = ask.model[:LONGEST_NAME]
                 alone = partial(self._pass_on, request, body, ask)
                 return await self._batches.serve(wish, ask, request[RECORD], alone)
             return await self._pass_on(request, body, ask)
@@ -178,9 +175,9 @@ class Router:
         return replace(ask, model=self._kept.continued(name, ask))
 
     def _known(self, ask: Ask, request: web.Request) -> Ask:
-        """With what its headers tell: its conversation, its way here, the name to ask for it by."""
+        """With what its headers tell: its conversation, its way here, the name to ask for it by. Takes it down."""
         record, named = request[RECORD], by_name(request.headers, ask.source, ask.model)
-        record.hops = hops_of(request.headers)
+        record.model, record.hops = ask.model[:LONGEST_NAME], hops_of(request.headers)
         conversation = named or ask.conversation
         known = {"hops": record.hops, "request": record.request_id, "person": record.person or ""}
         return replace(ask, conversation=conversation, **known)
@@ -201,7 +198,6 @@ class Router:
         self, request: web.Request, body: Body, ask: Ask, tried: frozenset[str] = frozenset()
     ) -> web.StreamResponse:
         ask = replace(ask, tried=request.get(TRIED, tried))
-        request[RECORD].model = ask.model[:LONGEST_NAME]
         body.demands.check_any(self._profiles(ask.model))
         waiting = Waiting(request, ask, self._driver)
         return await self._served(request, ask, waiting.lease, partial(self._to, request, body, waiting))
@@ -227,31 +223,15 @@ class Router:
     ) -> web.StreamResponse:
         keep = partial(self._kept.note, source=ask.source)
         record, peer = request[RECORD], lease.peer
-        fitted = body if peer else self._fitted(body, body.demands, lease.configured, record)
         return await relay(
             request,
-            self._named(request, fitted, ask, lease),
+            body if peer else _fitted(body, request, ask.model, lease.configured),
             lease,
             record,
             limits_of(ask, self._driver.config, lease),
             waiting.signs,
             begun=partial(keep, lease) if request.path == RESPONSES and not peer else None,
         )
-
-    def _fitted(self, body: Body, demands: Demands, profile: Profile, record: Record) -> Body:
-        """Without the tools that the engine would refuse. Raises BadRequest for what it may not be given."""
-        demands.check(profile)
-        if not demands.drops_tools(profile):
-            return body
-        record.dropped = "tools"
-        return Body(without_tools(body.data))
-
-    def _named(self, request: web.Request, body: Body, ask: Ask, lease: Lease) -> Body:
-        """With a name that the engine knows: it may have been asked for by another. A peer is asked as we were."""
-        if lease.peer or request.content_type != "application/json":
-            return body
-        profile = lease.configured
-        return body if ask.model in names_of(profile) else Body(with_model(body.data, profile.model))
 
     async def _serve_kept(self, request: web.Request, route: Route, source: str) -> web.StreamResponse:
         profile = self._kept.profile_of(request.match_info["id"], source)
@@ -264,7 +244,6 @@ class Router:
         check_handshake(request)
         model = self._hearing(request, route)
         ask = self._known(Ask(model, source, tasks=route.tasks, stream=True), request)
-        request[RECORD].model = ask.model[:LONGEST_NAME]
         async with self._traffic.watched(request[RECORD], ask):
             return await self._served(request, ask, self._driver.lease, partial(self._to_socket, request))
 
@@ -311,9 +290,22 @@ class Router:
         return web.Response(body=await self._metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
+def _fitted(body: Body, request: web.Request, model: str, profile: Profile) -> Body:
+    """As an engine of `profile` takes it: without tools that it would refuse, and by a name that it knows, where
+    `model` is another. Raises BadRequest for what it may not be given."""
+    body.demands.check(profile)
+    if body.demands.drops_tools(profile):
+        request[RECORD].dropped, body = "tools", Body(without_tools(body.data))
+    if model in names_of(profile) or request.content_type != "application/json":
+        return body
+    return Body(with_model(body.data, profile.model))
+
+
 def _record(request: web.Request) -> Record:
     """Of a request that the short way gave up, the same one: it goes on from there."""
-    record, client = Record.of(request.headers.get("x-request-id")), request.protocol
+    headers, client = request.headers, request.protocol
+    record = Record.of(headers.get("x-request-id"))
+    record.path, (record.person, record.chat) = request.path, people_of(headers)
     if isinstance(client, Front) and (failed := client.failed) is not None:
         client.failed, request[TRIED] = None, failed.tried
         record.request_id, record.started = failed.request_id, failed.started
