@@ -137,10 +137,13 @@ class Answer:
         self._stand()
         self._owner = _NOBODY  # no cycle is left for the garbage collector to find
 
-    @property
-    def whole(self) -> bool:
-        """Whether the client was written its stream's last event, and has not left the others untaken."""
-        return self._started and self.passing.events and self.passing.ended() and not self._connection.stalled
+    def left(self) -> None:
+        """The client has gone, or was cut off because it took nothing more."""
+        stalled, record = self._connection.stalled, self._record
+        record.whole = self._started and self.passing.events and self.passing.ended() and not stalled
+        record.left()
+        if stalled:
+            record.error = "client_stalled"
 
     # From the engine
 
@@ -322,7 +325,7 @@ class Answer:
 
     def _break_off(self, why: LlmdError, *, is_open: bool = True) -> None:
         """Say what happened, where there is a place to say it, and cut."""
-        self._record.status, self._record.error, self._record.code = why.status, why.message, why.code
+        self._record.broke_off(why)
         self.keeps = False
         if is_open and self.passing.events and not self.passing.failed:
             self._client.write(self._framed(dialects.event(why, self._dialect)))

@@ -367,9 +367,8 @@ def _share(lease: Lease, members: Sequence[Member], body: bytes) -> None:
     for member, (part, count) in zip(members, parts, strict=True):
         if member.part.done():  # its client has left, and its record is closed
             continue
-        record = member.record
-        record.profile, record.reason, record.queued = lease.profile, lease.reason, lease.queued
-        record.hit, record.prompt = lease.hit, count
+        member.record.went(lease)
+        member.record.prompt = count
         member.part.set_result(part)
 
 

@@ -190,7 +190,7 @@ async def break_off(
     request: web.Request, begun: web.StreamResponse, error: LlmdError, record: Record
 ) -> None:
     """Tell the error in the stream and cut the connection: a clean end would pass for success."""
-    record.status, record.error, record.code = error.status, error.code, error.code
+    record.refused(error)
     with contextlib.suppress(ConnectionResetError):
         await begun.write(dialects.event(error, dialect_of(request.path)))
     if request.transport is not None:

@@ -101,7 +101,7 @@ def _failure(error: aiohttp.ClientError | OSError, lease: Lease, limits: Limits)
 
 
 def _cut(request: web.Request, record: Record, why: LlmdError) -> None:
-    record.status, record.error, record.code = why.status, why.message, why.code
+    record.broke_off(why)
     if request.transport is not None:
         request.transport.close()
 
@@ -120,8 +120,7 @@ def _note_end(record: Record, lease: Lease, client: Side, engine: Side) -> None:
     """A client that said goodbye, or heard it, has not left."""
     record.whole = client.close_code not in (None, _CUT) or engine.close_code is not None
     if engine.close_code == _CUT:
-        why = EngineFailed(f"{who(lease)} broke off a websocket")
-        record.status, record.error, record.code = why.status, why.message, why.code
+        record.broke_off(EngineFailed(f"{who(lease)} broke off a websocket"))
 
 
 async def _both_ways(

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 import msgspec
 from aiohttp import web
 
+from supervisor.errors import LlmdError
 from supervisor.host.logbook import now, tell, thin
+from supervisor.web.driving import Lease
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _LEFT = 499
@@ -126,6 +128,19 @@ class Record(msgspec.Struct, eq=False):
             "ttft_ms": self.ttft_ms,
             "queue_ms": self.queue_ms,
         }
+
+    def went(self, lease: Lease) -> None:
+        """To the place that is leased for it."""
+        self.profile, self.reason = lease.profile, lease.reason
+        self.queued, self.hit = lease.queued, lease.hit
+
+    def refused(self, error: LlmdError | type[LlmdError]) -> None:
+        """Its words are the client's alone: they may quote what was asked."""
+        self.status, self.error, self.code = error.status, error.code, error.code
+
+    def broke_off(self, error: LlmdError) -> None:
+        """An answer under way; the words are llmd's own."""
+        self.status, self.error, self.code = error.status, error.message, error.code
 
     def left(self) -> None:
         """Its client has gone; not, where llmd itself has cut it."""

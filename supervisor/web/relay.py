@@ -59,9 +59,7 @@ async def relay(
             return _refused(request, answer)
         return Spliced(request, record.status, answer.keeps)
     except asyncio.CancelledError:
-        record.whole = answer.whole
-        if request.protocol.stalled:
-            record.error = "client_stalled"
+        answer.left()
         raise
     finally:
         answer.close()

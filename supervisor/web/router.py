@@ -109,8 +109,7 @@ class Router:
             record.left()
             raise
         except Exception:
-            record.status, record.error = InternalError.status, InternalError.code
-            record.code = InternalError.code
+            record.refused(InternalError)
             raise
         finally:
             if request.path not in _UNRECORDED and not request.path.startswith(UI):
@@ -209,8 +208,7 @@ class Router:
             lease: Lease | None = None
             try:
                 async with wait(ask) as lease:
-                    record.profile, record.reason, record.queued = lease.profile, lease.reason, lease.queued
-                    record.hit = lease.hit
+                    record.went(lease)
                     return await serve(ask, lease)
             except EngineDied as error:
                 ask, before = await elsewhere(self._driver, ask, lease, error), error
@@ -332,6 +330,6 @@ def _allowed(error: web.HTTPException) -> dict[str, str]:
 def _refusal(
     error: LlmdError, request: web.Request, record: Record, more: Mapping[str, str] | None = None
 ) -> web.Response:
-    record.status, record.error, record.code = error.status, error.code, error.code
+    record.refused(error)
     headers = {**error_headers(error), **record.headers(), **(more or {})}
     return web.json_response(told(error, dialect_of(request.path)), status=error.status, headers=headers)

@@ -202,10 +202,7 @@ class Exchange:
 
     def left(self) -> None:
         record = self._record
-        record.whole = self._answer.whole
-        record.left()
-        if self._client.stalled:
-            record.error = "client_stalled"
+        self._answer.left()
         if self._task is not None:
             self._task.cancel()
         if record.first is not None:
@@ -241,7 +238,7 @@ class Exchange:
 
     def _refuse(self, error: LlmdError) -> None:
         record = self._record
-        record.status, record.error, record.code = error.status, error.code, error.code
+        record.refused(error)
         if self._held:
             self._answer.tell(error)
             self._end(False)
