@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from supervisor.errors import LlmdError
+from supervisor.errors import BadRequest, EngineFailed, LlmdError
 from supervisor.web.openai import error_body
 from supervisor.web.routes import Dialect
 
@@ -67,15 +67,27 @@ def retold(status: int, body: bytes, dialect: Dialect) -> bytes | None:
     if status < 400:
         return None
     said = _read(body)
-    error = said.get("error", said.get("detail"))
-    words = error.get("message") if isinstance(error, dict) else error
-    if not isinstance(words, str):
-        words = f"the engine answered with status {status}" if error is None else json.dumps(error)
+    error, words = said.get("error"), _words(said) or f"the engine answered with status {status}"
     if dialect == "anthropic":
         return json.dumps(_anthropic(status, words)).encode()
     if isinstance(error, dict) and "message" in error and "type" not in said:
         return None
     return json.dumps({"error": _openai(status, words)}).encode()
+
+
+def as_error(status: int, body: bytes) -> LlmdError:
+    """The same for a client to whom no status can be sent any more: its words under the nearest kind."""
+    said = _read(body)
+    error, words = said.get("error"), _words(said) or f"the engine answered with status {status}"
+    if status >= 500:
+        return EngineFailed(words, retry_after=5)
+    param = error.get("param") if isinstance(error, dict) else None
+    return BadRequest(words, param=param if isinstance(param, str) else None)
+
+
+def words_of(body: bytes) -> str | None:
+    """What a refusal says, in whatever shape; None where it says nothing."""
+    return _words(_read(body))
 
 
 def _read(body: bytes) -> dict[str, Any]:
@@ -85,6 +97,12 @@ def _read(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}
+
+
+def _words(said: Mapping[str, Any]) -> str | None:
+    error = said.get("error", said.get("detail"))
+    words = error.get("message") if isinstance(error, dict) else error
+    return words if isinstance(words, str) or error is None else json.dumps(error)
 
 
 def _anthropic(status: int, message: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from aiohttp import web
 from supervisor.config import Config
 from supervisor.config.models import Hold
 from supervisor.core.routing import Ask
-from supervisor.errors import BadRequest, EngineFailed, LlmdError
+from supervisor.errors import LlmdError
 from supervisor.web import dialects
 from supervisor.web.driving import Driver, Lease
 from supervisor.web.record import RECORD, Record
@@ -195,15 +195,3 @@ async def break_off(
         await begun.write(dialects.event(error, dialect_of(request.path)))
     if request.transport is not None:
         request.transport.close()  # what is written still goes out; the chunk that ends an answer does not
-
-
-def retold(status: int, body: bytes) -> LlmdError:
-    """An engine's refusal, for a client to whom no status can be sent any more: its words under the nearest kind."""
-    try:
-        told = json.loads(body)["error"]
-        message, param = str(told["message"]), told.get("param")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        message, param = f"the engine answered with status {status}", None
-    if status < 500:
-        return BadRequest(message, param=param if isinstance(param, str) else None)
-    return EngineFailed(message, retry_after=5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 from msgspec.structs import replace
@@ -29,14 +28,6 @@ def hops_of(headers: Mapping[str, str]) -> int:
 def is_unwilling(status: int) -> bool:
     """Whether a peer's answer says that it, not the request, is at fault."""
     return status in _UNWILLING or 300 <= status < 400  # a redirect could lead its key anywhere
-
-
-def words_of(body: bytes) -> str:
-    """A peer's own words for an error, where it has OpenAI's shape."""
-    try:
-        return f": {json.loads(body)['error']['message']}"[:500]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
 
 
 async def elsewhere(driver: Driver, ask: Ask, lease: Lease | None, error: EngineDied) -> Ask:

@@ -14,12 +14,15 @@ from supervisor.web import dialects, heads
 from supervisor.web.answer import Answer, who
 from supervisor.web.bodies import Body
 from supervisor.web.driving import Lease
-from supervisor.web.holding import BEGUN, Signs, retold
-from supervisor.web.onward import is_unwilling, words_of
+from supervisor.web.holding import BEGUN, Signs
+from supervisor.web.onward import is_unwilling
 from supervisor.web.patience import Limits
 from supervisor.web.protocol import Connection
 from supervisor.web.record import Record
 from supervisor.web.routes import dialect_of
+
+_LONGEST_QUOTE = 500
+"""Letters of a peer's own words for an error."""
 
 
 async def relay(
@@ -140,7 +143,7 @@ def _refused(request: web.Request, answer: Answer) -> web.StreamResponse:
     """What the engine refuses, in the shape that the client reads. Raises it where the head of a stream is out."""
     status, said = answer.head.status, bytes(answer.refusal or b"")
     if BEGUN in request:
-        raise retold(status, said)
+        raise dialects.as_error(status, said)
     kept, told = refusal(answer, request.path)
     headers = CIMultiDict((name.decode("latin-1"), value.decode("latin-1")) for name, value in kept)
     return web.Response(status=status, body=told, headers=headers)
@@ -158,7 +161,9 @@ def refusal(answer: Answer, path: str) -> tuple[list[tuple[bytes, bytes]], bytes
 def check_refusal(status: int, said: bytes, lease: Lease) -> None:
     """Raises EngineUnwilling, EngineFailed where the fault is not the request's."""
     if lease.peer and is_unwilling(status):
-        raise EngineUnwilling(f"{who(lease)} answered {status}{words_of(said)}", retry_after=5)
+        words = dialects.words_of(said)
+        why = f": {words[:_LONGEST_QUOTE]}" if words else ""
+        raise EngineUnwilling(f"{who(lease)} answered {status}{why}", retry_after=5)
     if status in (401, 403):  # our key, not the client's
         why = f"{who(lease)} did not accept llmd's key"
         raise EngineFailed(why, log=lease.log_tail(), retry_after=5)

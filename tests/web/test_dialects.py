@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from supervisor.errors import EngineFailed, ModelNotFound, NotAvailable, Overloaded, Unauthorized
-from supervisor.web.dialects import MARKS, event, retold, told
+from supervisor.errors import BadRequest, EngineFailed, ModelNotFound, NotAvailable, Overloaded, Unauthorized
+from supervisor.web.dialects import MARKS, as_error, event, retold, told
 from supervisor.web.passing import Events, Passing
 
 MISSING = {"error": {"message": "1 validation error", "type": "Bad Request", "param": "body.x", "code": 400}}
@@ -68,6 +68,25 @@ def test_what_is_no_known_error_is_told_by_its_status_alone(said: bytes) -> None
     assert body is not None
     error = {"message": words, "type": "api_error", "param": None, "code": 500}
     assert json.loads(body) == {"error": error}
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "404"),
+        (b"[]", "404"),
+        (b"{}", "404"),
+        (b"[" * 100_000, "404"),
+        (b'{"error": "Unauthorized"}', "Unauthorized"),
+        (b'{"detail": "Not Found"}', "Not Found"),
+    ],
+)
+def test_a_refusal_that_comes_after_the_head_is_raised_in_its_words_or_by_its_status(
+    body: bytes, words: str
+) -> None:
+    assert isinstance(as_error(404, body), BadRequest)
+    assert words in as_error(404, body).message
+    assert isinstance(as_error(500, body), EngineFailed)
 
 
 def test_what_is_no_error_is_left() -> None:

@@ -14,8 +14,8 @@ from cold import ANSWER, ASK, World, cold_world
 
 from supervisor.config import Config
 from supervisor.core.routing import Ask
-from supervisor.errors import BadRequest, EngineFailed, NotAvailable
-from supervisor.web.holding import COMMENT, retold, sign, signs_of, stated_timeout
+from supervisor.errors import NotAvailable
+from supervisor.web.holding import COMMENT, sign, signs_of, stated_timeout
 
 DEAD = NotAvailable("llama_0 failed to start: CUDA out of memory", retry_after=30)
 
@@ -260,15 +260,6 @@ def test_signs_of_life_are_events_that_the_route_has(mode: Any, path: str, start
     said = sign(mode, path, "llama", "r", "Loading")
     assert said.startswith(start)
     assert said.endswith(b"\n\n")
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"[]", b"[" * 50_000, b"{}", b'{"error": "Unauthorized"}', b'{"detail": "Not Found"}']
-)
-def test_a_refusal_that_says_nothing_is_told_by_its_status(body: bytes) -> None:
-    assert isinstance(retold(404, body), BadRequest)
-    assert "404" in retold(404, body).message
-    assert isinstance(retold(500, body), EngineFailed)
 
 
 @pytest.mark.parametrize("text", ["", "soon", "nan", "inf", "-1", "0"])
