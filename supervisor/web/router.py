@@ -30,14 +30,15 @@ from supervisor.errors import (
 from supervisor.web import catalogue, openapi
 from supervisor.web.asking import ask_of
 from supervisor.web.auth import Keyring, presented_key
-from supervisor.web.batching import PATH as EMBEDDINGS
-from supervisor.web.batching import Batches, read_wish
+from supervisor.web.batching import Batches
 from supervisor.web.bodies import Body, read_body
 from supervisor.web.contents import read
 from supervisor.web.conversation import by_name
 from supervisor.web.demands import without_tools
 from supervisor.web.dialects import told
 from supervisor.web.driving import Driver, Lease
+from supervisor.web.embeddings import PATH as EMBEDDINGS
+from supervisor.web.embeddings import read_wish
 from supervisor.web.front import Front
 from supervisor.web.health import health
 from supervisor.web.holding import BEGUN, Waiting, break_off

@@ -18,8 +18,8 @@ import pytest_asyncio
 
 from supervisor.config import Config, Profile, Server
 from supervisor.web.auth import Keyring
-from supervisor.web.batching import merged, read_wish, split
 from supervisor.web.dialects import MARKS, retold
+from supervisor.web.embeddings import merged, read_wish, split
 from supervisor.web.passing import Events
 from supervisor.web.server import Server as Port
 from tests.real.conftest import SMALL, real_vllm

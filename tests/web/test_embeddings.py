@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.web.batching import NoAnswer, Wish, merged, read_wish, shares, split
+from supervisor.web.embeddings import NoAnswer, Wish, merged, read_wish, shares, split
 
 TEXTS = st.lists(st.text(), min_size=1, max_size=5)
 IDS = st.lists(st.lists(st.integers(0, 9999), max_size=4), min_size=1, max_size=5)
