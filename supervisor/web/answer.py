@@ -13,9 +13,10 @@ from typing import Protocol
 
 import httptools
 
-from supervisor.errors import EngineFailed, EngineSilent, LlmdError, Withdrawn
+from supervisor.errors import EngineSilent, LlmdError, Withdrawn
 from supervisor.host.upstream import Broken, Connection, Head
 from supervisor.web import dialects, heads
+from supervisor.web.blame import blame
 from supervisor.web.dialects import MARKS
 from supervisor.web.driving import Lease
 from supervisor.web.holding import READS, Signs, sign
@@ -191,7 +192,7 @@ class Answer:
                 self._flow()
 
     def fail(self, error: Broken) -> None:
-        self._fail(error, self._failed(str(error)))
+        self._fail(error, blame(self._lease, str(error)))
 
     # From the client's connection, and from people
 
@@ -245,7 +246,7 @@ class Answer:
             self.lost()
             return False
         if done and data in (b"", _LAST_CHUNK) and self._is_short():
-            self._refuse(self._failed("ended its answer before it began"))
+            self._refuse(blame(self._lease, "ended its answer before it began"))
             return False
         if self._tell_first is not None:
             self._tell_first(data)
@@ -296,13 +297,13 @@ class Answer:
     def _fail_within(self, data: bytes) -> None:
         """The engine itself told of an error, which is the last that goes on."""
         self._send(data, False)
-        self._break_off(self._failed("broke off with an error"))
+        self._break_off(blame(self._lease, "broke off with an error"))
 
     def _end(self, data: bytes) -> None:
         if self._is_short():
             kept = self._withhold(data)
             self._send(kept or b"", False)
-            self._break_off(self._failed("ended its answer too early"), is_open=kept is not None)
+            self._break_off(blame(self._lease, "ended its answer too early"), is_open=kept is not None)
         else:
             self._over = True
             self._stand()
@@ -345,7 +346,7 @@ class Answer:
             what = TOO_LONG
         elif not self._started:
             what = f"did not begin to answer within {self._limits.first:g} s"
-        error = EngineSilent(f"{who(self._lease)} {what}", log=self._lease.log_tail(), retry_after=5)
+        error = blame(self._lease, what, EngineSilent)
         self._fail(error, error)
 
     def _fail(self, early: Broken | LlmdError, late: LlmdError) -> None:
@@ -356,9 +357,6 @@ class Answer:
             self._break_off(late)
         else:
             self._refuse(early)
-
-    def _failed(self, what: str) -> EngineFailed:
-        return EngineFailed(f"{who(self._lease)} {what}", log=self._lease.log_tail(), retry_after=5)
 
     def _head_for_client(self) -> bytes:
         kept, own = heads.for_client(self.head.headers), self._record.head()
@@ -372,7 +370,3 @@ class Answer:
         if self.head.length is not None:
             return b"Content-Length: %d\r\n" % self.head.length + close
         return close
-
-
-def who(lease: Lease) -> str:
-    return f"the peer {lease.profile}" if lease.peer else f"the engine of {lease.profile}"

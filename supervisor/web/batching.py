@@ -25,6 +25,7 @@ from msgspec.structs import replace
 
 from supervisor.core.routing import Ask
 from supervisor.errors import EngineFailed, EngineSilent, NotAvailable
+from supervisor.web.blame import blame, who
 from supervisor.web.driving import Driver, Lease
 from supervisor.web.embeddings import PATH, NoAnswer, Wish, merged, split
 from supervisor.web.patience import in_time
@@ -186,7 +187,7 @@ class Batches:
         if 400 <= status < 500 and status not in (401, 403):
             return
         if status != 200:
-            raise EngineFailed(f"the engine of {lease.profile} answered {status}", log=lease.log_tail())
+            raise EngineFailed(f"{who(lease)} answered {status}", log=lease.log_tail())
         _share(lease, members, body)
 
     async def _failed(self, lease: Lease, members: Sequence[Member], error: EngineFailed) -> None:
@@ -208,11 +209,9 @@ class Batches:
             ):
                 return reply.status, await _bounded(reply)
         except TimeoutError as error:
-            what = f"the engine of {lease.profile} did not answer in time"
-            raise EngineSilent(what, log=lease.log_tail(), retry_after=5) from error
+            raise blame(lease, "did not answer in time", EngineSilent) from error
         except (aiohttp.ClientError, OSError) as error:
-            what = f"the engine of {lease.profile} did not answer ({type(error).__name__})"
-            raise EngineFailed(what, log=lease.log_tail(), retry_after=5) from error
+            raise blame(lease, f"did not answer ({type(error).__name__})") from error
 
 
 async def _gathered(batch: Batch, wait: float) -> None:
@@ -246,7 +245,7 @@ def _share(lease: Lease, members: Sequence[Member], body: bytes) -> None:
         names = [member.record.request_id for member in members]
         parts = split(body, [member.wish for member in members], names)
     except NoAnswer as error:
-        what = f"the engine of {lease.profile} gave an answer that is none: {error}"
+        what = f"{who(lease)} gave an answer that is none: {error}"
         raise EngineFailed(what, log=lease.log_tail()) from error
     lease.used(sum(count for _, count in parts), None)
     for member, (part, count) in zip(members, parts, strict=True):

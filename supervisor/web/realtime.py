@@ -15,12 +15,11 @@ from aiohttp import WSMsgType, web
 from supervisor.errors import BadRequest, EngineFailed, EngineSilent, EngineUnwilling, LlmdError, Withdrawn
 from supervisor.host.peers import HOPS
 from supervisor.host.upstream import Broken, Gone
-from supervisor.web.answer import who
+from supervisor.web.blame import blame, translated
 from supervisor.web.driving import Lease
 from supervisor.web.onward import is_unwilling
 from supervisor.web.patience import CANCELLED, TOO_LONG, Limits
 from supervisor.web.record import Record
-from supervisor.web.relay import translated
 
 _HEARTBEAT = 30.0
 """Seconds between pings; a side that does not answer them is gone."""
@@ -83,11 +82,9 @@ def _asked(request: web.Request, lease: Lease, record: Record) -> tuple[str, dic
     return url, headers | {HOPS: str(record.hops + 1)}
 
 
-def _refusal(status: int, lease: Lease) -> LlmdError:
-    what = f"{who(lease)} took no websocket: it answered {status}"
-    if lease.peer and is_unwilling(status):
-        return EngineUnwilling(what, retry_after=5)
-    return EngineFailed(what, log=lease.log_tail(), retry_after=5)
+def _refusal(status: int, lease: Lease) -> EngineFailed:
+    kind = EngineUnwilling if lease.peer and is_unwilling(status) else EngineFailed
+    return blame(lease, f"took no websocket: it answered {status}", kind)
 
 
 def _failure(error: aiohttp.ClientError | OSError, lease: Lease, limits: Limits) -> EngineFailed:
@@ -95,8 +92,7 @@ def _failure(error: aiohttp.ClientError | OSError, lease: Lease, limits: Limits)
     if isinstance(error, aiohttp.ClientConnectionError | ConnectionError):
         return translated(Gone(f"took no websocket ({kind})"), lease)
     if isinstance(error, TimeoutError):
-        what = f"{who(lease)} did not take a websocket within {limits.first:g} s"
-        return EngineSilent(what, log=lease.log_tail(), retry_after=5)
+        return blame(lease, f"did not take a websocket within {limits.first:g} s", EngineSilent)
     return translated(Broken(f"took no websocket ({kind})"), lease)
 
 
@@ -120,7 +116,7 @@ def _note_end(record: Record, lease: Lease, client: Side, engine: Side) -> None:
     """A client that said goodbye, or heard it, has not left."""
     record.whole = client.close_code not in (None, _CUT) or engine.close_code is not None
     if engine.close_code == _CUT:
-        record.broke_off(EngineFailed(f"{who(lease)} broke off a websocket"))
+        record.broke_off(blame(lease, "broke off a websocket"))
 
 
 async def _both_ways(

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict
 
-from supervisor.errors import EngineDied, EngineFailed, EngineUnwilling, LlmdError
-from supervisor.host.upstream import Broken, Gone, Unread
+from supervisor.errors import EngineFailed, EngineUnwilling, LlmdError
+from supervisor.host.upstream import Broken, Unread
 from supervisor.web import dialects, heads
-from supervisor.web.answer import Answer, who
+from supervisor.web.answer import Answer
+from supervisor.web.blame import blame, translated
 from supervisor.web.bodies import Body
 from supervisor.web.driving import Lease
 from supervisor.web.holding import BEGUN, Signs
@@ -133,12 +134,6 @@ async def _sent(asking: _Asking, answer: Answer, lease: Lease, head: bytes, body
         await asking.begins
 
 
-def translated(error: Broken, lease: Lease) -> EngineFailed:
-    """What went wrong before the first byte. A peer's failure is another's chance, whatever it was."""
-    kind = EngineDied if isinstance(error, Gone) or lease.peer else EngineFailed
-    return kind(f"{who(lease)} {error}", log=lease.log_tail(), retry_after=5)
-
-
 def _refused(request: web.Request, answer: Answer) -> web.StreamResponse:
     """What the engine refuses, in the shape that the client reads. Raises it where the head of a stream is out."""
     status, said = answer.head.status, bytes(answer.refusal or b"")
@@ -163,10 +158,9 @@ def check_refusal(status: int, said: bytes, lease: Lease) -> None:
     if lease.peer and is_unwilling(status):
         words = dialects.words_of(said)
         why = f": {words[:_LONGEST_QUOTE]}" if words else ""
-        raise EngineUnwilling(f"{who(lease)} answered {status}{why}", retry_after=5)
+        raise blame(lease, f"answered {status}{why}", EngineUnwilling)
     if status in (401, 403):  # our key, not the client's
-        why = f"{who(lease)} did not accept llmd's key"
-        raise EngineFailed(why, log=lease.log_tail(), retry_after=5)
+        raise blame(lease, "did not accept llmd's key")
 
 
 def note_usage(answer: Answer, lease: Lease, record: Record) -> None:

@@ -22,6 +22,7 @@ from supervisor.host.upstream import Broken, Connection, Unread
 from supervisor.web import dialects, heads
 from supervisor.web.answer import Answer
 from supervisor.web.auth import Keyring, presented_key
+from supervisor.web.blame import translated
 from supervisor.web.contents import read
 from supervisor.web.conversation import session_of
 from supervisor.web.driving import Driver, Lease
@@ -32,7 +33,7 @@ from supervisor.web.openai import error_headers
 from supervisor.web.patience import limits_of
 from supervisor.web.plain import LONGEST_HEAD, Head, read_head
 from supervisor.web.record import Record, people_of, request_id_of
-from supervisor.web.relay import check_refusal, note_usage, own_head, refusal, translated
+from supervisor.web.relay import check_refusal, note_usage, own_head, refusal
 from supervisor.web.routes import GENERATE, dialect_of
 from supervisor.web.traffic import Traffic
 
