@@ -35,6 +35,7 @@ from supervisor.host.activity import Wanted
 from supervisor.host.chronicle import stamp
 from supervisor.host.logbook import log
 from supervisor.host.logstream import DAEMON, Entry, Logs
+from supervisor.web import query
 from supervisor.web.driving import Driver
 from supervisor.web.invitation import invite
 from supervisor.web.protocol import Runner
@@ -44,9 +45,6 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _SO_PEERGROUPS = 59
 """Of asm-generic/socket.h, since Linux 4.13; Python has no name for it."""
-
-LONGEST = 366 * 86400.0
-"""Seconds that a mode may be forced for."""
 
 _MOST = 100_000
 """Decisions or requests in one answer."""
@@ -63,7 +61,7 @@ class LoanWish(msgspec.Struct, frozen=True):
     borrower: str
     gpus: tuple[int | str, ...]
     size: Annotated[int, msgspec.Meta(ge=MIB)]
-    ttl: Annotated[float, msgspec.Meta(gt=0, lt=LONGEST)]
+    ttl: Annotated[float, msgspec.Meta(gt=0, lt=query.LONGEST)]
     pid: int | None = None
     held: bool = False
 
@@ -138,16 +136,15 @@ class AdminServer:
 
     async def _decisions(self, request: web.Request) -> web.StreamResponse:
         """`model`: a model or profile; `since`: seconds back; `limit`: the newest so many."""
-        limit, since = _limit(request), _seconds(request, "since")
+        limit, since = query.limit(request, _MOST), query.duration(request, "since")
         found = await self._driver.decisions(request.query.get("model"), since, limit)
         return web.json_response({"decisions": found})
 
     async def _activity(self, request: web.Request) -> web.StreamResponse:
         """As `decisions`, and `key`: a source; `failed`, `totals`: 1."""
-        query, limit, since = request.query, _limit(request), _seconds(request, "since")
-        after = None if since is None else stamp(datetime.now(UTC) - timedelta(seconds=since))
-        wanted = Wanted(query.get("model"), query.get("key"), after, query.get("failed") == "1")
-        if query.get("totals") == "1":
+        asked, limit = request.query, query.limit(request, _MOST)
+        wanted = Wanted(asked.get("model"), asked.get("key"), _since(request), asked.get("failed") == "1")
+        if asked.get("totals") == "1":
             totals = await self._driver.register.ask(lambda activity: activity.totals(wanted))
             return web.json_response({"totals": totals})
         requests = await self._driver.register.ask(lambda activity: activity.requests(wanted, limit))
@@ -160,7 +157,7 @@ class AdminServer:
         return web.json_response(await self._driver.reload())
 
     async def _set_mode(self, request: web.Request) -> web.StreamResponse:
-        seconds = _seconds(request, "seconds")
+        seconds = query.duration(request, "seconds")
         return web.json_response(
             {"message": await self._driver.operators.set_mode(request.match_info["name"], seconds)}
         )
@@ -213,8 +210,7 @@ class AdminServer:
     async def _all_logs(self, request: web.Request) -> web.StreamResponse:
         """JSON lines: how many entries there are, those, and with `follow` each new one. `profile`: its log alone;
         `since`: seconds back; `limit`: the newest so many."""
-        limit, since = _limit(request), _seconds(request, "since")
-        after = None if since is None else stamp(datetime.now(UTC) - timedelta(seconds=since))
+        limit, after = query.limit(request, _MOST), _since(request)
         logs = Logs(self._paths(request.query.get("profile")))
         past = await asyncio.to_thread(logs.past, limit, after)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
@@ -252,26 +248,10 @@ def _entry(entry: Entry) -> bytes:
     return json.dumps(asdict(entry)).encode() + b"\n"
 
 
-def _limit(request: web.Request) -> int:
-    """How many to answer with. Raises BadRequest."""
-    limit = request.query.get("limit", "100")
-    if not limit.isdecimal() or not 0 < int(limit[:9]) <= _MOST:
-        raise BadRequest(f"limit={limit!r} is not 1 to {_MOST}", param="limit")
-    return int(limit)
-
-
-def _seconds(request: web.Request, name: str) -> float | None:
-    """A duration in the query; None where it is absent. Raises BadRequest."""
-    given = request.query.get(name)
-    if given is None:
-        return None
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = -1.0
-    if not 0 < seconds < LONGEST:
-        raise BadRequest(f"{name}={given!r} is no number of seconds", param=name)
-    return seconds
+def _since(request: web.Request) -> str | None:
+    """The moment that is `since` seconds back, as logs date their lines. Raises BadRequest."""
+    since = query.duration(request, "since")
+    return None if since is None else stamp(datetime.now(UTC) - timedelta(seconds=since))
 
 
 def profile_named(name: str, config: Config) -> str:

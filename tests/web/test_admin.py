@@ -158,7 +158,8 @@ async def test_decisions(driver: FakeDriver, client: aiohttp.ClientSession) -> N
 
 
 @pytest.mark.parametrize(
-    "query", ["since=-1", "since=soon", "since=nan", "limit=0", "limit=x", "limit=999999"]
+    "query",
+    ["since=-1", "since=soon", "since=nan", "limit=0", "limit=x", "limit=999999", "limit=00000000999999"],
 )
 async def test_what_decisions_are_not_asked_for_like(client: aiohttp.ClientSession, query: str) -> None:
     async with client.get(f"/decisions?{query}") as answer:

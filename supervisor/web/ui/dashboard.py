@@ -15,6 +15,7 @@ from aiohttp import web
 
 from supervisor.errors import BadRequest, Forbidden, LlmdError, RouteNotFound, Unauthorized
 from supervisor.host.logbook import log
+from supervisor.web import query
 from supervisor.web.auth import Keyring
 from supervisor.web.driving import Driver
 from supervisor.web.invitation import invite
@@ -49,8 +50,6 @@ _LONGEST_FORM = 8192
 _MOST_DECISIONS = 500
 _PATIENCE = 1.0
 """Seconds that a button waits for what came of it: most refusals come at once."""
-
-_LONGEST_FORCED = 366 * 86400.0
 
 
 class Dashboard:
@@ -189,10 +188,8 @@ class Dashboard:
 
     async def _decisions(self, request: web.Request) -> web.StreamResponse:
         """`about`: a model or profile; `limit`: the newest so many."""
-        limit = request.query.get("limit", "100")
-        if not limit.isdecimal() or not 0 < int(limit[:9]) <= _MOST_DECISIONS:
-            raise BadRequest(f"limit={limit!r} is not 1 to {_MOST_DECISIONS}", param="limit")
-        found = await self._driver.decisions(request.query.get("about") or None, None, int(limit))
+        limit = query.limit(request, _MOST_DECISIONS)
+        found = await self._driver.decisions(request.query.get("about") or None, None, limit)
         return web.json_response({"decisions": found})
 
     async def _why(self, request: web.Request) -> web.StreamResponse:
@@ -262,13 +259,7 @@ class Dashboard:
 
     async def _set_mode(self, request: web.Request) -> str:
         """`hours`: how long; without it until told otherwise."""
-        given = request.query.get("hours")
-        try:
-            seconds = None if given is None else float(given) * 3600
-        except ValueError:
-            seconds = -1.0
-        if seconds is not None and not 0 < seconds < _LONGEST_FORCED:
-            raise BadRequest(f"hours={given!r} is no number of hours", param="hours")
+        seconds = query.duration(request, "hours", "hours")
         return await self._driver.operators.set_mode(request.match_info["name"], seconds)
 
     async def _reload(self, request: web.Request) -> str:
