@@ -1,20 +1,39 @@
 """The configuration as frozen models: what may be written, and the defaults. Durations are seconds, sizes bytes.
 
-What one file contradicts in itself or another is `checks`' business; here each value is judged alone.
+What a value may be is said in `values`; what one file contradicts in itself or another is `checks`' business.
 """
 
 from __future__ import annotations
 
 import re
-import zoneinfo
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from supervisor.config.quantities import Bytes, Seconds, SecondsOrNever, TimeOfDay, wrong
+from supervisor.config.values import (
+    Command,
+    Count,
+    Cron,
+    Drafting,
+    Env,
+    FilePath,
+    Gpu,
+    Host,
+    KeyHash,
+    Listen,
+    ListOf,
+    ModelName,
+    Name,
+    Share,
+    Strings,
+    Text,
+    Timezone,
+    Url,
+)
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -28,137 +47,12 @@ DEFAULT_UTILIZATION = 0.92
 """vLLM's own default for --gpu-memory-utilization; always passed, so that its changes cannot surprise."""
 
 
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _path(value: object) -> object:
-    return Path(_text(value)) if isinstance(value, str) and value else value
-
-
-def _text(value: str) -> str:
-    if "\0" in value:
-        raise wrong("a NUL character cannot be passed to a program", "leave it out")
-    return value
-
-
-def _variable(value: str) -> str:
-    if not value or "=" in value:
-        raise wrong(f"{value!r} is no name of a variable", "write one without =")
-    return _text(value)
-
-
-def _listen(value: str) -> str:
-    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):(\d{1,5})", value)
-    if match is None or int(match[2]) > 65535:
-        raise wrong(f"{value!r} is no address", 'write "127.0.0.1:8000", "[::1]:8000" or "tailscale:8000"')
-    return value
-
-
-def _url(value: str) -> str:
-    """Where its /v1 is found, without that; what is wrong is not repeated: it may hold a password."""
-    if not re.fullmatch(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?(/[\w./~-]*)?", value):
-        raise wrong(
-            "this is no URL of a server", 'write "https://HOST:PORT", without a name or a password in it'
-        )
-    return value.rstrip("/").removesuffix("/v1")
-
-
-def _gpu(value: object) -> object:
-    if type(value) is int and value >= 0:
-        return value
-    if isinstance(value, str) and re.fullmatch(
-        r"GPU-[0-9a-fA-F-]+|([0-9a-fA-F]+:)?[0-9a-fA-F]+:[\w.]+", value
-    ):
-        return value
-    raise wrong(f"{value!r} names no GPU", 'write an index such as 0, a UUID "GPU-..." or a PCI id "01:00.0"')
-
-
-def _model_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*", value):
-        raise wrong(f"{value!r} is no model name", "write letters, digits and . _ : / @ -, without spaces")
-    return value
-
-
-def _hash(value: str) -> str:
-    if not re.fullmatch(r"sha256:[0-9a-f]{64}", value):
-        raise wrong("this is no key hash", 'write "sha256:" and 64 lower-case hex digits')
-    return value
-
-
-def _timezone(value: str) -> str:
-    try:
-        zoneinfo.ZoneInfo(value)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        raise wrong(
-            f"this host knows no time zone {value!r}", 'write an IANA name such as "Europe/Berlin"'
-        ) from None
-    return value
-
-
-def _host(value: str) -> str:
-    if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", value):
-        raise wrong(f"{value!r} is no host name", 'write it in small letters, such as "images.example.org"')
-    return value
-
-
-def _drafting(value: dict[str, object]) -> dict[str, object]:
-    if not {"method", "model"} & set(value):
-        raise wrong(
-            "it says neither method nor model", 'write { method = "ngram", num_speculative_tokens = 4 }'
-        )
-    return value
-
-
-Text = Annotated[str, AfterValidator(_text)]
-Name = Annotated[str, Field(min_length=1), AfterValidator(_text)]
-Env = dict[Annotated[str, AfterValidator(_variable)], Text]
-Strings = Annotated[tuple[Text, ...], BeforeValidator(_tuple)]
-Command = Annotated[tuple[Text, ...], BeforeValidator(_tuple), Field(min_length=1)]
-FilePath = Annotated[Path, BeforeValidator(_path)]
-Listen = Annotated[str, AfterValidator(_listen)]
-Gpu = Annotated[int | str, BeforeValidator(_gpu)]
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-_CRON = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
-_CRON_NAMES: dict[str, tuple[str, ...]] = {
-    "weekday": ("sun", "mon", "tue", "wed", "thu", "fri", "sat"),
-    "month": ("", "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"),
-}
-
-
-def _cron(value: str) -> str:
-    """Five fields of numbers, names, ranges, lists and steps, as cron knows them."""
-    fields = value.split()
-    instead = 'write minute, hour, day, month and weekday, such as "0 8 * * 1-5"'
-    if len(fields) != len(_CRON):
-        raise wrong(f"{value!r} has {len(fields)} fields instead of five", instead)
-    for field, (name, low, high) in zip(fields, _CRON, strict=True):
-        for part in field.lower().split(","):
-            span, slash, step = part.partition("/")
-            ends = [] if span == "*" else [_cron_number(end, name) for end in span.split("-")]
-            good = span == "*" or (len(ends) <= 2 and all(low <= end <= high for end in ends))
-            ordered = len(ends) < 2 or ends[0] <= ends[1] or name == "weekday"
-            if not good or not ordered or (slash and not re.fullmatch(r"[1-9]\d?", step)):
-                raise wrong(f"{field!r} is no {name} of cron", instead)
-    return value
-
-
-def _cron_number(text: str, name: str) -> int:
-    names = _CRON_NAMES.get(name, ())
-    if text and text in names:
-        return names.index(text)
-    return int(text) if re.fullmatch(r"\d{1,2}", text) else -1
-
-
 class Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Server(Frozen):
-    listen: Annotated[tuple[Listen, ...], BeforeValidator(_tuple), Field(min_length=1)] = ("127.0.0.1:8000",)
+    listen: Annotated[ListOf[Listen], Field(min_length=1)] = ("127.0.0.1:8000",)
     admin_socket: FilePath = Path("/run/llmd/llmd.sock")
     admin_group: str | None = None
     state_dir: FilePath = Path("/var/lib/llmd")
@@ -259,7 +153,7 @@ class Key(Frozen):
     """Where the API key of one source is found; the table's name is the source."""
 
     env: str | None = None
-    hash: Annotated[str, AfterValidator(_hash)] | None = None
+    hash: KeyHash | None = None
     file: FilePath | None = None
     priority: Priority = "interactive"
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
@@ -292,7 +186,7 @@ class Routing(Frozen):
 class Peer(Frozen):
     """Another OpenAI-compatible server that takes requests for its models; the table's name is the peer's."""
 
-    url: Annotated[str, AfterValidator(_url)]
+    url: Url
     key_env: str | None = None
     key_file: FilePath | None = None
     models: Strings = ()
@@ -317,7 +211,7 @@ class Peer(Frozen):
 
 class Mode(Frozen):
     start: TimeOfDay
-    timezone: Annotated[str, AfterValidator(_timezone)] | None = None
+    timezone: Timezone | None = None
     """IANA name; None is the host's."""
     profiles: Strings = ()
     """Empty: every profile that no other mode names."""
@@ -332,11 +226,11 @@ class Mode(Frozen):
 class ProfileFile(Frozen):
     """profiles/NAME.toml, as written."""
 
-    model: Annotated[str, AfterValidator(_model_name)]
-    weights: Annotated[Text, Field(min_length=1)]
+    model: ModelName
+    weights: Name
     task: Task = "generate"
     device: Literal["gpu", "cpu"] = "gpu"
-    gpus: Annotated[tuple[Gpu, ...], BeforeValidator(_tuple)] = ()
+    gpus: ListOf[Gpu] = ()
     max_model_len: Count | None = None
     gpu_memory_utilization: Share | None = None
     vram: Bytes | None = None
@@ -348,7 +242,7 @@ class ProfileFile(Frozen):
     """Instead of engine.first_token_timeout."""
     idle_ttl: SecondsOrNever = 1800.0
     """None: never stopped for being idle."""
-    warm: Annotated[tuple[Annotated[str, AfterValidator(_cron)], ...], BeforeValidator(_tuple)] = ()
+    warm: ListOf[Cron] = ()
     """When to start it although nobody asks: lines of cron, in the host's time zone."""
     pin: bool = False
     """Never evicted, never stopped for being idle."""
@@ -359,7 +253,7 @@ class ProfileFile(Frozen):
     """Give up the GPU by vLLM's sleep mode where host memory allows, instead of stopping."""
     sleep_after: SecondsOrNever = None
     """Idle seconds until it sleeps; None: only when its place is needed."""
-    lora: dict[Annotated[str, AfterValidator(_model_name)], Annotated[Text, Field(min_length=1)]] = {}
+    lora: dict[ModelName, Name] = {}
     """Adapter -> its Hugging Face name or directory. Each can be asked for by name, as a model can."""
     batch_inputs: Count = 32
     """Most inputs of requests for embeddings that are merged into one; 1 merges none."""
@@ -373,11 +267,9 @@ class ProfileFile(Frozen):
     reasoning_parser: Name | None = None
     chat_template: Name | None = None
     """A file, or the template itself."""
-    speculative: Annotated[dict[str, str | int | float | bool], AfterValidator(_drafting)] | None = None
+    speculative: Drafting | None = None
     """vLLM's --speculative-config."""
-    allowed_media_domains: Annotated[
-        tuple[Annotated[str, AfterValidator(_host)], ...], BeforeValidator(_tuple)
-    ] = ()
+    allowed_media_domains: ListOf[Host] = ()
     """Hosts that images, audio and video may be fetched from; none: only data: URLs."""
     args: Strings = ()
     env: Env = {}
