@@ -25,6 +25,25 @@ _MODELS_TIMEOUT = 5.0
 _METRICS_TIMEOUT = 2.0
 _LONGEST_VERSION = 100
 
+_FIRST: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "generate": (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1},
+    ),
+    "embed": ("/v1/embeddings", {"input": "Hi"}),
+    "rerank": ("/v1/rerank", {"query": "Hi", "documents": ["Hi"]}),
+    "classify": ("/classify", {"input": "Hi"}),
+    "pool": ("/pooling", {"input": "Hi"}),
+    "transcribe": ("/v1/audio/transcriptions", {}),
+}
+"""Task -> the route of its first request, and its body but for the model."""
+
+_INSTEAD: Mapping[str, tuple[int, str, Mapping[str, Any]]] = {
+    "generate": (400, "/v1/completions", {"prompt": "Hi", "max_tokens": 1}),
+    "rerank": (404, "/score", {"text_1": "Hi", "text_2": "Hi"}),
+}
+"""Where that is answered with this status, another: a base model has no chat template, an older reranker a score."""
+
 
 class ProbeFailed(EngineFailed):
     """The engine did not answer as one that serves would; the message has its status and words."""
@@ -45,25 +64,12 @@ async def tiny_request(socket: Path, key: str, task: str, model: str, timeout: f
     Returns when it was served, raises ProbeFailed otherwise. Health says that an engine listens, only this
     that it computes.
     """
-    if task == "generate":
-        status, words = await _post(socket, key, "/v1/chat/completions", _chat(model), timeout)
-        if status == 400:  # a base model: no chat template
-            body = {"model": model, "prompt": "Hi", "max_tokens": 1}
-            status, words = await _post(socket, key, "/v1/completions", body, timeout)
-    elif task == "embed":
-        body = {"model": model, "input": "Hi"}
-        status, words = await _post(socket, key, "/v1/embeddings", body, timeout)
-    elif task in ("classify", "pool"):
-        path = "/classify" if task == "classify" else "/pooling"
-        status, words = await _post(socket, key, path, {"model": model, "input": "Hi"}, timeout)
-    elif task == "transcribe":
-        status, words = await _post(socket, key, "/v1/audio/transcriptions", _speech(model), timeout)
-    else:
-        rerank: dict[str, Any] = {"model": model, "query": "Hi", "documents": ["Hi"]}
-        status, words = await _post(socket, key, "/v1/rerank", rerank, timeout)
-        if status == 404:
-            score = {"model": model, "text_1": "Hi", "text_2": "Hi"}
-            status, words = await _post(socket, key, "/score", score, timeout)
+    path, fields = _FIRST[task]
+    body = _speech(model) if task == "transcribe" else {"model": model, **fields}
+    status, words = await _post(socket, key, path, body, timeout)
+    if task in _INSTEAD and status == _INSTEAD[task][0]:
+        _, path, fields = _INSTEAD[task]
+        status, words = await _post(socket, key, path, {"model": model, **fields}, timeout)
     if status != 200:
         raise ProbeFailed(f"{model} answered a first request of task {task!r} with {status}: {words[:500]}")
 
@@ -116,10 +122,6 @@ def listener(socket: Path) -> int | None:
         credentials = client.getsockopt(sockets.SOL_SOCKET, sockets.SO_PEERCRED, struct.calcsize("3i"))
     pid: int = struct.unpack("3i", credentials)[0]
     return pid
-
-
-def _chat(model: str) -> dict[str, Any]:
-    return {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
 
 
 def _speech(model: str) -> aiohttp.FormData:

@@ -92,7 +92,6 @@ async def test_health_of_nobody(tmp_path: Path) -> None:
         ("generate", "/v1/chat/completions"),
         ("embed", "/v1/embeddings"),
         ("rerank", "/v1/rerank"),
-        ("score", "/v1/rerank"),
     ],
 )
 async def test_the_smallest_request_of_each_task(engine: Engine, task: str, path: str) -> None:
