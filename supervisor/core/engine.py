@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
 import math
-from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -19,6 +17,7 @@ from supervisor.core.learned import Learned
 from supervisor.core.ledger import Claim
 from supervisor.core.lifecycle import COMING, HOLDING, LEAVING, RESTLESS, State, Step, advance
 from supervisor.core.progress import Progress
+from supervisor.core.replies import Replies
 from supervisor.core.routing import Ask
 
 FIRST_GUESS_LOAD = 60.0
@@ -29,12 +28,6 @@ FIRST_GUESS_WAKE = 3.0
 
 FIRST_GUESS_SERVICE = 10.0
 """Seconds that a request is taken to last before one was measured."""
-
-FIRST_GUESS_OUTPUT = 512
-"""Tokens that a reply is taken to have before replies were counted."""
-
-REMEMBERED = 64
-"""Replies whose length is remembered."""
 
 
 class Granted(msgspec.Struct, frozen=True, gc=False):
@@ -98,8 +91,7 @@ class Engine:
     """The fleet's ageing term when it was last asked for."""
     service: float | None = None
     """Seconds that a request holds its lease, a moving mean."""
-    outputs: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
-    _ordered: list[int] = field(default_factory=list)
+    replies: Replies = field(default_factory=Replies)
     kv_tokens: int | None = None
     squeezed: str | None = None
     """Why it may not be given more requests although it is ready: others have taken its headroom."""
@@ -228,12 +220,11 @@ class Engine:
     def needs(self, ask: Ask) -> tuple[int, int]:
         """(tokens that a reply may have, tokens that it may come to hold in the KV cache).
 
-        A reply has what nine of ten had, no more than asked for; none when pooling. vLLM clamps both together to the
-        context.
+        A reply has the usual, no more than asked for; none when pooling. vLLM clamps both together to the context.
         """
-        profile, output, usual = self.profile, 0, self._ordered
+        profile, output = self.profile, 0
         if profile.task == "generate":
-            output = usual[len(usual) * 9 // 10] if usual else FIRST_GUESS_OUTPUT
+            output = self.replies.usual
             if ask.max_tokens is not None and ask.max_tokens < output:
                 output = ask.max_tokens
         wanted, window = ask.tokens + output, profile.max_model_len
@@ -302,13 +293,6 @@ class Engine:
     def idle_seconds(self, now: float) -> float | None:
         """Since its last request ended; None while it has some, or never came up."""
         return None if self.leases or self.idle_since is None else round(now - self.idle_since, 1)
-
-    def wrote(self, tokens: int) -> None:
-        """A reply had so many."""
-        if len(self.outputs) == REMEMBERED:
-            del self._ordered[bisect.bisect_left(self._ordered, self.outputs[0])]
-        self.outputs.append(tokens)
-        bisect.insort(self._ordered, tokens)
 
     def served(self, seconds: float) -> None:
         """A request was over after `seconds`."""

@@ -60,7 +60,7 @@ def _(event: events.Left, fleet: Fleet) -> None:
     if engine is None:
         return  # its profile went, and then it died
     if event.output is not None:
-        engine.wrote(event.output)
+        engine.replies.add(event.output)
     if event.prompt is not None:
         learning.counted(fleet, engine, granted.letters, event.prompt)
     engine.served(fleet.now - granted.at)
