@@ -58,32 +58,31 @@ class Engine:
 
     profile: Profile
     state: State = State.COLD
-    incarnation: str | None = None
-    wanted: bool = False
-    """Someone asked for it: an operator, or the restart after a crash while serving."""
-    foreseen_at: float | None = None
-    """When its weights were last read ahead."""
-    patient_until: float = -math.inf
-    """How long its start waits for its place: the calendar gives it time, a person is told at once."""
-    pinned_by_hand: bool = False
-    """A person asked that it stays; until it is stopped, or that word is taken back."""
     since: float = 0.0
     """When the present state was entered."""
     deadline: float | None = None
-    """When the present state must be looked at again."""
+    """When it must be looked at again."""
 
-    devices: tuple[str, ...] = ()
-    reserved: dict[str, int] = field(default_factory=dict)
-    measured: dict[str, int] = field(default_factory=dict)
-    """Bytes that its tree holds by device, from the last survey."""
-    before: dict[str, Before] = field(default_factory=dict)
-    """Device -> what settling is proven against."""
+    # What people and the calendar want of it
+
+    wanted: bool = False
+    """Someone asked for it: an operator, or the restart after a crash while serving."""
+    patient_until: float = -math.inf
+    """How long its start waits for its place: the calendar gives it time, a person is told at once."""
+    foreseen_at: float | None = None
+    """When its weights were last read ahead."""
+    pinned_by_hand: bool = False
+    """A person asked that it stays; until it is stopped, or that word is taken back."""
+    start_tickets: list[str] = field(default_factory=list)
+    stop_tickets: list[str] = field(default_factory=list)
+    """Operators' questions that are answered when it is ready, and when it has stopped."""
+
+    # What requests make of it
 
     leases: dict[str, int] = field(default_factory=dict)
     """Lease -> KV cache tokens that it may come to need."""
     promised: int = 0
     """The sum of those."""
-    idle_since: float | None = None
     ready_since: float = 0.0
     last_used: float = 0.0
     rate: Rate = field(default_factory=Rate)
@@ -92,7 +91,25 @@ class Engine:
     service: float | None = None
     """Seconds that a request holds its lease, a moving mean."""
     replies: Replies = field(default_factory=Replies)
+
+    # The present incarnation: over with `clear`
+
+    incarnation: str | None = None
+    devices: tuple[str, ...] = ()
+    reserved: dict[str, int] = field(default_factory=dict)
+    """Bytes that are promised to it by device."""
+    measured: dict[str, int] = field(default_factory=dict)
+    """Bytes that its tree holds by device, from the last survey."""
+    before: dict[str, Before] = field(default_factory=dict)
+    """Device -> what settling is proven against."""
+    progress: Progress | None = None
+    loading_since: float | None = None
+    """When it began to load or to wake."""
     kv_tokens: int | None = None
+    """What its KV cache holds, from its log."""
+    proven: bool = False
+    """It has served: its end is a crash, no failed start."""
+    idle_since: float | None = None
     squeezed: str | None = None
     """Why it may not be given more requests although it is ready: others have taken its headroom."""
 
@@ -105,25 +122,22 @@ class Engine:
     """Its memory was seen to have come back after it fell asleep."""
     lain: dict[str, int] = field(default_factory=dict)
     """What was promised to it by device while it slept, from the decision to wake it until it is told to."""
-    start_tickets: list[str] = field(default_factory=list)
-    stop_tickets: list[str] = field(default_factory=list)
 
-    progress: Progress | None = None
-    loading_since: float | None = None
-    was_loading: bool = False
-    """The stop began before it was ready: vLLM then swallows the first SIGTERM."""
     retired: bool = False
     """It goes because that was decided: a crash on the way out starts nothing again."""
-    outdated: bool = False
-    """What it was started with is no longer configured: with this incarnation the whole record is over."""
+    was_loading: bool = False
+    """The stop began before it was ready: vLLM then swallows the first SIGTERM."""
     terminated: int = 0
-    """SIGTERMs sent to this incarnation."""
+    """SIGTERMs that it was sent."""
     gone_at: float | None = None
     """When the last process of the tree was gone."""
     survivors: tuple[int, ...] = ()
+    """Processes that outlive their kill."""
 
-    proven: bool = False
-    """This incarnation has served: its end is a crash, no failed start."""
+    # How incarnations end
+
+    outdated: bool = False
+    """What it was started with is no longer configured: with this incarnation the whole record is over."""
     failure: Failure | None = None
     """Why this incarnation ended; decides what follows settling."""
     last_failure: Failure | None = None
@@ -134,7 +148,10 @@ class Engine:
     left_because: str | None = None
     """Why it was last taken down."""
     failures: list[float] = field(default_factory=list)
+    """When those were that count for the restart policy."""
     starts: int = 0
+
+    # What was learned of it
 
     learned: Learned = field(default_factory=Learned)
     formerly: Learned | None = None
@@ -347,16 +364,13 @@ class Engine:
 
     def clear(self) -> None:
         """Back to holding nothing: the incarnation is over."""
-        self.incarnation = None
-        self.devices = ()
-        self.reserved.clear()
-        self.measured.clear()
-        self.before.clear()
-        self.lain.clear()
-        self.progress = self.loading_since = self.idle_since = None
+        self.incarnation, self.devices = None, ()
+        for held in (self.reserved, self.measured, self.before, self.lain):
+            held.clear()
+        self.progress = self.loading_since = self.kv_tokens = self.idle_since = self.squeezed = None
+        self.proven = self.going_to_sleep = self.settled = self.retired = self.was_loading = False
+        self.asleep, self.slept_at = 0, None
         self.terminated, self.gone_at, self.survivors = 0, None, ()
-        self.was_loading = self.retired = self.going_to_sleep = self.settled = self.proven = False
-        self.asleep, self.slept_at, self.kv_tokens, self.squeezed = 0, None, None, None
 
     def __repr__(self) -> str:
         return f"<{self.name} {self.state} {self.incarnation or '-'} {len(self.leases)} in flight>"
