@@ -43,12 +43,12 @@ async def relay(
     the request to another: what was sent to an engine that lives is never sent again, it may have been carried out.
     """
     assert isinstance(request.protocol, Connection)
-    asking = _Asking(request)
+    awaited = _Awaited(request)
     answer = Answer(
         request.protocol,
         lease,
         record,
-        asking,
+        awaited,
         limits,
         signs,
         keeps=request.keep_alive and request.version >= HttpVersion11,
@@ -57,8 +57,8 @@ async def relay(
         first=begun,
     )
     try:
-        await _asked(asking, answer, lease, _head(request, len(body), lease, record), body)
-        await asking.over
+        await _asked(awaited, answer, lease, _head(request, len(body), lease, record), body)
+        await awaited.over
         if answer.refusal is not None:
             return _refused(request, answer)
         return Spliced(request, record.status, answer.keeps)
@@ -71,7 +71,7 @@ async def relay(
             note_usage(answer, lease, record)
 
 
-class _Asking:
+class _Awaited:
     """Owns an answer on behalf of a coroutine. `begins` raises what came instead of the first byte."""
 
     def __init__(self, request: web.Request) -> None:
@@ -101,10 +101,10 @@ class _Asking:
                 future.set_result(None)
 
 
-async def _asked(asking: _Asking, answer: Answer, lease: Lease, head: bytes, body: Body) -> None:
+async def _asked(awaited: _Awaited, answer: Answer, lease: Lease, head: bytes, body: Body) -> None:
     """Until the first byte went to the client, or the engine refused. The lease is told of what fails."""
     try:
-        await _sent(asking, answer, lease, head, body)
+        await _sent(awaited, answer, lease, head, body)
         if answer.refusal is not None:
             check_refusal(answer.head.status, bytes(answer.refusal), lease)
     except Broken as error:
@@ -116,22 +116,20 @@ async def _asked(asking: _Asking, answer: Answer, lease: Lease, head: bytes, bod
     lease.answered()
 
 
-async def _sent(asking: _Asking, answer: Answer, lease: Lease, head: bytes, body: Body) -> None:
+async def _sent(awaited: _Awaited, answer: Answer, lease: Lease, head: bytes, body: Body) -> None:
     """A kept connection may be one that the engine is just closing: then once more, on a fresh one."""
     connection = lease.pool.free() or await lease.pool.open()
-    answer.attach(connection)
-    connection.ask(head, body.data, answer)
-    try:
-        await asking.begins
-    except Unread:
-        if not connection.reused:
-            raise
-        asking.begin_anew()
-        answer.begin_anew()
-        connection = await lease.pool.open()
+    while True:
         answer.attach(connection)
         connection.ask(head, body.data, answer)
-        await asking.begins
+        try:
+            return await awaited.begins
+        except Unread:
+            if not connection.reused:
+                raise
+        awaited.begin_anew()
+        answer.begin_anew()
+        connection = await lease.pool.open()
 
 
 def _refused(request: web.Request, answer: Answer) -> web.StreamResponse:
