@@ -24,7 +24,7 @@ from supervisor.core.routing import Ask
 from supervisor.errors import LlmdError
 from supervisor.web import dialects
 from supervisor.web.driving import Driver, Lease
-from supervisor.web.record import RECORD, Record
+from supervisor.web.record import RECORD
 from supervisor.web.routes import dialect_of
 
 BEGUN = web.RequestKey("begun", web.StreamResponse)
@@ -186,11 +186,9 @@ def _event(data: object, name: str | None = None) -> bytes:
 # When it goes wrong after the head was sent
 
 
-async def break_off(
-    request: web.Request, begun: web.StreamResponse, error: LlmdError, record: Record
-) -> None:
+async def break_off(request: web.Request, begun: web.StreamResponse, error: LlmdError) -> None:
     """Tell the error in the stream and cut the connection: a clean end would pass for success."""
-    record.refused(error)
+    request[RECORD].refused(error)
     with contextlib.suppress(ConnectionResetError):
         await begun.write(dialects.event(error, dialect_of(request.path)))
     if request.transport is not None:

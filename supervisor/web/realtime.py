@@ -19,7 +19,7 @@ from supervisor.web.blame import blame, translated
 from supervisor.web.driving import Lease
 from supervisor.web.onward import is_unwilling
 from supervisor.web.patience import CANCELLED, TOO_LONG, Limits
-from supervisor.web.record import Record
+from supervisor.web.record import RECORD, Record
 
 _HEARTBEAT = 30.0
 """Seconds between pings; a side that does not answer them is gone."""
@@ -37,18 +37,16 @@ def check_handshake(request: web.Request) -> None:
         raise BadRequest(f"{request.path} is for websockets")
 
 
-async def relay_socket(
-    request: web.Request, lease: Lease, record: Record, limits: Limits
-) -> web.StreamResponse:
+async def relay_socket(request: web.Request, lease: Lease, limits: Limits) -> web.StreamResponse:
     """Raises LlmdError as long as the client's handshake was not answered. Only EngineDied leaves it to another."""
+    record = request[RECORD]
     async with await _reached(request, lease, record, limits) as engine:
         client = web.WebSocketResponse(heartbeat=_HEARTBEAT, max_msg_size=_LARGEST)
         client.headers.update(record.headers())
         await client.prepare(request)
-        record.status, record.cut = 101, partial(_cut, request, record, Withdrawn(CANCELLED))
-        with _for_so_long(
-            record.started + limits.total, partial(_cut, request, record, EngineSilent(f"it {TOO_LONG}"))
-        ):
+        cut = partial(_cut, request)
+        record.status, record.cut = 101, partial(cut, Withdrawn(CANCELLED))
+        with _for_so_long(record.started + limits.total, partial(cut, EngineSilent(f"it {TOO_LONG}"))):
             await _both_ways(client, engine, partial(_note_end, record, lease))
     return client
 
@@ -96,8 +94,8 @@ def _failure(error: aiohttp.ClientError | OSError, lease: Lease, limits: Limits)
     return translated(Broken(f"took no websocket ({kind})"), lease)
 
 
-def _cut(request: web.Request, record: Record, why: LlmdError) -> None:
-    record.broke_off(why)
+def _cut(request: web.Request, why: LlmdError) -> None:
+    request[RECORD].broke_off(why)
     if request.transport is not None:
         request.transport.close()
 

@@ -19,7 +19,7 @@ from supervisor.web.holding import BEGUN, Signs
 from supervisor.web.onward import is_unwilling
 from supervisor.web.patience import Limits
 from supervisor.web.protocol import Connection
-from supervisor.web.record import Record
+from supervisor.web.record import RECORD, Record
 from supervisor.web.routes import dialect_of
 
 _LONGEST_QUOTE = 500
@@ -30,7 +30,6 @@ async def relay(
     request: web.Request,
     body: Body,
     lease: Lease,
-    record: Record,
     limits: Limits,
     signs: Signs,
     *,
@@ -43,7 +42,7 @@ async def relay(
     the request to another: what was sent to an engine that lives is never sent again, it may have been carried out.
     """
     assert isinstance(request.protocol, Connection)
-    awaited = _Awaited(request)
+    record, awaited = request[RECORD], _Awaited(request)
     answer = Answer(
         request.protocol,
         lease,

@@ -124,11 +124,11 @@ class Router:
         except LlmdError as error:
             begun: web.StreamResponse | None = request.get(BEGUN)
             if begun is not None:
-                await break_off(request, begun, error, record)
+                await break_off(request, begun, error)
                 return begun
-            return _refusal(error, request, record)
+            return _refusal(error, request)
         except web.HTTPException as error:
-            return _refusal(_translated(error, request), request, record, _allowed(error))
+            return _refusal(_translated(error, request), request, _allowed(error))
         if record.first is None and record.error is None:  # else the relay has told what became of it
             record.status = response.status
         if not response.prepared:
@@ -221,12 +221,11 @@ class Router:
         self, request: web.Request, body: Body, waiting: Waiting, ask: Ask, lease: Lease
     ) -> web.StreamResponse:
         keep = partial(self._kept.note, source=ask.source)
-        record, peer = request[RECORD], lease.peer
+        peer = lease.peer
         return await relay(
             request,
             body if peer else _fitted(body, request, ask.model, lease.configured),
             lease,
-            record,
             limits_of(ask, self._driver.config, lease),
             waiting.signs,
             begun=partial(keep, lease) if request.path == RESPONSES and not peer else None,
@@ -247,8 +246,7 @@ class Router:
             return await self._served(request, ask, self._driver.lease, partial(self._to_socket, request))
 
     async def _to_socket(self, request: web.Request, ask: Ask, lease: Lease) -> web.StreamResponse:
-        limits = limits_of(ask, self._driver.config, lease)
-        return await relay_socket(request, lease, request[RECORD], limits)
+        return await relay_socket(request, lease, limits_of(ask, self._driver.config, lease))
 
     def _hearing(self, request: web.Request, route: Route) -> str:
         """The model of a websocket: vLLM's own clients name it later, in a message, when only one can be meant."""
@@ -328,9 +326,8 @@ def _allowed(error: web.HTTPException) -> dict[str, str]:
     return {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
 
 
-def _refusal(
-    error: LlmdError, request: web.Request, record: Record, more: Mapping[str, str] | None = None
-) -> web.Response:
+def _refusal(error: LlmdError, request: web.Request, more: Mapping[str, str] | None = None) -> web.Response:
+    record = request[RECORD]
     record.refused(error)
     headers = {**error_headers(error), **record.headers(), **(more or {})}
     return web.json_response(told(error, dialect_of(request.path)), status=error.status, headers=headers)
