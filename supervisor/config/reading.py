@@ -40,7 +40,6 @@ _WRITE = {
 }
 """pydantic's error types -> what a person should write; the names in braces are the error's own context."""
 
-
 _SECRET = {"keys", "env", "peers"}
 """Tables whose values are not repeated: somebody will write the key itself there."""
 

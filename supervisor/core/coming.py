@@ -11,7 +11,6 @@ from supervisor.core.lifecycle import STARTABLE, State, Step
 WAKE_SLACK = 5.0
 """Seconds after which the shell, which keeps the same limit, is taken to have nothing more to say."""
 
-
 FORESEEN = 600.0
 """Seconds that what was read ahead is taken to stay in the page cache."""
 

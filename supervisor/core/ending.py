@@ -17,7 +17,6 @@ SETTLED_SHARE = 0.9
 SETTLED_SLACK = 256 << 20
 """Bytes that count for nothing: readings of the parts are not of one moment."""
 
-
 KEPT = 640 * MIB
 """Bytes that a driver is taken to keep of a card of which no engine has told: those seen were at most this."""
 

@@ -44,7 +44,7 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     hops: int = 0
     """How often other llmds have passed it on."""
     tried: frozenset[str] = frozenset()
-    """Peers that failed it already."""
+    """Places that failed it already: peers, and an engine by its incarnation."""
     request: str = ""
     """The request's id, for those who ask why."""
     person: str = ""
@@ -179,10 +179,8 @@ def _fitting(
     ask: Ask, ranked: tuple[Candidate, ...], windows: dict[str, int | None]
 ) -> tuple[list[Candidate], list[Candidate]]:
     """Those whose context takes the request, and those who fall short."""
-    batched = (
-        bool(ask.tasks) and "generate" not in ask.tasks
-    )  # read one by one, each has the context to itself
-    tokens = ask.least if batched else ask.tokens
+    batched = bool(ask.tasks) and "generate" not in ask.tasks
+    tokens = ask.least if batched else ask.tokens  # read one by one, each has the context to itself
     short = context.too_short(tokens, ask.max_tokens, {c.profile: windows[c.profile] for c in ranked})
     kept = [candidate for candidate in ranked if candidate.profile not in short]
     return kept, [Candidate(name, reason) for name, reason in short.items()]

@@ -25,9 +25,8 @@ def knock(host: str, port: int) -> Door:
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as bound:
-            bound.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # as the daemon: old connections are no bar
+            # As the daemon: old connections are no bar.
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(address)
     except socket.gaierror:
         return Door(errno.EADDRNOTAVAIL)

@@ -25,11 +25,10 @@ PIECE = 256 << 10
 
 _LINE = re.compile(rb"([!#-'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\r\n\0]*)")
 _HEADS = 64
-"""That are remembered: the heads of an engine's answers are few, and the same for many."""
+"""Heads that are remembered: those of an engine's answers are few, and the same for many."""
 
 IDLE = 120.0
 """Seconds that a connection is kept for the next request; llmd has its engines wait for 300."""
-
 
 _NOTHING = memoryview(b"")
 
@@ -185,10 +184,8 @@ class Connection(asyncio.Protocol):
 
     def _send_on(self) -> None:
         while self._rest and not self._full and not self.transport.is_closing():
-            piece, self._rest = (
-                self._rest[:PIECE],
-                self._rest[PIECE:] or _NOTHING,
-            )  # an empty view keeps it all
+            piece = self._rest[:PIECE]
+            self._rest = self._rest[PIECE:] or _NOTHING  # an empty view of it would keep it all
             self.transport.write(piece)
 
     def _read_head(self, data: bytes, receiver: Receiver) -> bytes:

@@ -49,7 +49,6 @@ _TIMES = (
 _BEAT = 1.0
 """Seconds between two looks at the loop's lag."""
 
-
 CROWD = 16
 """Requests that are added up at once: the code is at hand then, which it is not between two requests."""
 

@@ -20,8 +20,6 @@ SLOWEST = 1 << 10
 """Bytes of a body that must have come in each `body_timeout`: a byte now and then holds no connection open."""
 
 CANCELLED = "cancelled by an operator of this host"
-
-
 TOO_LONG = "took longer than a request may take in all (server.request_timeout)"
 
 

@@ -62,9 +62,7 @@ class Traffic:
         """What was asked of no model (a list of models, a wrong key) is no traffic."""
         if record.model is None:
             return
-        made = (
-            record.completion if record.written is None else record.written
-        )  # counted on the way, it counts once
+        made = record.completion if record.written is None else record.written  # counted on the way: once
         self._written[record.profile or ""] += made or 0
         self._recent.append((next(self._numbers), record))
 
