@@ -23,7 +23,7 @@ QUIET = 3600.0
 LEVELS = {Policy.QUARANTINE: "ERROR", Policy.APPLICATION: "WARNING", Policy.NOTE: "WARNING"}
 
 
-def reported(fleet: Fleet, event: XidReported) -> None:
+def reported(event: XidReported, fleet: Fleet) -> None:
     known = judge(event.xid)
     reading = fleet.ledger.reading(event.device)
     where = name_of(reading) if reading else event.device

@@ -31,7 +31,7 @@ class Transition:
         return engine.state is not State.READY and engine.ready_since < self.began
 
 
-def change(fleet: Fleet, event: ModeChanged) -> None:
+def change(event: ModeChanged, fleet: Fleet) -> None:
     """Take in what the calendar, or a person, says; begin a transition where the mode is another one."""
     before, fleet.rolled_back = fleet.mode, None
     next_at = None if event.next_in is None else fleet.now + event.next_in
@@ -59,7 +59,7 @@ def reconfigured(fleet: Fleet, event: ModeChanged | None, before: frozenset[str]
     if fleet.mode.name not in modes:
         fleet.mode, fleet.transition, fleet.rolled_back = Mode(), None, None
     if event is not None:
-        change(fleet, event)
+        change(event, fleet)
     lost = before - fleet.available
     for engine in fleet.engines.values():
         if engine.name in lost and not engine.outdated and not engine.retired:

@@ -145,15 +145,11 @@ def lingers(fleet: Fleet, waiter: Waiter) -> bool:
     if isinstance(first, Engine) and first.is_coming:
         worth = 0 <= first.seconds_left(fleet.now) <= until - fleet.now
     else:
-        serves = first.trouble is None if isinstance(first, Peer) else is_serving(first)
+        serves = first.trouble is None if isinstance(first, Peer) else first.is_serving
         worth = waiter.route.sticky and serves and fleet.queues.hopes_for(first.name) <= 1
     if worth and waiter.lease in fleet.queues:  # else it asks at once, and comes again
         fleet.look_again(until)
     return worth
-
-
-def is_serving(engine: Engine) -> bool:
-    return engine.state is State.READY and not engine.squeezed
 
 
 def place(fleet: Fleet, waiter: Waiter) -> bool:

@@ -222,6 +222,11 @@ class Engine:
         return self.profile.sleep and not self.learned.sleepless
 
     @property
+    def is_serving(self) -> bool:
+        """Ready, and given requests."""
+        return self.state is State.READY and not self.squeezed
+
+    @property
     def has_room(self) -> bool:
         """Whether it could take another request."""
         return self.state is State.READY and not self.squeezed and len(self.leases) < self.slots

@@ -42,7 +42,17 @@ def _(event: events.Ticked, fleet: Fleet) -> None:
     """Deadlines are looked at after every event."""
 
 
-on.register(arriving.arrive)
+for change in (
+    ailing.reported,
+    arriving.arrive,
+    calendar.change,
+    lending.ask,
+    peering.heard,
+    peering.lost,
+    reconfiguring.reconfigure,
+    release.release,
+):
+    on.register(change)
 
 
 @on.register
@@ -103,11 +113,6 @@ def _(event: events.DevicesRead, fleet: Fleet) -> None:
 
 
 @on.register
-def _(event: events.XidReported, fleet: Fleet) -> None:
-    ailing.reported(fleet, event)
-
-
-@on.register
 def _(event: events.Told, fleet: Fleet) -> None:
     if engine := fleet.current(event.incarnation):
         if event.weights:
@@ -130,15 +135,14 @@ def _(event: events.Slept, fleet: Fleet) -> None:
 
 @on.register
 def _(event: events.SleepFailed, fleet: Fleet) -> None:
-    engine = fleet.current(event.incarnation)
-    if engine and engine.state is State.SLEEPING and not engine.settled:
+    engine = fleet.current(event.incarnation, State.SLEEPING)
+    if engine and not engine.settled:
         sleeping.sleep_failed(fleet, engine, event.reason)
 
 
 @on.register
 def _(event: events.WakeFailed, fleet: Fleet) -> None:
-    engine = fleet.current(event.incarnation)
-    if engine and engine.state in (State.WAKING, State.ADOPTING):
+    if engine := fleet.current(event.incarnation, State.WAKING, State.ADOPTING):
         sleeping.wake_failed(fleet, engine, event.reason)
 
 
@@ -150,31 +154,27 @@ def _(event: events.SpawnFailed, fleet: Fleet) -> None:
 
 @on.register
 def _(event: events.Progressed, fleet: Fleet) -> None:
-    engine = fleet.current(event.incarnation)
-    if engine and engine.state in (State.STARTING, State.ADOPTING):
+    if engine := fleet.current(event.incarnation, State.STARTING, State.ADOPTING):
         engine.progress = event.progress or engine.progress
         engine.deadline = fleet.now + fleet.config.engine.start_timeout
 
 
 @on.register
 def _(event: events.ProbePassed, fleet: Fleet) -> None:
-    engine = fleet.current(event.incarnation)
-    if engine is None or engine.state not in (State.STARTING, State.ADOPTING, State.WAKING):
-        return
-    coming.serve(fleet, engine)
+    if engine := fleet.current(event.incarnation, State.STARTING, State.ADOPTING, State.WAKING):
+        coming.serve(fleet, engine)
 
 
 @on.register
 def _(event: events.Unhealthy, fleet: Fleet) -> None:
-    engine = fleet.current(event.incarnation)
-    if engine and engine.state in (State.READY, State.DRAINING):
+    if engine := fleet.current(event.incarnation, State.READY, State.DRAINING):
         ending.fail(fleet, engine, Failure(FailureClass.TRANSIENT, event.reason))
 
 
 @on.register
 def _(event: events.Exited, fleet: Fleet) -> None:
-    engine = fleet.current(event.incarnation)
-    if engine is None or engine.state not in LIVE:
+    engine = fleet.current(event.incarnation, *LIVE)
+    if engine is None:
         return
     if engine.state is State.STARTING:  # later its log may hold whatever a request contained
         learning.told_totals(fleet, engine, read_totals(event.tail))
@@ -185,8 +185,7 @@ def _(event: events.Exited, fleet: Fleet) -> None:
 
 @on.register
 def _(event: events.TreeGone, fleet: Fleet) -> None:
-    engine = fleet.current(event.incarnation)
-    if engine and engine.state is State.SETTLING:
+    if engine := fleet.current(event.incarnation, State.SETTLING):
         engine.survivors = ()
         ending.tree_is_gone(fleet, engine)
 
@@ -215,8 +214,7 @@ def _(event: events.Found, fleet: Fleet) -> None:
 
 @on.register
 def _(event: events.AdoptionFailed, fleet: Fleet) -> None:
-    engine = fleet.current(event.incarnation)
-    if engine and engine.state is State.ADOPTING:
+    if engine := fleet.current(event.incarnation, State.ADOPTING):
         engine.step(Step.RELEASE, fleet.now)
         engine.clear()
         fleet.order(orders.LetGo(event.incarnation, event.reason))
@@ -269,16 +267,6 @@ def _(event: events.SleepAsked, fleet: Fleet) -> None:
 
 
 @on.register
-def _(event: events.ReleaseAsked, fleet: Fleet) -> None:
-    release.release(fleet, event)
-
-
-@on.register
-def _(event: events.LoanAsked, fleet: Fleet) -> None:
-    lending.ask(fleet, event)
-
-
-@on.register
 def _(event: events.LoanEnded, fleet: Fleet) -> None:
     lending.end(fleet, event.name, event.reason)
 
@@ -291,26 +279,6 @@ def _(event: events.TicketDropped, fleet: Fleet) -> None:
         for tickets in (engine.start_tickets, engine.stop_tickets):
             if event.ticket in tickets:
                 tickets.remove(event.ticket)
-
-
-@on.register
-def _(event: events.PeerHeard, fleet: Fleet) -> None:
-    peering.heard(fleet, event)
-
-
-@on.register
-def _(event: events.PeerLost, fleet: Fleet) -> None:
-    peering.lost(fleet, event)
-
-
-@on.register
-def _(event: events.ModeChanged, fleet: Fleet) -> None:
-    calendar.change(fleet, event)
-
-
-@on.register
-def _(event: events.Reconfigured, fleet: Fleet) -> None:
-    reconfiguring.reconfigure(fleet, event)
 
 
 @on.register

@@ -192,8 +192,7 @@ class Fleet:
 
     def serves(self, incarnation: str) -> bool:
         """Whether this incarnation is still given requests."""
-        engine = self.current(incarnation)
-        return engine is not None and engine.state is State.READY
+        return self.current(incarnation, State.READY) is not None
 
     def home(self, conversation: str | None) -> str | None:
         """Where a conversation's beginning is still cached."""
@@ -219,9 +218,11 @@ class Fleet:
                 held.setdefault(device, []).append(claim)
         return held
 
-    def current(self, incarnation: str) -> Engine | None:
-        """The engine whose present incarnation this is; facts about older ones are void."""
-        return next((e for e in self.engines.values() if e.incarnation == incarnation), None)
+    def current(self, incarnation: str, *states: State) -> Engine | None:
+        """The engine whose present incarnation this is, in one of `states` (none: any); facts about older ones are
+        void."""
+        found = next((e for e in self.engines.values() if e.incarnation == incarnation), None)
+        return found if found and (not states or found.state in states) else None
 
     def reading(self, device: str) -> Reading:
         reading = self.ledger.reading(device)

@@ -45,7 +45,7 @@ class Loan:
         }
 
 
-def ask(fleet: Fleet, event: LoanAsked) -> None:
+def ask(event: LoanAsked, fleet: Fleet) -> None:
     imaginary = Profile(
         name=f"a loan to {event.borrower}", model=event.name, weights="none", gpus=event.gpus, vram=event.size
     )

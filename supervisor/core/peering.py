@@ -10,7 +10,7 @@ from supervisor.core.peer import Peer
 from supervisor.core.queueing import Waiter
 
 
-def heard(fleet: Fleet, event: PeerHeard) -> None:
+def heard(event: PeerHeard, fleet: Fleet) -> None:
     peer = fleet.peers.get(event.peer)
     if peer is None:
         return  # no longer configured
@@ -21,7 +21,7 @@ def heard(fleet: Fleet, event: PeerHeard) -> None:
         _note(fleet, "peer_up", f"peer {peer.name} answers, with {len(peer.listed)} models", "INFO", peer)
 
 
-def lost(fleet: Fleet, event: PeerLost) -> None:
+def lost(event: PeerLost, fleet: Fleet) -> None:
     peer = fleet.peers.get(event.peer)
     if peer is None:
         return

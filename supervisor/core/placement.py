@@ -213,9 +213,7 @@ def choose(fleet: Fleet, waiter: Waiter) -> Choice | LlmdError | Blocked:
             return Choice(engine.name)
     blocks = [way for way in ways.values() if isinstance(way, Blocked)]
     until = min((block.until for block in blocks if block.until is not None), default=None)
-    serving: list[Engine | Peer] = [
-        e for e in _engines(fleet, waiter) if e.is_coming or (e.state is State.READY and not e.squeezed)
-    ]
+    serving: list[Engine | Peer] = [e for e in _engines(fleet, waiter) if e.is_coming or e.is_serving]
     serving += [peer for peer in _peers(fleet, waiter) if peer.trouble is None]
     if serving:
         return Blocked(f"waits for a slot of {', '.join(e.name for e in serving)}", Hope.OURS, until)

@@ -17,7 +17,7 @@ from supervisor.core.peer import Peer
 from supervisor.errors import LlmdError, ModelNotFound
 
 
-def reconfigure(fleet: Fleet, event: Reconfigured) -> None:
+def reconfigure(event: Reconfigured, fleet: Fleet) -> None:
     """Change the fleet to `event.config` in one step. Requests in flight are left alone, those that wait are not."""
     old, before = fleet.config, fleet.available
     fleet.config, fleet.remembered = event.config, event.learned

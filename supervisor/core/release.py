@@ -10,7 +10,7 @@ from supervisor.core.lifecycle import State
 from supervisor.errors import DaemonRefused
 
 
-def release(fleet: Fleet, event: events.ReleaseAsked) -> None:
+def release(event: events.ReleaseAsked, fleet: Fleet) -> None:
     """Refused while processes of ours may hold what did not come back."""
     found = fleet.ledger.gpu(event.gpu)
     if found is None or fleet.ledger.barred(found.device) is None:

@@ -226,9 +226,9 @@ def _giving_way(fleet: Fleet, engine: Engine) -> dict[str, float]:
 
 
 def _serves_in(fleet: Fleet, engine: Engine, chance: Chance | None) -> float | None:
-    if engine.state is State.READY and not engine.squeezed and len(engine.leases) < engine.slots:
+    if engine.has_room:
         return 0.0
-    if engine.state in MOVING or (engine.state is State.READY and not engine.squeezed):
+    if engine.state in MOVING or engine.is_serving:
         return round(fleet.forecast([engine.name]), 1)
     return None if chance is None else round(chance.at - fleet.now + engine.seconds_left(fleet.now), 1)
 

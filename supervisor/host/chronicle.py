@@ -51,10 +51,8 @@ class Chronicle:
         for entry in filter(None, map(_entry, self._lines.newest_first())):
             if len(found) == limit:
                 break
-            if since is not None and entry["at"] < stamp(
-                since
-            ):  # later ones may stand before: clocks are set
-                continue
+            if since is not None and entry["at"] < stamp(since):
+                continue  # later ones may stand before: clocks are set
             if not names or names & {entry.get("profile"), entry.get("model"), entry.get("by")}:
                 found.append(entry)
         return found[::-1]
