@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Protocol
-
-import httptools
 
 from supervisor.errors import EngineSilent, LlmdError, Withdrawn
 from supervisor.host.upstream import Broken, Connection, Head
@@ -19,6 +16,7 @@ from supervisor.web import dialects, heads
 from supervisor.web.blame import blame
 from supervisor.web.dialects import MARKS
 from supervisor.web.driving import Lease
+from supervisor.web.framing import LAST_CHUNK, Unframed, chunk
 from supervisor.web.holding import READS, Signs, sign
 from supervisor.web.passing import Events, Passing
 from supervisor.web.patience import CANCELLED, TOO_LONG, Limits, Watch
@@ -30,30 +28,6 @@ _LONGEST_REFUSAL = 1 << 20
 _TOGETHER = 4 << 10
 """Bytes of a stream that wait for the pieces which came to other streams in the same turn of the loop, and go out behind
 each other: a reader that is woken once for many of them costs the kernel less than one woken for each."""
-_LAST_CHUNK = b"0\r\n\r\n"
-
-
-class Unframed:
-    """The slow, plain way: the body taken out of its framing, in chunks of our own or, for HTTP/1.0, bare."""
-
-    def __init__(self, head: Head, chunked: bool) -> None:
-        self.chunked = chunked
-        self._body: list[bytes] = []
-        tells = SimpleNamespace(on_body=self._body.append)  # and holds nothing that holds the parser
-        self._parser = httptools.HttpResponseParser(tells)
-        self._parser.feed_data(head.raw)
-
-    def take_out(self, data: bytes) -> bytes:
-        if data:
-            self._parser.feed_data(data)
-        body = b"".join(self._body)
-        self._body.clear()
-        return body
-
-    def wrap(self, body: bytes, done: bool) -> bytes:
-        if not self.chunked:
-            return body
-        return (heads.chunk(body) if body else b"") + (_LAST_CHUNK if done else b"")
 
 
 class Owner(Protocol):
@@ -106,7 +80,7 @@ class Answer:
         self._connection, self._client, self._owner = client, client.transport, owner
         self._lease, self._record, self._dialect = lease, record, dialect_of(record.path)
         self._upstream: Connection | None = None
-        self._plain: Unframed | None = None
+        self._unframed: Unframed | None = None
         self._pending = b""
         self.refusal: bytearray | None = None
         """What the engine refused with: it is told in the shape that the client reads."""
@@ -158,7 +132,7 @@ class Answer:
         else:
             self._streams = events and head.length is None
         if not self._chunks or self._held or head.until_close or self.refusal is not None or self._tell_first:
-            self._plain = Unframed(head, self._chunks)
+            self._unframed = Unframed(head, self._chunks)
 
     def take(self, data: bytes, done: bool) -> None:
         if self._flows and not done:
@@ -170,8 +144,8 @@ class Answer:
             return
         if self._over:
             return
-        if self._plain is not None:
-            data = self._plain.take_out(data)
+        if self._unframed is not None:
+            data = self._unframed.take_out(data)
             if not data and not done:
                 return
             if self.refusal is not None:
@@ -188,7 +162,7 @@ class Answer:
             self._end(data)
         else:
             self._send(data, False)
-            if self._plain is None:
+            if self._unframed is None:
                 self._flow()
 
     def fail(self, error: Broken) -> None:
@@ -238,14 +212,14 @@ class Answer:
 
     def _piece(self, said: bytes) -> bytes:
         """Of ours, behind a head of ours."""
-        return heads.chunk(said) if self._chunks else said
+        return chunk(said) if self._chunks else said
 
     def _begin(self, data: bytes, done: bool) -> bool:
         """The first byte is here: tell the client, where it is not gone, or nobody but llmd."""
         if self._connection.transport is None:
             self.lost()
             return False
-        if done and data in (b"", _LAST_CHUNK) and self._is_short():
+        if done and data in (b"", LAST_CHUNK) and self._is_short():
             self._refuse(blame(self._lease, "ended its answer before it began"))
             return False
         if self._tell_first is not None:
@@ -312,16 +286,16 @@ class Answer:
 
     def _send(self, data: bytes, done: bool) -> None:
         pending, self._pending = self._pending, b""
-        out = data if self._plain is None else self._plain.wrap(data, done)
+        out = data if self._unframed is None else self._unframed.wrap(data, done)
         if pending or out:
             self._client.write(pending + out)
 
     def _withhold(self, data: bytes) -> bytes | None:
         """Without what would end the answer; None where a part of that is out already, and nothing may follow it."""
-        if self._plain is not None:
+        if self._unframed is not None:
             return data
         if self.head.chunked:
-            return data.removesuffix(_LAST_CHUNK) if data.endswith(_LAST_CHUNK) else None
+            return data.removesuffix(LAST_CHUNK) if data.endswith(LAST_CHUNK) else None
         return data[:-1]
 
     def _break_off(self, why: LlmdError, *, is_open: bool = True) -> None:
@@ -336,9 +310,9 @@ class Answer:
 
     def _framed(self, event: bytes) -> bytes:
         """An event of ours behind what was sent. In the middle of a chunk there is no place for it."""
-        if self._plain is not None:
-            return self._plain.wrap(b"\n\n" + event, False)
-        return heads.chunk(event) if self.head.chunked and self.passing.at_boundary() else b""
+        if self._unframed is not None:
+            return self._unframed.wrap(b"\n\n" + event, False)
+        return chunk(event) if self.head.chunked and self.passing.at_boundary() else b""
 
     def _expired(self, in_all: bool) -> None:
         what = "fell silent in the middle of its answer"
@@ -365,7 +339,7 @@ class Answer:
 
     def _framing(self) -> bytes:
         close = b"" if self.keeps else b"Connection: close\r\n"
-        if self.head.chunked if self._plain is None else self._plain.chunked:
+        if self.head.chunked if self._unframed is None else self._unframed.chunked:
             return b"Transfer-Encoding: chunked\r\n" + close
         if self.head.length is not None:
             return b"Content-Length: %d\r\n" % self.head.length + close

@@ -89,8 +89,3 @@ def _without(headers: Headers, names: frozenset[bytes]) -> list[tuple[bytes, byt
         return kept
     hop = {name.strip().lower() for name in named.split(b",")}
     return [pair for pair in kept if pair[0].lower() not in hop]
-
-
-def chunk(data: bytes) -> bytes:
-    """A piece of a body whose length is not told before."""
-    return b"%x\r\n%s\r\n" % (len(data), data)

@@ -15,6 +15,7 @@ from supervisor.web.answer import Answer
 from supervisor.web.blame import blame, translated
 from supervisor.web.bodies import Body
 from supervisor.web.driving import Lease
+from supervisor.web.framing import chunk
 from supervisor.web.holding import BEGUN, Signs
 from supervisor.web.onward import is_unwilling
 from supervisor.web.patience import Limits
@@ -203,7 +204,7 @@ class Spliced(web.StreamResponse):
         transport = self._request.transport
         if transport is None:
             raise ConnectionResetError
-        transport.write(heads.chunk(bytes(data)) if self._request.version >= HttpVersion11 else data)
+        transport.write(chunk(bytes(data)) if self._request.version >= HttpVersion11 else data)
 
     async def write_eof(self, data: bytes | bytearray | memoryview = b"") -> None:
         """Once the client has taken all of it; the engine has been free for long."""
