@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,16 +11,10 @@ from supervisor.host import cgroup
 
 
 @pytest.fixture
-def group() -> Iterator[Path]:
-    mount = cgroup._mount()
-    if mount is None:
-        pytest.skip("this host has no cgroup version 2 mounted")
-    try:
-        path = cgroup.create(cgroup.delegated_root() or mount[1], secrets.token_hex(4))
-    except OSError as error:
-        pytest.skip(f"no right to make a cgroup here: {error.strerror}")
-    yield path
-    assert cgroup.remove(path)
+def group(fresh_group: Path) -> Iterator[Path]:
+    """Removed by nobody else, so that what is left in it is found."""
+    yield fresh_group
+    assert cgroup.remove(fresh_group)
 
 
 def test_members_of_groups_below_count_and_die_with_it(group: Path) -> None:

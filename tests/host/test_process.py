@@ -81,20 +81,6 @@ def place() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-@pytest.fixture
-def group() -> Iterator[Path]:
-    mount = cgroup._mount()
-    if mount is None:
-        pytest.skip("this host has no cgroup version 2 mounted")
-    try:
-        path = cgroup.create(cgroup.delegated_root() or mount[1], secrets.token_hex(4))
-    except OSError as error:
-        pytest.skip(f"no right to make a cgroup here: {error.strerror}")
-    yield path
-    cgroup.kill(path)
-    assert cgroup.remove(path)
-
-
 class Nursery:
     """Starts trees and leaves nothing of them behind, whatever the test did."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.host import cgroup, procfs, sharedmemory
+from supervisor.host import procfs, sharedmemory
 from supervisor.host.process import Launch, Tree, remains, spawn
 from supervisor.host.sharedmemory import MOUNT, SharedMemory
 from tests.real.conftest import FLAGS, MODELS, SMALL, real_vllm
@@ -59,20 +59,6 @@ def file() -> Iterator[Path]:
     path = MOUNT / f"llmd-test-{secrets.token_hex(4)}"
     yield path
     path.unlink(missing_ok=True)
-
-
-@pytest.fixture
-def group() -> Iterator[Path]:
-    mount = cgroup._mount()
-    if mount is None:
-        pytest.skip("this host has no cgroup version 2 mounted")
-    try:
-        path = cgroup.create(cgroup.delegated_root() or mount[1], secrets.token_hex(4))
-    except OSError as error:
-        pytest.skip(f"no right to make a cgroup here: {error.strerror}")
-    yield path
-    cgroup.kill(path)
-    assert cgroup.remove(path)
 
 
 class Place:
