@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from supervisor.host.process import (
     spawn,
 )
 from supervisor.host.usage import measure
+from tests.standin.launch import until
 
 SLEEP = "import time; time.sleep(600)"
 
@@ -106,13 +107,6 @@ async def nursery(place: Path) -> AsyncIterator[Nursery]:
     for tree in made.trees:
         assert await tree.kill() == frozenset()
         tree.close()
-
-
-async def until(condition: Callable[[], bool], deadline: float = 10.0) -> None:
-    end = time.monotonic() + deadline
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come true in time"
-        await asyncio.sleep(0.01)
 
 
 def living(pids: frozenset[int]) -> set[int]:

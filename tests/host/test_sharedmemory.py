@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from supervisor.host import procfs, sharedmemory
 from supervisor.host.process import Launch, Tree, remains, spawn
 from supervisor.host.sharedmemory import MOUNT, SharedMemory
 from tests.real.conftest import FLAGS, MODELS, SMALL, real_vllm
+from tests.standin.launch import until
 
 MAP = """
 import mmap, os, sys, time
@@ -105,13 +105,6 @@ def foreign() -> Iterator[Callable[[str, Path], subprocess.Popen[bytes]]]:
             return made
 
         yield start
-
-
-async def until(condition: Callable[[], bool], deadline: float = 10.0) -> None:
-    end = time.monotonic() + deadline
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come true in time"
-        await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("fenced", [False, True], ids=["bare", "cgroup"])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
+from aiohttp import web
 
 from supervisor.config import Config, Peer, Profile
 from supervisor.core.requests import Outcome
@@ -23,6 +26,24 @@ VLLM = b"""# HELP vllm:num_requests_running Running.
 # TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{engine="0"} 2.0
 """
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def engine_of(routes: Mapping[str, Handler]) -> AsyncIterator[Path]:
+    """A small application in an engine's place: the Unix socket that it answers on. "POST /v1/messages" -> handler."""
+    folder = Path(tempfile.mkdtemp(prefix="llmd-", dir="/tmp"))
+    app = web.Application()
+    for route, handler in routes.items():
+        app.router.add_route(*route.split(" "), handler)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.UnixSite(runner, str(folder / "e")).start()
+    yield folder / "e"
+    await runner.cleanup()
+    shutil.rmtree(folder)
 
 
 @dataclass

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from fakes import FakeDriver
+from fakes import FakeDriver, engine_of
 
 from supervisor.config import Config, Profile, Server
 from supervisor.web import batching
@@ -92,27 +90,29 @@ class World:
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    folder = Path(tempfile.mkdtemp(prefix="llmd-", dir="/tmp"))
-    engine, app = Engine(), web.Application()
-    app.router.add_post("/v1/embeddings", engine.embed)
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.UnixSite(runner, str(folder / "e")).start()
-    bge = Profile(
-        name="bge_0", model="bge", weights="w", gpus=(0,), task="embed", batch_inputs=INPUTS, batch_wait=0.5
-    )
-    config = Config(
-        path=Path("llmd.toml"), server=Server(listen=("127.0.0.1:0",), drain=0.1), profiles={"bge_0": bge}
-    )
-    driver = FakeDriver(config, engine=folder / "e")
-    port = Port(driver, Keyring({}, open=True))
-    await port.open()
-    async with aiohttp.ClientSession(port.listening[0], connector=aiohttp.TCPConnector(limit=0)) as client:
-        yield World(engine, driver, port, client)
-    engine.go_on.set()
-    await port.close()
-    await runner.cleanup()
-    shutil.rmtree(folder)
+    engine = Engine()
+    async with engine_of({"POST /v1/embeddings": engine.embed}) as socket:
+        bge = Profile(
+            name="bge_0",
+            model="bge",
+            weights="w",
+            gpus=(0,),
+            task="embed",
+            batch_inputs=INPUTS,
+            batch_wait=0.5,
+        )
+        config = Config(
+            path=Path("llmd.toml"), server=Server(listen=("127.0.0.1:0",), drain=0.1), profiles={"bge_0": bge}
+        )
+        driver = FakeDriver(config, engine=socket)
+        port = Port(driver, Keyring({}, open=True))
+        await port.open()
+        async with aiohttp.ClientSession(
+            port.listening[0], connector=aiohttp.TCPConnector(limit=0)
+        ) as client:
+            yield World(engine, driver, port, client)
+        engine.go_on.set()
+        await port.close()
 
 
 async def test_one_alone_goes_at_once_and_to_the_byte(world: World) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from fakes import FakeDriver, FakeLease
+from fakes import FakeDriver, FakeLease, engine_of
 
 from supervisor.config import Config, EngineDefaults, Peer, Profile, Server
 from supervisor.config.secrets import digest
@@ -74,27 +72,21 @@ class Place:
 
 @pytest.fixture
 async def place() -> AsyncIterator[Place]:
-    folder = Path(tempfile.mkdtemp(prefix="llmd-", dir="/tmp"))
-    engine, app = Slow(), web.Application()
-    app.router.add_post("/v1/chat/completions", engine.chat)
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.UnixSite(runner, str(folder / "e")).start()
-    config = Config(
-        path=Path("llmd.toml"),
-        server=Server(listen=("127.0.0.1:0",), drain=0.1),
-        engine=EngineDefaults(first_token_timeout=0.4, token_timeout=0.4, answer_timeout=0.8),
-        profiles={"llama_0": Profile(name="llama_0", model="llama", weights="w", gpus=(0,))},
-    )
-    driver = FakeDriver(config, engine=folder / "e")
-    port = Port(driver, Keyring({digest("sesame"): "webui"}))
-    await port.open()
-    async with aiohttp.ClientSession() as client:
-        yield Place(engine, driver, port.listening[0], client)
-    engine.go_on.set()
-    await port.close()
-    await runner.cleanup()
-    shutil.rmtree(folder)
+    engine = Slow()
+    async with engine_of({"POST /v1/chat/completions": engine.chat}) as socket:
+        config = Config(
+            path=Path("llmd.toml"),
+            server=Server(listen=("127.0.0.1:0",), drain=0.1),
+            engine=EngineDefaults(first_token_timeout=0.4, token_timeout=0.4, answer_timeout=0.8),
+            profiles={"llama_0": Profile(name="llama_0", model="llama", weights="w", gpus=(0,))},
+        )
+        driver = FakeDriver(config, engine=socket)
+        port = Port(driver, Keyring({digest("sesame"): "webui"}))
+        await port.open()
+        async with aiohttp.ClientSession() as client:
+            yield Place(engine, driver, port.listening[0], client)
+        engine.go_on.set()
+        await port.close()
 
 
 async def drain(answer: aiohttp.ClientResponse, into: bytearray) -> None:

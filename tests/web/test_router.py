@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
-from fakes import FakeDriver
+from fakes import FakeDriver, engine_of
 
 from supervisor.config import Config, Profile, Server
 from supervisor.config.secrets import digest
 from supervisor.errors import NotAvailable
 from supervisor.web.auth import Keyring
 from supervisor.web.server import Server as Port
+from tests.standin.launch import until
 
 KEY = {"Authorization": "Bearer sesame"}
 ASK = {"model": "llama", "messages": [{"role": "user", "content": "a secret prompt"}]}
@@ -85,32 +84,20 @@ class World:
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    folder = Path(tempfile.mkdtemp(prefix="llmd-", dir="/tmp"))
-    engine, app = Engine(), web.Application()
-    app.router.add_post("/v1/chat/completions", engine.chat)
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.UnixSite(runner, str(folder / "e")).start()
-    config = Config(
-        path=Path("llmd.toml"),
-        server=Server(listen=("127.0.0.1:0",), max_body=1 << 16, drain=0.1),
-        profiles={"llama_0": Profile(name="llama_0", model="llama", weights="w", gpus=(0,))},
-    )
-    driver = FakeDriver(config, engine=folder / "e")
-    port = Port(driver, Keyring({digest("sesame"): "webui"}))
-    await port.open()
-    async with aiohttp.ClientSession() as client:
-        yield World(engine, driver, port.listening[0], client)
-    engine.go_on.set()
-    await port.close()
-    await runner.cleanup()
-    shutil.rmtree(folder)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - nothing announces it
-            await asyncio.sleep(0.01)
+    engine = Engine()
+    async with engine_of({"POST /v1/chat/completions": engine.chat}) as socket:
+        config = Config(
+            path=Path("llmd.toml"),
+            server=Server(listen=("127.0.0.1:0",), max_body=1 << 16, drain=0.1),
+            profiles={"llama_0": Profile(name="llama_0", model="llama", weights="w", gpus=(0,))},
+        )
+        driver = FakeDriver(config, engine=socket)
+        port = Port(driver, Keyring({digest("sesame"): "webui"}))
+        await port.open()
+        async with aiohttp.ClientSession() as client:
+            yield World(engine, driver, port.listening[0], client)
+        engine.go_on.set()
+        await port.close()
 
 
 async def drain(answer: aiohttp.ClientResponse, into: bytearray) -> None:

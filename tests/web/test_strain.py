@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from wires import BODY, CHUNKED, CLIENT_TIMEOUT, DONE, JSON, World, chunk, closi
 from supervisor.core.routing import Ask
 from supervisor.host.upstream import Connection, Gone, Pool
 from supervisor.web.front import MOST_EARLY
+from tests.standin.launch import until
 
 PLAIN = request(stream=False)
 MODELS = b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -27,12 +28,6 @@ LONG = PLAIN.replace(b"Length: %d" % len(BODY), b"Length: %d" % (len(BODY) + 500
 async def world() -> AsyncIterator[World]:
     async with opened() as made:
         yield made
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - nothing announces it
-            await asyncio.sleep(0.005)
 
 
 def fronts(world: World) -> list[Any]:

@@ -6,8 +6,7 @@ import asyncio
 import json
 import re
 import socket
-import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import aiohttp
 import psutil
 import pytest
 from aiohttp import web
-from fakes import FakeDriver
+from fakes import FakeDriver, engine_of
 
 from supervisor.config import Config, Key, Profile
 from supervisor.config import Server as Settings
@@ -26,6 +25,7 @@ from supervisor.web.auth import Keyring
 from supervisor.web.server import Server as Port
 from supervisor.web.ui import gate, stream
 from supervisor.web.ui.gate import Gate
+from tests.standin.launch import until
 
 STATIC = Path(stream.__file__).parent / "static"
 SCOPES = {"ann": "admin", "wall": "read", "webui": "api"}
@@ -260,15 +260,8 @@ async def engine(driver: Driver, begins: bool) -> AsyncIterator[asyncio.Event]:
         await asyncio.Event().wait()
         return response
 
-    with tempfile.TemporaryDirectory(prefix="llmd-", dir="/tmp") as folder:
-        driver.engine = Path(folder) / "e"
-        app = web.Application()
-        app.router.add_post("/v1/chat/completions", chat)
-        runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        await web.UnixSite(runner, str(driver.engine)).start()
+    async with engine_of({"POST /v1/chat/completions": chat}) as driver.engine:
         yield here
-        await runner.cleanup()
 
 
 @asynccontextmanager
@@ -503,12 +496,6 @@ async def lines(answer: aiohttp.ClientResponse) -> list[str]:
             assert line
     found: list[str] = json.loads(line[6:])
     return found
-
-
-async def until(condition: Callable[[], bool], timeout: float = 5) -> None:
-    async with asyncio.timeout(timeout):
-        while not condition():  # noqa: ASYNC110  nothing tells of it
-            await asyncio.sleep(0.01)
 
 
 async def test_a_reload_is_shown_and_done_by_admins_alone(place: Any, client: aiohttp.ClientSession) -> None:
