@@ -28,7 +28,7 @@ from supervisor.errors import EngineFailed, EngineSilent, NotAvailable
 from supervisor.web.blame import blame, who
 from supervisor.web.driving import Driver, Lease
 from supervisor.web.embeddings import PATH, NoAnswer, Wish, merged, split
-from supervisor.web.patience import in_time
+from supervisor.web.patience import comes, in_time
 from supervisor.web.record import Record
 
 _LARGEST = 256 << 20
@@ -155,7 +155,7 @@ class Batches:
     async def _go(self, line: Line, batch: Batch, wait: float) -> None:
         """Gather, then call; whatever comes of it, each member is told."""
         try:
-            await _gathered(batch, wait)
+            await comes(batch.full, wait)
             async with self._turn(line):
                 batch.full.set()
                 if line.gathering is batch:
@@ -212,14 +212,6 @@ class Batches:
             raise blame(lease, "did not answer in time", EngineSilent) from error
         except (aiohttp.ClientError, OSError) as error:
             raise blame(lease, f"did not answer ({type(error).__name__})") from error
-
-
-async def _gathered(batch: Batch, wait: float) -> None:
-    try:
-        async with asyncio.timeout(wait):
-            await batch.full.wait()
-    except TimeoutError:
-        return
 
 
 async def _bounded(reply: aiohttp.ClientResponse) -> bytes:

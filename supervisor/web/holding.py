@@ -24,6 +24,7 @@ from supervisor.core.routing import Ask
 from supervisor.errors import LlmdError
 from supervisor.web import dialects
 from supervisor.web.driving import Driver, Lease
+from supervisor.web.patience import comes
 from supervisor.web.record import RECORD
 from supervisor.web.routes import dialect_of
 
@@ -127,13 +128,13 @@ class Waiting:
             await keeper
 
     async def _keep(self, over: asyncio.Event) -> None:
-        if self.begun is None and await _comes(over, self._grace):
+        if self.begun is None and await comes(over, self._grace):
             return
         with contextlib.suppress(ConnectionResetError):  # the client left, and its request is being cancelled
             response = self.begun or await self._begin()
             while not over.is_set():
                 await response.write(self._sign())
-                await _comes(over, self.signs.every)
+                await comes(over, self.signs.every)
 
     async def _begin(self) -> web.StreamResponse:
         response = web.StreamResponse(headers=_HEAD | self._request[RECORD].headers())
@@ -145,16 +146,6 @@ class Waiting:
         mode = self.signs.mode
         words = self._driver.progress(self._ask.model) if mode == "reasoning" else ""
         return sign(mode, self._request.path, self._ask.model, self._request[RECORD].request_id, words)
-
-
-async def _comes(event: asyncio.Event, seconds: float) -> bool:
-    """Whether it comes within `seconds`."""
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True
 
 
 def sign(mode: Hold, path: str, model: str, request_id: str, words: str) -> bytes:

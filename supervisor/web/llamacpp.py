@@ -22,7 +22,7 @@ from supervisor.errors import BadRequest, LlmdError
 from supervisor.web import catalogue
 from supervisor.web.driving import Driver
 from supervisor.web.invitation import invite
-from supervisor.web.patience import hurried
+from supervisor.web.patience import comes, hurried
 from supervisor.web.record import RECORD
 from supervisor.web.ui.stream import SILENCE, drop, open_events, put
 
@@ -81,15 +81,10 @@ class LlamaCpp:
                 elif not look % round(SILENCE / PAUSE):
                     await put(response, b": still here\n\n")
                 told = found
-                if await self._closes_within(PAUSE):
+                if await comes(self._closing, PAUSE):
                     break
         drop(request)
         return response
-
-    async def _closes_within(self, seconds: float) -> bool:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._closing.wait(), seconds)
-        return self._closing.is_set()
 
     async def _load(self, request: web.Request) -> web.StreamResponse:
         """Answers before the model is loaded, as llama.cpp does; the list tells when it is."""

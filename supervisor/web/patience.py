@@ -47,6 +47,16 @@ def _first(ask: Ask, config: Config, lease: Lease) -> float:
     return config.engine.first_token_timeout if own is None else own
 
 
+async def comes(event: asyncio.Event, seconds: float) -> bool:
+    """Whether it comes within `seconds`."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
 @contextmanager
 def hurried(request: web.Request, limit: float) -> Iterator[None]:
     """While its body is read. Raises RequestTimeout where that does not move on within `limit` seconds."""

@@ -19,13 +19,13 @@ from supervisor.web import query
 from supervisor.web.auth import Keyring
 from supervisor.web.driving import Driver
 from supervisor.web.invitation import invite
-from supervisor.web.patience import hurried
+from supervisor.web.patience import comes, hurried
 from supervisor.web.traffic import Traffic
 from supervisor.web.ui import UI
 from supervisor.web.ui.gate import COOKIE, LASTS, Gate, Session, check_origin
 from supervisor.web.ui.history import EVERY, History
 from supervisor.web.ui.picture import Picture, paint
-from supervisor.web.ui.stream import PAUSE, Stream, drop, open_events, put
+from supervisor.web.ui.stream import PAUSE, SILENCE, Stream, drop, open_events, put
 from supervisor.web.ui.tail import Look, OfDaemon, OfEngine, look
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -226,10 +226,9 @@ class Dashboard:
             quiet = 0 if lines else quiet + 1
             if lines:
                 await put(response, b"data: " + json.dumps(lines).encode() + b"\n\n")
-            elif not quiet % 30:
+            elif not quiet % round(SILENCE / PAUSE):
                 await put(response, b": still here\n\n")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), PAUSE)
+            await comes(self._closing, PAUSE)
 
     # What its buttons do
 
