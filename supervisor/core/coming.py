@@ -96,9 +96,14 @@ def spawn_if_still_fits(fleet: Fleet, engine: Engine) -> None:
     if was_read_before(fleet, engine):
         return
     verdict = fleet.ledger.judge(engine.profile, fleet.claims(without=engine.name), fleet.now)
-    if not verdict.admitted:
+    if verdict.admitted:
+        spawn(fleet, engine)
+    else:
         leaving.withdraw(fleet, engine, str(verdict))
-        return
+
+
+def spawn(fleet: Fleet, engine: Engine) -> None:
+    """Its process, on the devices that were promised to it; what is there now is held against its end."""
     for device in engine.devices:
         reading = fleet.reading(device)
         engine.before[device] = Before(fleet.rest_of(reading, engine), 0)

@@ -45,20 +45,25 @@ def ended(fleet: Fleet, engine: Engine, failure: Failure | None, *, tree_gone: b
     if not tree_gone:
         fleet.order(orders.Kill(engine.incarnation or ""))
     if failure:
-        engine.failure = engine.last_failure = failure = with_holders(fleet, engine, failure)
-        engine.wanted = engine.wanted or (was_ready and not engine.retired)
-        fleet.note("engine_failed", engine, str(failure), level="ERROR", log=failure.tail)
-        if failure.serving and failure.kind is FailureClass.OUT_OF_MEMORY and not engine.asleep:
-            ease(fleet, engine)
-        if failure.kind is FailureClass.GPU_SICK:
-            engine.wanted = False  # it would have to be started where nothing starts now
-            quarantine.isolate(fleet, set(engine.devices) - {HOST}, str(failure))
-        if failure.kind in restarts.NOT_COUNTED:
-            engine.wanted = engine.wanted and is_awaited(fleet, engine)
-        elif not (engine.proven or engine.outdated):
-            tell_waiters(fleet, engine, failure)
+        failed(fleet, engine, with_holders(fleet, engine, failure), was_ready=was_ready)
     if tree_gone:
         tree_is_gone(fleet, engine)
+
+
+def failed(fleet: Fleet, engine: Engine, failure: Failure, *, was_ready: bool) -> None:
+    """Nobody asked for its end: what that means for its next start, its GPUs and those who wait for it."""
+    engine.failure = engine.last_failure = failure
+    engine.wanted = engine.wanted or (was_ready and not engine.retired)
+    fleet.note("engine_failed", engine, str(failure), level="ERROR", log=failure.tail)
+    if failure.serving and failure.kind is FailureClass.OUT_OF_MEMORY and not engine.asleep:
+        ease(fleet, engine)
+    if failure.kind is FailureClass.GPU_SICK:
+        engine.wanted = False  # it would have to be started where nothing starts now
+        quarantine.isolate(fleet, set(engine.devices) - {HOST}, str(failure))
+    if failure.kind in restarts.NOT_COUNTED:
+        engine.wanted = engine.wanted and is_awaited(fleet, engine)
+    elif not (engine.proven or engine.outdated):
+        tell_waiters(fleet, engine, failure)
 
 
 def cause(engine: Engine, told: Failure) -> Failure | None:
