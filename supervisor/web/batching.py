@@ -27,7 +27,7 @@ from supervisor.core.routing import Ask
 from supervisor.errors import EngineFailed, EngineSilent, NotAvailable
 from supervisor.web.blame import blame, who
 from supervisor.web.driving import Driver, Lease
-from supervisor.web.embeddings import PATH, NoAnswer, Wish, merged, split
+from supervisor.web.embeddings import EMBEDDINGS, NoAnswer, Wish, merged, split
 from supervisor.web.patience import comes, in_time
 from supervisor.web.record import Record
 
@@ -205,7 +205,7 @@ class Batches:
         try:
             async with (
                 asyncio.timeout(self._driver.config.engine.answer_timeout),
-                lease.session.post(f"http://engine{PATH}", data=body, headers=headers) as reply,
+                lease.session.post(f"http://engine{EMBEDDINGS}", data=body, headers=headers) as reply,
             ):
                 return reply.status, await _bounded(reply)
         except TimeoutError as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-PATH = "/v1/embeddings"
+EMBEDDINGS = "/v1/embeddings"
 _CODINGS = (None, b'"float"', b'"base64"')
 
 

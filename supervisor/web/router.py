@@ -37,8 +37,7 @@ from supervisor.web.conversation import by_name
 from supervisor.web.demands import without_tools
 from supervisor.web.dialects import told
 from supervisor.web.driving import Driver, Lease
-from supervisor.web.embeddings import PATH as EMBEDDINGS
-from supervisor.web.embeddings import read_wish
+from supervisor.web.embeddings import EMBEDDINGS, read_wish
 from supervisor.web.front import Front
 from supervisor.web.health import health
 from supervisor.web.holding import BEGUN, Waiting, break_off
