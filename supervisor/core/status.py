@@ -11,6 +11,7 @@ from supervisor.core import ailing, lending
 from supervisor.core.devices import HOST, Reading
 from supervisor.core.engine import Engine
 from supervisor.core.fleet import Fleet
+from supervisor.core.ledger import Claims
 from supervisor.core.lifecycle import State
 
 
@@ -32,9 +33,9 @@ def describe(
     now: float,
 ) -> dict[str, Any]:
     """Sizes are bytes, durations seconds, unknown is None."""
-    engines = fleet.engines.values()
+    engines, claims = fleet.engines.values(), fleet.claims()
     return {
-        "devices": [_device(fleet, reading, now) for reading in fleet.ledger.survey.readings],
+        "devices": [_device(fleet, reading, claims, now) for reading in fleet.ledger.survey.readings],
         "gpu_trouble": fleet.ledger.survey.trouble,
         "engines": [_engine(fleet, e, pids.get(e.incarnation or ""), log_path(e.name), now) for e in engines],
         "waiting": len(fleet.queues),
@@ -44,8 +45,7 @@ def describe(
     }
 
 
-def _device(fleet: Fleet, reading: Reading, now: float) -> dict[str, Any]:
-    claims = fleet.claims().get(reading.device, [])
+def _device(fleet: Fleet, reading: Reading, claims: Claims, now: float) -> dict[str, Any]:
     strangers = () if reading.device == HOST else fleet.ledger.strangers(reading)
     return {
         "device": reading.device,
@@ -55,7 +55,7 @@ def _device(fleet: Fleet, reading: Reading, now: float) -> dict[str, Any]:
         "cuda_total": reading.cuda_total,
         "used": reading.used,
         "free": reading.free,
-        "ours": {claim.profile: claim.held for claim in claims},
+        "ours": {claim.profile: claim.held for claim in claims.get(reading.device, ())},
         "foreign": [asdict(holder) for holder in strangers],
         "others": min(fleet.ledger.foreign_now(reading.device), reading.used),
         "trouble": reading.trouble,
