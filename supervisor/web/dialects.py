@@ -28,6 +28,9 @@ _KINDS = {
     529: "overloaded_error",
 }
 
+_LONGEST_QUOTE = 500
+"""Letters of another server's words in an error of ours."""
+
 
 @dataclass(frozen=True, slots=True)
 class Marks:
@@ -85,9 +88,10 @@ def as_error(status: int, body: bytes) -> LlmdError:
     return BadRequest(words, param=param if isinstance(param, str) else None)
 
 
-def words_of(body: bytes) -> str | None:
-    """What a refusal says, in whatever shape; None where it says nothing."""
-    return _words(_read(body))
+def quoted(body: bytes) -> str:
+    """What a refusal says, in whatever shape, behind a colon; empty where it says nothing."""
+    words = _words(_read(body))
+    return f": {words}"[:_LONGEST_QUOTE] if words else ""
 
 
 def _read(body: bytes) -> dict[str, Any]:

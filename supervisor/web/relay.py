@@ -23,9 +23,6 @@ from supervisor.web.protocol import Connection
 from supervisor.web.record import RECORD, Record
 from supervisor.web.routes import dialect_of
 
-_LONGEST_QUOTE = 500
-"""Letters of a peer's own words for an error."""
-
 
 async def relay(
     request: web.Request,
@@ -154,9 +151,7 @@ def refusal(answer: Answer, path: str) -> tuple[list[tuple[bytes, bytes]], bytes
 def check_refusal(status: int, said: bytes, lease: Lease) -> None:
     """Raises EngineUnwilling, EngineFailed where the fault is not the request's."""
     if lease.peer and is_unwilling(status):
-        words = dialects.words_of(said)
-        why = f": {words[:_LONGEST_QUOTE]}" if words else ""
-        raise blame(lease, f"answered {status}{why}", EngineUnwilling)
+        raise blame(lease, f"answered {status}{dialects.quoted(said)}", EngineUnwilling)
     if status in (401, 403):  # our key, not the client's
         raise blame(lease, "did not accept llmd's key")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from supervisor.errors import BadRequest, EngineFailed, ModelNotFound, NotAvailable, Overloaded, Unauthorized
-from supervisor.web.dialects import MARKS, as_error, event, retold, told
+from supervisor.web.dialects import MARKS, as_error, event, quoted, retold, told
 from supervisor.web.passing import Events, Passing
 
 MISSING = {"error": {"message": "1 validation error", "type": "Bad Request", "param": "body.x", "code": 400}}
@@ -87,6 +87,21 @@ def test_a_refusal_that_comes_after_the_head_is_raised_in_its_words_or_by_its_st
     assert isinstance(as_error(404, body), BadRequest)
     assert words in as_error(404, body).message
     assert isinstance(as_error(500, body), EngineFailed)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'{"error": {"message": "come back later"}}', ": come back later"),
+        (b'{"error": {"message": "%s"}}' % (b"x" * 9000), ": " + "x" * 498),
+        (b'{"error": "no"}', ": no"),
+        (b'{"detail": "no"}', ": no"),
+        (b"<html>", ""),
+        (b"[" * 100_000, ""),
+    ],
+)
+def test_a_peers_words_are_quoted_where_they_are_words(body: bytes, words: str) -> None:
+    assert quoted(body) == words
 
 
 def test_what_is_no_error_is_left() -> None:

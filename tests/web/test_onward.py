@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from supervisor.errors import BadRequest, LoopDetected
-from supervisor.web.onward import hops_of, is_unwilling, words_of
+from supervisor.web.onward import hops_of, is_unwilling
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308, 401, 403, 404, 429, 502, 503, 504])
@@ -16,20 +16,6 @@ def test_another_may_serve_what_this_one_would_not(status: int) -> None:
 @pytest.mark.parametrize("status", [200, 206, 400, 408, 409, 413, 422, 500, 501, 508])
 def test_what_it_says_of_the_request_is_the_answer(status: int) -> None:
     assert not is_unwilling(status)
-
-
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        (b'{"error": {"message": "come back later"}}', ": come back later"),
-        (b'{"error": {"message": "%s"}}' % (b"x" * 9000), ": " + "x" * 498),
-        (b'{"error": "no"}', ""),
-        (b"<html>", ""),
-        (b"[" * 100_000, ""),
-    ],
-)
-def test_its_words_are_told_where_they_are_words(body: bytes, words: str) -> None:
-    assert words_of(body) == words
 
 
 def test_hops_are_counted_and_end() -> None:
