@@ -64,6 +64,19 @@ def test_a_wrong_key_and_an_unknown_model_are_refused_in_openais_shape(llmd: Llm
     assert missing.value.code == "model_not_found"
 
 
+def test_why_of_a_request_that_could_go_nowhere(llmd: Llmd) -> None:
+    """Only a name that nobody has is not remembered: whoever asks could have anything kept."""
+    messages: Any = [{"role": "user", "content": "x " * 9000}]
+    for model, kind in (("tiny", openai.BadRequestError), ("nobody", openai.NotFoundError)):
+        with client(llmd, default_headers={"X-Request-Id": f"to-{model}"}) as api, pytest.raises(kind):
+            api.chat.completions.create(model=model, messages=messages)
+    said = " ".join(llmd.run("why", "--request", "to-tiny").stdout.split())
+    assert "failed: the prompt has at least 2250 tokens; the context of 'tiny' is 512" in said
+    assert "ended with 400" in said
+    assert llmd.engine("tiny_0")["starts"] == 0
+    assert llmd.run("why", "--request", "to-nobody").returncode == 1
+
+
 def test_a_killed_daemon_leaves_its_engines_to_the_next_one(llmd: Llmd) -> None:
     assert llmd.run("start", "tiny_0", "--pin").returncode == 0
     before = llmd.engine("tiny_0")

@@ -17,6 +17,7 @@ from tests.daemon import KEY, QUICK, Llmd, profile
 SCRIPT = Path(__file__).parent / "openai_node.mjs"
 VERSION = "6"
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+RESPONSE: dict[str, Any] = {"model": "tiny", "input": "Hello", "max_output_tokens": 4}
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +51,8 @@ def ask(
     script: Path, llmd: Llmd, *, options: dict[str, Any] | None = None, silence: str = "", **body: Any
 ) -> dict[str, Any]:
     """`silence`: milliseconds of it that fetch bears; 300 s unless told."""
-    words = [f"{llmd.url}/v1", KEY, json.dumps(options or {}), json.dumps(CHAT | body), silence]
+    asked = (RESPONSE if "input" in body else CHAT) | body
+    words = [f"{llmd.url}/v1", KEY, json.dumps(options or {}), json.dumps(asked), silence]
     done = subprocess.run(
         ["node", str(script), *words], capture_output=True, text=True, check=False, timeout=60
     )
@@ -60,14 +62,20 @@ def ask(
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_cold_model_answers_without_a_retry(script: Path, cold: Callable[..., Llmd], stream: bool) -> None:
-    told = ask(script, cold(), stream=stream)
+@pytest.mark.parametrize("more", [{}, {"input": "Hello"}], ids=["chat", "response"])
+def test_a_cold_model_answers_without_a_retry(
+    script: Path, cold: Callable[..., Llmd], more: dict[str, str], stream: bool
+) -> None:
+    told = ask(script, cold(), stream=stream, **more)
     assert told["error"] is None
     assert told["text"]
 
 
-def test_a_load_that_fails_in_a_held_stream_throws(script: Path, cold: Callable[..., Llmd]) -> None:
-    told = ask(script, cold(STANDIN_OOM="1"), stream=True)
+@pytest.mark.parametrize("more", [{}, {"input": "Hello"}], ids=["chat", "response"])
+def test_a_load_that_fails_in_a_held_stream_throws(
+    script: Path, cold: Callable[..., Llmd], more: dict[str, str]
+) -> None:
+    told = ask(script, cold(STANDIN_OOM="1"), stream=True, **more)
     assert "out of memory" in told["error"]
     assert told["status"] is None, "the head was out"
 

@@ -7,7 +7,7 @@ from supervisor.core.events import Arrived
 from supervisor.core.fleet import Fleet
 from supervisor.core.queueing import Waiter
 from supervisor.core.routing import Ask, Route
-from supervisor.errors import LlmdError, NotAvailable, Overloaded
+from supervisor.errors import LlmdError, ModelNotFound, NotAvailable, Overloaded
 
 
 def arrive(event: Arrived, fleet: Fleet) -> None:
@@ -19,6 +19,8 @@ def arrive(event: Arrived, fleet: Fleet) -> None:
         ask = learning.estimate(fleet, event.ask)
         kind = kinds.find(fleet, ask, event.patience)
     except LlmdError as error:
+        if not event.at_once and not isinstance(error, ModelNotFound):  # else anyone could have anything kept
+            tell(fleet, event.lease, event.ask, Route())
         fleet.refuse(event.lease, error)
         return
     if kind.route.candidates:

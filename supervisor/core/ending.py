@@ -127,7 +127,8 @@ def tell_waiters(fleet: Fleet, engine: Engine, failure: Failure) -> None:
         if engine.name in waiter.profiles:
             fleet.queues.give_up(waiter, engine.name)
             if not waiter.profiles:
-                refusal = NotAvailable("\n".join((message, *failure.tail)), retry_after=again)
+                said = f"model {waiter.ask.model!r} is not ready: {message}"
+                refusal = NotAvailable("\n".join((said, *failure.tail)), retry_after=again)
                 fleet.refuse(waiter.lease, refusal, waiter.ask)
 
 

@@ -226,6 +226,7 @@ def choose(fleet: Fleet, waiter: Waiter) -> Choice | LlmdError | Blocked:
     if any(block.hope in (Hope.MOVING, Hope.OURS) for block in blocks):
         return Blocked(message, Hope.OURS, until)
     final = all(block.hope is Hope.NONE for block in blocks)
+    message = f"model {waiter.ask.model!r} cannot be ready: {message}"
     return NotAvailable(message, retry_after=None if final else fleet.forecast(waiter.profiles))
 
 

@@ -244,6 +244,27 @@ def test_a_crash_while_loading_tells_waiters_the_last_lines_of_the_log():
     assert "the weights are torn" in str(world.refused[lease])
 
 
+def test_whoever_is_refused_hears_the_name_that_was_asked_for():
+    """Of a profile's name most people know nothing."""
+    for befalls in ("fails", "hopeless", "given up", "full", "late"):
+        world = World(config(profile("coder_1", 1, max_concurrent=1, max_queue=0)))
+        first = world.ask("coder", patience=5) if befalls in ("fails", "late") else ""
+        if befalls == "fails":
+            world.crash("coder_1", "RuntimeError: the weights are torn")
+        elif befalls == "late":
+            world.wait(6)
+        elif befalls == "hopeless":
+            world.foreign[1] = (Holder(77, 20 * GIB, "comfy"),)
+            world.read()
+        elif befalls == "given up":
+            world.send(events.StartAsked("t", "coder_1"))
+            world.crash("coder_1", "error: argument --x: invalid", code=2)
+        else:
+            world.up("coder_1")
+            world.ask("coder")
+        assert "model 'coder'" in str(world.refused[first or world.ask("coder")]), befalls
+
+
 def test_out_of_memory_at_start_is_classified_and_not_retried_blindly():
     world = World(config(CODER_1))
     world.send(events.StartAsked("t", "coder_1"))

@@ -100,6 +100,20 @@ async def test_an_answer_that_ends_with_its_connection_gets_chunks_of_ours(world
     assert body == chunk(FRAME) + chunk(DONE) + b"0\r\n\r\n"
 
 
+async def test_what_llmd_knows_nothing_of_comes_to_the_engine_to_the_byte(world: World) -> None:
+    """Structured output among it, whose keys have an order."""
+    body = b' {"model":"llama",  "response_format":{"type":"json_schema","json_schema":{"z":1,"a":2.50}},"odd":[1e2]}\n'
+    asked = request(headers=b"Connection: close\r\n", stream=False)
+    asked = asked.removesuffix(BODY).replace(b"Length: %d" % len(BODY), b"Length: %d" % len(body)) + body
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+    async with asyncio.timeout(5):
+        writer.write(asked)
+        assert b" 200 " in await reader.readline()
+    writer.close()
+    await writer.wait_closed()
+    assert [got.partition(b"\r\n\r\n")[2] for got in world.asked] == [body]
+
+
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
 @pytest.mark.parametrize(
     "pieces",
