@@ -23,7 +23,8 @@ from supervisor.core.routing import Ask
 from supervisor.errors import EngineFailed, LlmdError, NotAvailable
 from supervisor.host.upstream import Pool
 from supervisor.web import patience
-from supervisor.web.batching import Batches, read_wish
+from supervisor.web.batching import Batches
+from supervisor.web.embeddings import read_wish
 from supervisor.web.record import Record
 
 REQUESTS = 40
