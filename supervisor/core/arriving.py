@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from supervisor.core import calendar, dispatch, kinds, learning, orders, outlook
 from supervisor.core.events import Arrived
 from supervisor.core.fleet import Fleet
@@ -65,11 +67,27 @@ def wait(fleet: Fleet, waiter: Waiter, ahead: int) -> None:
 
 
 def line_up(fleet: Fleet, waiter: Waiter, ahead: int) -> None:
-    """Beyond the bound of its queue only who is served at once. `ahead`: who waits there already."""
+    """Beyond the bound of its queue only who is served at once, or has less than its share of it: then somebody leaves
+    who has more. `ahead`: who waits there already."""
     bound = sum(fleet.place(name).room for name in waiter.profiles)
     fleet.queues.add(waiter)
     fleet.unsettle(waiter.profiles)
     if ahead >= bound:
         dispatch.place(fleet, waiter)
-        if fleet.queues.remove(waiter.lease):
-            fleet.refuse(waiter.lease, dispatch.overloaded(fleet, waiter, ahead), waiter.ask)
+        if waiter.lease in fleet.queues:
+            last = surplus(fleet, waiter) if ahead == bound else waiter
+            fleet.queues.remove(last.lease)
+            fleet.refuse(last.lease, dispatch.overloaded(fleet, last, ahead), last.ask)
+
+
+def surplus(fleet: Fleet, waiter: Waiter) -> Waiter:
+    """Who leaves a full queue that `waiter` has joined: the newest of the person who has most waiting, of the key that
+    has; of batch before others. `waiter`, where nobody has more."""
+    own = waiter.ask
+    beside = fleet.queues.beside(frozenset(waiter.profiles))
+    keys = Counter(one.ask.source for one in beside)
+    key = max(keys, key=lambda key: (fleet.is_batch(key), keys[key], key == own.source))
+    people = Counter(one.ask.person for one in beside if one.ask.source == key)
+    person = max(people, key=lambda person: (people[person], person == own.person))
+    theirs = [one for one in beside if (one.ask.source, one.ask.person) == (key, person)]
+    return max(reversed(theirs), key=lambda one: (one.arrived, one is waiter))

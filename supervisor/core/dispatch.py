@@ -258,7 +258,8 @@ def overloaded(fleet: Fleet, waiter: Waiter, ahead: int) -> Overloaded:
     limits = ", ".join(
         f"{name} {len(fleet.place(name).leases)}/{fleet.place(name).slots}" for name in waiter.profiles
     )
+    own = sum(one.ask.source == waiter.ask.source for one in fleet.queues.beside(frozenset(waiter.profiles)))
     return Overloaded(
-        f"model {waiter.ask.model!r} is at its limit: in flight {limits}, {ahead} waiting",
+        f"model {waiter.ask.model!r} is at its limit: in flight {limits}, {ahead} waiting, {own} of them with this key",
         retry_after=fleet.forecast(waiter.profiles),
     )

@@ -145,12 +145,15 @@ class Queues:
         for profile in waiter.profiles:
             self._profiles[profile] += by
 
+    def _lines(self, profiles: Set[str]) -> Iterator[Line]:
+        found = (group for asked, group in self.groups.items() if not profiles.isdisjoint(asked))
+        return (line for group in found for line in group.values())
+
     # Questions
 
     def heads(self, profiles: Set[str]) -> list[Waiter]:
         """The first of every line whom one of `profiles` could serve."""
-        found = (group for asked, group in self.groups.items() if not profiles.isdisjoint(asked))
-        return [line.head for group in found for line in group.values()]
+        return [line.head for line in self._lines(profiles)]
 
     def following(self, waiter: Waiter) -> Waiter | None:
         """Who is first in the line of a waiter that has left it."""
@@ -178,10 +181,13 @@ class Queues:
             sum(line.moment for line in lines),
         )
 
+    def beside(self, profiles: Set[str]) -> list[Waiter]:
+        """Who may take a place of one of `profiles`."""
+        return [waiter for line in self._lines(profiles) for waiter in line]
+
     def ahead_of(self, profiles: Set[str]) -> int:
-        """How many wait who may take a place of one of `profiles`."""
-        found = (group for asked, group in self.groups.items() if not profiles.isdisjoint(asked))
-        return sum(len(line) for group in found for line in group.values())
+        """How many those are."""
+        return sum(map(len, self._lines(profiles)))
 
     def for_profile(self, profile: str) -> int:
         """How many could be served by this profile."""

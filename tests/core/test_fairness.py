@@ -46,6 +46,46 @@ def test_one_person_who_floods_leaves_another_of_the_same_key_every_second_turn(
     assert sum(lease in world.granted for lease in flood) == 7
 
 
+def full(*asked: tuple[str, str], queue: int = 4) -> tuple[World, list[str]]:
+    """One is served, and as many as may wait are by (key, person); the next come a second apart."""
+    world = World(config(profile("llama_0", 0, max_concurrent=1, max_queue=queue), keys=KEYS))
+    world.up("llama_0")
+    world.ask("llama", source="agent")
+    return world, [came(world, *one) for one in asked]
+
+
+def came(world: World, source: str, person: str = "") -> str:
+    lease = world.ask("llama", source=source, person=person)
+    world.wait(1)
+    return lease
+
+
+def test_a_key_that_fills_the_queue_makes_room_for_another_until_both_have_as_much():
+    world, flood = full(*[("agent", "")] * 4)
+    others = [came(world, "webui") for _ in range(3)]
+    assert list(world.refused) == [flood[3], flood[2], others[2]]
+    assert "4 waiting, 3 of them with this key" in str(world.refused[flood[3]])
+    assert len(world.fleet.queues) == 4
+
+
+def test_a_person_who_fills_the_queue_makes_room_for_others_of_the_same_key():
+    world, waiting = full(*[("webui", "ann")] * 3, ("webui", "bob"))
+    cid = came(world, "webui", "cid")
+    assert list(world.refused) == [waiting[2]]
+    more = came(world, "webui", "ann")
+    assert list(world.refused) == [waiting[2], more]
+    assert cid in world.fleet.queues
+
+
+def test_batch_makes_room_for_people_and_people_never_for_batch():
+    world, waiting = full(("webui", ""), ("webui", ""), ("webui", ""), ("n8n", ""))
+    person = came(world, "webui")
+    assert list(world.refused) == [waiting[3]]
+    night = came(world, "n8n")
+    assert list(world.refused) == [waiting[3], night]
+    assert person in world.fleet.queues
+
+
 def test_a_turn_takes_nothing_from_how_long_others_have_waited():
     """Batch that has aged goes before what is younger, whoever of its people has the turn."""
     world = crowded(scheduling=Scheduling(ageing=60.0))
