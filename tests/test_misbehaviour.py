@@ -53,7 +53,7 @@ def test_junk_is_told_and_too_much_of_it_replaces_the_engine(installed: list[Llm
         assert llmd.engine("tiny_0")["incarnation"] == first, f"after {number}"
         status, error = error_of(ask(llmd))
         assert (status, error["code"]) == (502, "engine_failed")
-        assert "the engine of tiny_0" in error["message"]
+        assert "the engine of tiny_0 (model 'tiny')" in error["message"]
     until(lambda: llmd.engine("tiny_0")["incarnation"] not in (None, first), 20, llmd.text)
     assert "3 requests in a row failed" in llmd.run("why", "tiny_0", "--history").stdout
 

@@ -215,7 +215,7 @@ def test_an_engine_that_dies_before_its_first_byte_leaves_the_request_to_its_twi
     assert (status, headers["x-llmd-profile"], body["usage"]["completion_tokens"]) == (200, "tiny_1", 200)
     first, second = why(llmd, "mine")["tries"]
     assert (first["granted"], second["granted"]) == ("tiny_0", "tiny_1")
-    assert first["failed"].startswith("the engine of tiny_0 did not answer")
+    assert first["failed"].startswith("the engine of tiny_0 (model 'tiny') did not answer")
     shown = llmd.run("why", "--request", "mine").stdout
     assert "again, elsewhere:" in shown
     assert max(map(len, shown.splitlines())) <= 80
@@ -248,7 +248,7 @@ async def test_an_engine_that_dies_before_it_takes_a_websocket_leaves_it_to_its_
     assert await asked == {"type": "session.created"}
     first, second = why(llmd, "mine")["tries"]
     assert (first["granted"], second["granted"]) == ("tiny_0", "tiny_1")
-    assert first["failed"].startswith("the engine of tiny_0 took no websocket")
+    assert first["failed"].startswith("the engine of tiny_0 (model 'tiny') took no websocket")
 
 
 # A server that is none of ours

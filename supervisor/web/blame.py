@@ -11,7 +11,10 @@ _AGAIN = 5.0
 
 
 def who(lease: Lease) -> str:
-    return f"the peer {lease.profile}" if lease.peer else f"the engine of {lease.profile}"
+    """By a name that people know: clients ask for models."""
+    if lease.peer:
+        return f"the peer {lease.profile}"
+    return f"the engine of {lease.profile} (model {lease.configured.model!r})"
 
 
 def blame(lease: Lease, what: str, kind: type[EngineFailed] = EngineFailed) -> EngineFailed:

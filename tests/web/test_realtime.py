@@ -180,7 +180,7 @@ async def test_after_the_first_message_nothing_is_tried_again(
     assert (len(world.driver.asks), len(world.engines)) == (1, 1)
     await world.port.close()
     (line,) = log_lines(capsys)
-    assert (line["status"], line["error"]) == (502, "the engine of ear_0 broke off a websocket")
+    assert (line["status"], line["error"]) == (502, "the engine of ear_0 (model 'ear') broke off a websocket")
 
 
 async def test_a_message_that_is_too_long_is_not_held_and_ends_it(
