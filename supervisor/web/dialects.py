@@ -34,16 +34,16 @@ _LONGEST_QUOTE = 500
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What begins the last event of a stream, and what ends it."""
+    """What begins the last event of a stream, and what ends it, perhaps with its chunk."""
 
     end: re.Pattern[bytes]
-    close: bytes = b"\n\n"
+    close: tuple[bytes, ...] = (b"\n\n", b"\n\r\n")
 
 
 MARKS: Mapping[Dialect, Marks] = {
-    "openai": Marks(re.compile(rb"\ndata: \[DONE\]"), b""),
-    "anthropic": Marks(re.compile(rb"\nevent: message_stop\n")),
-    "responses": Marks(re.compile(rb"\nevent: response\.(?:completed|incomplete|failed)\n")),
+    "openai": Marks(re.compile(rb"\ndata: \[DONE\]"), (b"",)),
+    "anthropic": Marks(re.compile(rb"\nevent: message_stop\r?\n")),
+    "responses": Marks(re.compile(rb"\nevent: response\.(?:completed|incomplete|failed)\r?\n")),
 }
 """As vLLM 0.32.0 writes them; only the first kind ends with [DONE]. It completes every response, OpenAI's own API has
 the other two ends."""

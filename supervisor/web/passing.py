@@ -140,7 +140,7 @@ class Events(Passing):
 
     def ended(self) -> bool:
         """Every stream of events has a last one; where that did not come whole, it was broken off."""
-        last = self._text_end().removesuffix(b"\r\n")
+        last = self._text_end()
         closing = self._closing or self._marks.end.search(b"\n" + last) is not None
         return closing and last.endswith(self._marks.close)
 

@@ -9,6 +9,7 @@ import pytest
 
 from supervisor.errors import BadRequest, EngineFailed, ModelNotFound, NotAvailable, Overloaded, Unauthorized
 from supervisor.web.dialects import MARKS, as_error, event, quoted, retold, told
+from supervisor.web.framing import chunk
 from supervisor.web.passing import Events, Passing
 
 MISSING = {"error": {"message": "1 validation error", "type": "Bad Request", "param": "body.x", "code": 400}}
@@ -123,13 +124,30 @@ STREAMS = {
 }
 
 
+LINES = pytest.mark.parametrize("line", [b"\n", b"\r\n"])
+"""What ends a line: other servers may write both."""
+
+
+@LINES
 @pytest.mark.parametrize("size", [1, 7, 30, 50_000])
 @pytest.mark.parametrize("dialect", STREAMS)
-def test_a_stream_ends_with_its_last_event(dialect: Any, size: int) -> None:
-    stream, passing = STREAMS[dialect], Events(MARKS[dialect])
+def test_a_stream_ends_with_its_last_event(dialect: Any, size: int, line: bytes) -> None:
+    stream, passing = STREAMS[dialect].replace(b"\n", line), Events(MARKS[dialect])
     for at in range(0, len(stream), size):
-        assert not passing.ended() or at + 2 >= len(stream)
+        assert not passing.ended() or at + 2 * len(line) >= len(stream)
         passing.see(stream[at : at + size])
+    assert passing.ended()
+
+
+@LINES
+@pytest.mark.parametrize("dialect", STREAMS)
+def test_a_stream_in_chunks_ends_with_its_last_event(dialect: Any, line: bytes) -> None:
+    events, passing = STREAMS[dialect].replace(b"\n", line).split(2 * line)[:-1], Events(MARKS[dialect])
+    for told_of in events:
+        assert not passing.ended()
+        passing.see(chunk(told_of + 2 * line))
+    assert passing.ended()
+    passing.see(b"0\r\n\r\n")
     assert passing.ended()
 
 
@@ -143,10 +161,11 @@ def test_a_response_of_another_server_may_end_before_it_is_complete(end: str, si
     assert passing.ended()
 
 
+@LINES
 @pytest.mark.parametrize("dialect", ["anthropic", "responses"])
-def test_a_stream_that_lacks_its_last_bytes_was_broken_off(dialect: Any) -> None:
+def test_a_stream_that_lacks_its_last_bytes_was_broken_off(dialect: Any, line: bytes) -> None:
     passing = Events(MARKS[dialect])
-    passing.see(STREAMS[dialect][:-1])
+    passing.see(STREAMS[dialect].replace(b"\n", line)[: -len(line)])
     assert not passing.ended()
 
 

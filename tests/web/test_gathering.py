@@ -78,7 +78,8 @@ class Engine:
             raise NotAvailable("it does not start", retry_after=1)
         self.held += 1
         try:
-            yield FakeLease("bge_0", Pool(Path("/nowhere"), None, 1.0), self)  # type: ignore[arg-type]
+            pool, known = Pool(Path("/nowhere"), None, 1.0), self.config.profiles["bge_0"]
+            yield FakeLease("bge_0", pool, self, configured=known)  # type: ignore[arg-type]
         finally:
             self.held -= 1
 
