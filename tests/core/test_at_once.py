@@ -181,6 +181,7 @@ asks = st.builds(
     least=st.sampled_from([0, 0, 5, 2100, 9000]),
     conversation=st.sampled_from([None, "c", "d"]),
     request=st.sampled_from(["", "id"]),
+    person=st.sampled_from(["", "ann", "bob"]),
 )
 goings = st.tuples(st.just("leave"), st.integers(0, 9), st.sampled_from([None, 0, 12, 800]))
 others = st.sampled_from(["tick", "llama_0", "bge_0", "dgx", "wait"])
