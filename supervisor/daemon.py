@@ -88,6 +88,7 @@ class Daemon:
         tasks: list[asyncio.Task[None]] = []
         try:
             await self.driver.engines.adopt()
+            await self.driver.modes.open()
             works = self.driver.modes.run(), self.reloading.watch(), self._tell_systemd(), tidy()
             tasks = [asyncio.create_task(work) for work in works]
             await self.admin.open()

@@ -60,10 +60,15 @@ class ModeKeeper:
         self._told: Present | None = None
         self.forced: Forced | None = None
 
-    async def run(self) -> None:
-        """Until cancelled."""
+    async def open(self) -> None:
+        """What a person told an earlier daemon holds on, from before the first request."""
         async with self._holding:
             self.forced = self._known(await asyncio.to_thread(self._read))
+        now = datetime.now(UTC)
+        self._tell(present(self._config(), self.forced, now), now)
+
+    async def run(self) -> None:
+        """Until cancelled."""
         warmed = datetime.now(UTC)
         while True:
             now = datetime.now(UTC)

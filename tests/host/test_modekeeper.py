@@ -49,22 +49,14 @@ async def test_a_word_is_told_at_once_and_outlives_the_keeper(tmp_path: Path):
     await keeper.force("night", None)
     assert told == [events.ModeChanged("night", None, None, None, forced=True)]
 
-    heard = asyncio.Event()
     later: list[Event] = []
-
-    def hear(event: Event) -> None:
-        later.append(event)
-        heard.set()
-
-    successor = ModeKeeper(lambda: configured(tmp_path), hear)
-    running = asyncio.create_task(successor.run())
-    await asyncio.wait_for(heard.wait(), 5)
+    successor = ModeKeeper(lambda: configured(tmp_path), later.append)
+    await successor.open()
     assert later == [events.ModeChanged("night", None, None, None, forced=True)]
     await successor.release()
     assert isinstance(later[-1], events.ModeChanged)
     assert later[-1].forced is False
     assert not (tmp_path / "mode.json").exists()
-    running.cancel()
 
 
 async def test_words_that_come_together_end_alike_in_memory_and_on_disk(tmp_path: Path):
@@ -86,10 +78,7 @@ async def test_a_mode_that_went_while_its_word_was_written_is_not_held(tmp_path:
 
 async def test_a_damaged_word_is_said_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "mode.json").write_text('{"mode": "ni')
-    heard = asyncio.Event()
-    running = asyncio.create_task(ModeKeeper(lambda: configured(tmp_path), lambda _: heard.set()).run())
-    await asyncio.wait_for(heard.wait(), 5)
-    running.cancel()
+    await ModeKeeper(lambda: configured(tmp_path), lambda _: None).open()
     assert "mode_unreadable" in capsys.readouterr().err
 
 
