@@ -29,7 +29,7 @@ from supervisor.host.rollover import Rollover
 CAP = 16 << 20
 """Bytes of the file and the older part beside it."""
 
-BACKLOG = 4096
+BACKLOG = 2048
 """Lines that are remembered: for those who look on, and for a disk that does not keep up."""
 
 UNWORDED = 1024
